@@ -1,0 +1,100 @@
+"""Run programs in Linux containers: no daemon, no setuid helper, no root needed.
+
+Importing this package loads nothing else; each name is loaded at its first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sandbox import cg, errors, fs, ns, sec
+    from sandbox._host import landlock_abi
+    from sandbox._start import shut_down
+    from sandbox.cg import Limits
+    from sandbox.container import Container, run
+    from sandbox.errors import (
+        BrokenError,
+        ClosedError,
+        CommandError,
+        ImageError,
+        ProgramNotFoundError,
+        ProtocolError,
+        SandboxError,
+        SetupError,
+        UnsupportedError,
+        UsageError,
+    )
+    from sandbox.fs import Bind, Scratch, Tmpfs, Volume
+    from sandbox.process import DEVNULL, PIPE, STDOUT, Process, Result, Status
+    from sandbox.sec import Rlimits, Security
+
+_HOMES: Final = {
+    "sandbox._host": "landlock_abi",
+    "sandbox._start": "shut_down",
+    "sandbox.cg": "Limits",
+    "sandbox.container": "Container run",
+    "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
+    "UnsupportedError UsageError",
+    "sandbox.fs": "Bind Scratch Tmpfs Volume",
+    "sandbox.process": "DEVNULL PIPE STDOUT Process Result Status",
+    "sandbox.sec": "Rlimits Security",
+}
+_HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names.split()}
+_PACKAGES: Final = frozenset(("cg", "errors", "fs", "ns", "sec"))
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "Bind",
+    "BrokenError",
+    "ClosedError",
+    "CommandError",
+    "Container",
+    "ImageError",
+    "Limits",
+    "Process",
+    "ProgramNotFoundError",
+    "ProtocolError",
+    "Result",
+    "Rlimits",
+    "SandboxError",
+    "Scratch",
+    "Security",
+    "SetupError",
+    "Status",
+    "Tmpfs",
+    "UnsupportedError",
+    "UsageError",
+    "Volume",
+    "cg",
+    "errors",
+    "fs",
+    "landlock_abi",
+    "ns",
+    "run",
+    "sec",
+    "shut_down",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name at its first use."""
+    import importlib
+
+    if name in _PACKAGES:
+        package = importlib.import_module(f"sandbox.{name}")
+        if name == "ns":  # its helper processes are children of the launcher, which it must not know
+            package.bind_spawner(importlib.import_module("sandbox._spawner").Helpers())
+        return package
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'sandbox' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value  # the next use finds it there
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

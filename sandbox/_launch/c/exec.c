@@ -1,0 +1,345 @@
+// exec.c: one program, from a request to its execve.
+//
+// Theory of operation: init must not copy its memory for each program, so the child is cloned with CLONE_VM and
+// CLONE_VFORK: init sleeps until the child has called execve or has failed, and what the child writes into the
+// request (step, error, mark_ino) is there for init to read. The child allocates nothing and returns never.
+#define _GNU_SOURCE
+#include "exec.h"
+#include "sys.h"
+
+#include <grp.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+static char child_stack[32768] __attribute__((aligned(16)));
+
+static bool take_fd(struct reader *r, const int *fds, int nfds, int *out) {
+    uint16_t ref = rd_uint16(r);
+    *out = -1;
+    if (ref == NO_SLOT)
+        return !r->bad;
+    if (r->bad || ref >= nfds || fds[ref] < 0)
+        return false;
+    *out = fds[ref];
+    return true;
+}
+
+static bool parse_fds(struct exec_request *x, struct reader *r, const int *fds, int nfds) {
+    if (!take_fd(r, fds, nfds, &x->cpu_fd))
+        return false;
+    x->cpu_format = rd_uint8(r);
+    if (!take_fd(r, fds, nfds, &x->into_cgroup) || (x->njoins = rd_uint16(r)) > MAX_JOINS)
+        return false;
+    for (uint32_t i = 0; i < x->njoins; i++)
+        if (!take_fd(r, fds, nfds, &x->joins[i]) || x->joins[i] < 0)
+            return false;
+    if ((x->nfds = rd_uint16(r)) > MAX_FD_MAP)
+        return false;
+    for (uint32_t i = 0; i < x->nfds; i++) {
+        if (!take_fd(r, fds, nfds, &x->fds[i].from) || x->fds[i].from < 0)
+            return false;
+        if ((x->fds[i].to = rd_uint32(r)) > MAX_FD_TARGET)
+            return false;
+    }
+    return !r->bad;
+}
+
+static bool parse_limits(struct exec_request *x, struct reader *r) {
+    if ((x->nlimits = rd_uint16(r)) > MAX_RLIMITS)
+        return false;
+    for (uint32_t i = 0; i < x->nlimits; i++) {
+        x->limits[i].resource = rd_uint32(r);
+        x->limits[i].limit.rlim_cur = rd_uint64(r);
+        x->limits[i].limit.rlim_max = rd_uint64(r);
+    }
+    return !r->bad;
+}
+
+// argv and envp: two lists of strings, each ended by NULL, in place.
+static bool parse_strings(struct exec_request *x, struct reader *r) {
+    x->argc = rd_uint32(r);
+    x->envc = rd_uint32(r);
+    size_t count = (size_t)x->argc + x->envc + 2;
+    if (r->bad || x->argc == 0 || x->argc > WIRE_MAX / 5 || x->envc > WIRE_MAX / 5)
+        return false;
+    char **table = x->pointers;
+    if (count > MAX_POINTERS) {
+        x->mapped_size = count * sizeof *table;
+        x->mapped = mmap(NULL, x->mapped_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (x->mapped == MAP_FAILED) {
+            x->mapped = NULL;
+            return false;
+        }
+        table = x->mapped;
+    }
+    x->argv = table;
+    x->envp = table + x->argc + 1;
+    for (uint32_t i = 0; i < x->argc; i++)
+        x->argv[i] = (char *)rd_str(r);
+    for (uint32_t i = 0; i < x->envc; i++)
+        x->envp[i] = (char *)rd_str(r);
+    x->argv[x->argc] = x->envp[x->envc] = NULL;
+    return !r->bad;
+}
+
+bool exec_parse(struct exec_request *x, struct reader reader, const int *fds, int nfds) {
+    struct reader *r = &reader;
+    x->mapped = NULL;
+    x->tty = x->proc = -1;
+    x->mark = false;
+    x->mark_ino = 0;
+    x->step = x->error = 0;
+    x->flags = rd_uint32(r);
+    x->uid = rd_uint32(r);
+    x->gid = rd_uint32(r);
+    if ((x->ngroups = rd_uint32(r)) > MAX_GROUPS && x->ngroups != UINT32_MAX)
+        return false;
+    for (uint32_t i = 0; x->ngroups != UINT32_MAX && i < x->ngroups; i++)
+        x->groups[i] = rd_uint32(r);
+    x->cwd = rd_str(r);
+    x->umask = rd_uint32(r);
+    x->wall_ns = rd_uint64(r);
+    x->cpu_ns = rd_uint64(r);
+    x->cpus_milli = rd_uint32(r);
+    if (!parse_fds(x, r, fds, nfds) || !parse_limits(x, r))
+        return false;
+    x->rows = rd_uint16(r);
+    x->columns = rd_uint16(r);
+    x->ncandidates = rd_uint32(r);
+    if (r->bad || x->ncandidates == 0 || x->ncandidates > MAX_CANDIDATES)
+        return false;
+    for (uint32_t i = 0; i < x->ncandidates; i++)
+        x->candidates[i] = rd_str(r);
+    if (!parse_strings(x, r) || r->at != r->end) {
+        exec_forget(x);
+        return false;
+    }
+    return true;
+}
+
+void exec_forget(struct exec_request *x) {
+    if (x->mapped)
+        munmap(x->mapped, x->mapped_size);
+    x->mapped = NULL;
+}
+
+static void failed(struct exec_request *x, int step) {
+    x->step = step;
+    x->error = errno;
+}
+
+// v1: "0" means the writer. A single-threaded writer of its own `tasks` takes no global lock (30 us, not 5 ms), and
+// the rights are those of whoever opened the file.
+static bool join_cgroups(struct exec_request *x) {
+    for (uint32_t i = 0; i < x->njoins; i++)
+        if (write(x->joins[i], "0", 1) != 1)
+            return false;
+    return true;
+}
+
+static bool set_mark(struct exec_request *x) {
+    struct stat st;
+    if (syscall(__NR_unshare, X_CLONE_NEWCGROUP) < 0)
+        return false;
+    int fd = openat(x->proc, "self/ns/cgroup", O_PATH | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return false;
+    if (message_send(x->mark_sock, MSG_DONE, NULL, &fd, 1) < 0)
+        return false;
+    x->mark_ino = st.st_ino;
+    return true;
+}
+
+// Descriptors may trade places (3 -> 4 and 4 -> 3): first all sources go above the highest target, then each to its place.
+static bool map_fds(struct exec_request *x) {
+    uint32_t top = 2;
+    for (uint32_t i = 0; i < x->nfds; i++)
+        if (x->fds[i].to > top)
+            top = x->fds[i].to;
+    int base = (int)top + 1;
+    for (uint32_t i = 0; i < x->nfds; i++)
+        if ((x->fds[i].from = fcntl(x->fds[i].from, F_DUPFD_CLOEXEC, base)) < 0)
+            return false;
+    if (x->tty >= 0 && (x->tty = fcntl(x->tty, F_DUPFD_CLOEXEC, base)) < 0)
+        return false;
+    // From here on only what is mapped stays open over execve, whatever init holds.
+    if (close_range_(0, ~0U, X_CLOSE_RANGE_CLOEXEC) < 0)
+        return false;
+    for (int i = 0; x->tty >= 0 && i < 3; i++)
+        if (dup2(x->tty, i) < 0)
+            return false;
+    for (uint32_t i = 0; i < x->nfds; i++)
+        if (dup2(x->fds[i].from, (int)x->fds[i].to) < 0)
+            return false;
+    return true;
+}
+
+static bool set_limits(struct exec_request *x) {
+    for (uint32_t i = 0; i < x->nlimits; i++)
+        if (setrlimit((int)x->limits[i].resource, &x->limits[i].limit) < 0)
+            return false;
+    return true;
+}
+
+// execve clears all capabilities of a user other than root, and gives root what the bounding set has; so the ids are all.
+// Raw calls: the libc's wrappers would signal other threads, and this memory is init's too.
+static bool set_ids(struct exec_request *x) {
+    if (x->ngroups != UINT32_MAX && syscall(__NR_setgroups, (size_t)x->ngroups, x->groups) < 0)
+        return false;
+    if (syscall(__NR_setresgid, x->gid, x->gid, x->gid) < 0 || syscall(__NR_setresuid, x->uid, x->uid, x->uid) < 0)
+        return false;
+    return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0; // a change of ids may have set it, and the memory is still init's
+}
+
+// Init's descriptors are still open here, and /proc/self/fd/N, or a link to it that a program planted, would lead through
+// them to what no program may see (CVE-2024-21626): such links are not followed. As the program's user, and before its limit
+// of descriptors is in force.
+static bool enter_cwd(struct exec_request *x) {
+    int fd = openat2(AT_FDCWD, x->cwd, O_PATH | O_DIRECTORY, 0, X_RESOLVE_NO_MAGICLINKS);
+    return fd >= 0 && fchdir(fd) == 0;
+}
+
+// Dispositions need nothing: the launcher set them all to the default when it started, and execve drops init's one handler.
+static void unblock_signals(void) {
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static void execve_first(struct exec_request *x) {
+    int error = ENOENT;
+    for (uint32_t i = 0; i < x->ncandidates; i++) {
+        execve(x->candidates[i], x->argv, x->envp);
+        if (errno == EACCES)
+            error = EACCES; // remembered, as execvp(3) does; a later directory may still have it
+        else if (errno != ENOENT && errno != ENOTDIR) {
+            error = errno;
+            break;
+        }
+    }
+    errno = error;
+}
+
+void exec_become(struct exec_request *x) {
+    if (!join_cgroups(x))
+        return failed(x, STEP_CGROUP);
+    if (x->mark && !set_mark(x))
+        return failed(x, STEP_MARK);
+    if (setsid() < 0 && errno != EPERM) // EPERM: leads its session already
+        return failed(x, STEP_TTY);
+    if (!map_fds(x))
+        return failed(x, STEP_FDS);
+    if (x->tty >= 0 && ioctl(0, TIOCSCTTY, 0) < 0)
+        return failed(x, STEP_TTY);
+    if (!set_ids(x))
+        return failed(x, STEP_IDS);
+    if (!enter_cwd(x))
+        return failed(x, STEP_CWD);
+    if (!set_limits(x))
+        return failed(x, STEP_RLIMIT);
+    umask(x->umask);
+    unblock_signals();
+    execve_first(x);
+    failed(x, STEP_EXECVE);
+}
+
+static int child_main(void *arg) {
+    prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+    exec_become(arg);
+    _exit(127);
+}
+
+// clone3(2) with a stack of the child's own: the libc of Debian 12 has no wrapper for it.
+static long clone3_on_stack(struct x_clone_args *args, int (*fn)(void *), void *arg) {
+    long result;
+#if defined(__x86_64__)
+    // In registers by name: left to itself the compiler may choose rbp, which is cleared before they are used.
+    register int (*to)(void *) __asm__("r8") = fn;
+    register void *with __asm__("r9") = arg;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t"
+                     "mov %[arg], %%rdi\n\t"
+                     "call *%[fn]\n\t"
+                     "hlt\n"
+                     "1:"
+                     : "=a"(result)
+                     : "a"(__NR_clone3), "D"(args), "S"(sizeof *args), [fn] "r"(to), [arg] "r"(with)
+                     : "rcx", "r11", "memory");
+#elif defined(__aarch64__)
+    register long nr __asm__("x8") = __NR_clone3;
+    register long x0 __asm__("x0") = (long)args;
+    register long x1 __asm__("x1") = sizeof *args;
+    register int (*to)(void *) __asm__("x9") = fn;
+    register void *with __asm__("x10") = arg;
+    __asm__ volatile("svc #0\n\t"
+                     "cbnz x0, 1f\n\t"
+                     "mov x29, #0\n\t"
+                     "mov x0, %[arg]\n\t"
+                     "blr %[fn]\n\t"
+                     "brk #1\n"
+                     "1:"
+                     : "+r"(x0)
+                     : "r"(nr), "r"(x1), [fn] "r"(to), [arg] "r"(with)
+                     : "x30", "memory");
+    result = x0;
+#else
+#error "no clone3 for this architecture"
+#endif
+    if (result < 0) {
+        errno = (int)-result;
+        return -1;
+    }
+    return result;
+}
+
+// Not 0 while a child is in our memory: the kernel clears it, and wakes us, when the child has called execve or has ended.
+static volatile int in_memory;
+
+static int spawn(struct exec_request *x) {
+    in_memory = 1;
+    if (x->into_cgroup < 0)
+        return clone(child_main, child_stack + sizeof child_stack, CLONE_VM | CLONE_CHILD_CLEARTID | SIGCHLD, x, NULL, NULL,
+                     &in_memory);
+    struct x_clone_args args = {
+        .flags = CLONE_VM | CLONE_CHILD_CLEARTID | X_CLONE_INTO_CGROUP,
+        .child_tid = (uint64_t)(uintptr_t)&in_memory,
+        .exit_signal = SIGCHLD,
+        .stack = (uint64_t)(uintptr_t)child_stack,
+        .stack_size = sizeof child_stack,
+        .cgroup = (uint64_t)x->into_cgroup,
+    };
+    return (int)clone3_on_stack(&args, child_main, x);
+}
+
+// As CLONE_VFORK, but not for ever: between its change of ids and execve a child can be stopped by other programs of its
+// user, and execve itself by a lease on the file; then nobody would keep the deadlines of those others.
+static void await_execve(int pid) {
+    struct timespec patience = {.tv_sec = 1};
+    while (in_memory)
+        if (syscall(__NR_futex, &in_memory, FUTEX_WAIT, 1, &patience, NULL, 0) < 0 && errno == ETIMEDOUT)
+            kill(pid, SIGKILL);
+}
+
+int exec_spawn(struct exec_request *x) {
+    int pid = spawn(x);
+    if (pid < 0) {
+        failed(x, x->into_cgroup < 0 ? STEP_CLONE : STEP_CGROUP);
+        return -1;
+    }
+    await_execve(pid);
+    if (x->step) {
+        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+            ;
+        return -1;
+    }
+    return pid;
+}

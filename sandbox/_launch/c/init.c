@@ -1,0 +1,757 @@
+// init.c: PID 1 of a container.
+//
+// Theory of operation
+// -------------------
+// Init is a clone of the launcher that goes on in C. It waits for the launcher's "go", carries out the plan's
+// operations, and then serves channels: SOCK_SEQPACKET sockets, whose other ends the caller holds. A channel runs one
+// program at a time; several programs at once use several channels. When the first channel ends, the caller has gone:
+// init exits, and the kernel kills all that is left in its PID namespace.
+//
+// "Nothing a program started outlives it." A program that ends alone is followed by kill(-1), which is atomic against
+// fork. While others run, processes are told apart by their cgroup namespace: each program started beside another gets
+// one of its own (its mark), which it can neither change nor leave. So at most one program is unmarked, and to it
+// belongs whatever bears no other's mark.
+//
+// Time: wall and CPU deadlines are computed, not polled. The next look at a CPU limit is when it could be reached at
+// the earliest, with all CPUs busy.
+#define _GNU_SOURCE
+#include "init.h"
+#include "exec.h"
+#include "sys.h"
+
+#include <dirent.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <time.h>
+
+enum { MAX_CHANNELS = 512, EVENTS = 16, KIND_NOTIFY = MAX_CHANNELS };
+static const uint64_t SECOND = 1000000000ULL;
+static const uint64_t MIN_STEP = 500000ULL; // between two looks at a CPU limit
+
+struct channel {
+    int sock; // -1: free
+    int pid;  // the program's first process, 0 when none runs
+    int cpu_fd;
+    uint8_t cpu_format, cause;
+    bool marked;
+    bool closing; // the caller has hung up; the slot is free when the program has ended
+    int mark_fd;  // keeps the namespace, and with it the inode number, from being used again before we have done
+    uint64_t mark;
+    uint64_t started, wall_at, cpu_limit, look_at; // nanoseconds of CLOCK_MONOTONIC; 0: none
+    uint64_t cpu_before;                           // what cpu_fd, or orphans, had counted at the start
+    uint32_t cpus_milli;
+    int32_t syscall_nr;
+};
+
+static struct channel channels[MAX_CHANNELS];
+static int nchannels; // one past the last used
+static int nrunning;
+static int epoll;
+static struct ops *context;
+static struct exec_request request;
+static uint64_t orphans_cpu; // CPU time of reaped processes that were no program's first
+static bool oneshot;
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t rusage_ns(const struct rusage *u) {
+    return ((uint64_t)u->ru_utime.tv_sec + (uint64_t)u->ru_stime.tv_sec) * SECOND +
+           ((uint64_t)u->ru_utime.tv_usec + (uint64_t)u->ru_stime.tv_usec) * 1000;
+}
+
+static _Noreturn void fail_setup(int sock, uint8_t phase, uint32_t index, uint32_t step, int error) {
+    struct writer w = {.length = 0};
+    wr_u8(&w, phase);
+    wr_u32(&w, index);
+    wr_u32(&w, step);
+    wr_u32(&w, (uint32_t)error);
+    message_send(sock, MSG_FAILED, &w, NULL, 0);
+    _exit(1);
+}
+
+// ---- Whose process is it? ----
+
+static uint64_t mark_of_thread(int pid, int tid) {
+    char path[64];
+    struct stat st;
+    snprintf(path, sizeof path, "%d/task/%d/ns/cgroup", pid, tid);
+    return fstatat(context->roles[ROLE_PROC], path, &st, 0) < 0 ? 0 : st.st_ino;
+}
+
+// A first thread that has ended has no namespaces, but others of its process may live on.
+static uint64_t mark_of(int pid) {
+    uint64_t mark = mark_of_thread(pid, pid);
+    if (mark)
+        return mark;
+    char path[32], buffer[2048] __attribute__((aligned(8)));
+    snprintf(path, sizeof path, "%d/task", pid);
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    long n;
+    while (fd >= 0 && !mark && (n = syscall(__NR_getdents64, fd, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < n && !mark;) {
+            uint16_t length;
+            memcpy(&length, buffer + at + 16, sizeof length);
+            int tid = atoi(buffer + at + 19);
+            at += length;
+            if (tid > 0 && tid != pid)
+                mark = mark_of_thread(pid, tid);
+        }
+    if (fd >= 0)
+        close(fd);
+    return mark;
+}
+
+static struct channel *owner_of_mark(uint64_t mark) {
+    struct channel *unmarked = NULL;
+    for (int i = 0; i < nchannels; i++) {
+        struct channel *c = &channels[i];
+        if (c->sock < 0 || !c->pid)
+            continue;
+        if (c->marked && c->mark == mark)
+            return c;
+        if (!c->marked)
+            unmarked = c;
+    }
+    return unmarked;
+}
+
+static struct channel *owner_of(int pid) {
+    for (int i = 0; i < nchannels; i++)
+        if (channels[i].sock >= 0 && channels[i].pid == pid)
+            return &channels[i];
+    for (int i = 0; nrunning == 1 && i < nchannels; i++)
+        if (channels[i].sock >= 0 && channels[i].pid)
+            return &channels[i];
+    return owner_of_mark(mark_of(pid));
+}
+
+// Calls `visit` for each process of `c` but init; returns how many there were.
+static int each_process(struct channel *c, void (*visit)(struct channel *, int)) {
+    int fd = openat(context->roles[ROLE_PROC], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    char buffer[4096] __attribute__((aligned(8)));
+    int seen = 0;
+    long n;
+    while ((n = syscall(__NR_getdents64, fd, buffer, sizeof buffer)) > 0) {
+        for (long at = 0; at < n;) {
+            struct {
+                uint64_t ino, off;
+                uint16_t length;
+                uint8_t type;
+            } entry;
+            memcpy(&entry, buffer + at, sizeof entry);
+            int pid = atoi(buffer + at + 19); // offsetof(struct linux_dirent64, d_name)
+            at += entry.length;
+            if (pid <= 1)
+                continue;
+            uint64_t mark = mark_of(pid);
+            if (!mark) // a zombie, which waits for its parent and counts no more; or unreadable
+                continue;
+            if (c->marked ? mark == c->mark : owner_of_mark(mark) == c) {
+                visit(c, pid);
+                seen++;
+            }
+        }
+    }
+    close(fd);
+    return seen;
+}
+
+static void reap_orphans(void);
+
+static void kill_visited(struct channel *c, int pid) {
+    (void)c;
+    // No more children for it: a fork bomb must not outrun the walk.
+    struct rlimit none = {0, 0};
+    syscall(__NR_prlimit64, pid, RLIMIT_NPROC, &none, NULL);
+    kill(pid, SIGKILL);
+}
+
+// Kills what `c`'s program left behind, `c->pid` itself being reaped already.
+static void kill_rest(struct channel *c) {
+    if (nrunning == 1) { // only c: everything but init is its
+        int status;
+        struct rusage usage;
+        int pid = wait4(-1, &status, WNOHANG | __WALL, &usage);
+        if (pid < 0 && errno == ECHILD)
+            return; // all orphans are init's children, so nothing is alive
+        kill(-1, SIGKILL);
+        do {
+            if (pid > 0) // its CPU time is the program's, too
+                orphans_cpu += rusage_ns(&usage);
+        } while ((pid = wait4(-1, &status, __WALL, &usage)) > 0 || errno == EINTR);
+        return;
+    }
+    struct timespec pause = {0, 200000};
+    while (each_process(c, kill_visited) > 0) {
+        nanosleep(&pause, NULL); // the killed need the CPU to go
+        reap_orphans();
+    }
+}
+
+// ---- CPU time ----
+
+static uint64_t parse_after(const char *text, const char *key) {
+    const char *at = strstr(text, key);
+    return at ? strtoull(at + strlen(key), NULL, 10) : 0;
+}
+
+static uint64_t scanned_cpu;
+
+static void add_cpu(struct channel *c, int pid) {
+    (void)c;
+    char path[32], text[1024];
+    snprintf(path, sizeof path, "%d/stat", pid);
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return;
+    text[n] = 0;
+    // proc(5): after the name in parentheses come state and ten numbers, then utime, stime, cutime, cstime in ticks.
+    char *at = strrchr(text, ')');
+    for (int skip = 0; at && skip < 12; skip++)
+        at = strchr(at + 1, ' ');
+    uint64_t ticks = 0;
+    for (int i = 0; at && i < 4; i++)
+        ticks += strtoull(at, &at, 10);
+    scanned_cpu += ticks * (SECOND / (uint64_t)sysconf(_SC_CLK_TCK));
+}
+
+static uint64_t cpu_used(struct channel *c) {
+    char text[512];
+    if (c->cpu_fd < 0) {
+        scanned_cpu = orphans_cpu;
+        each_process(c, add_cpu);
+        return scanned_cpu - c->cpu_before;
+    }
+    ssize_t n = pread(c->cpu_fd, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = 0;
+    uint64_t total = c->cpu_format == CPU_STAT ? parse_after(text, "usage_usec ") * 1000 : strtoull(text, NULL, 10);
+    return total - c->cpu_before;
+}
+
+static void plan_look(struct channel *c, uint64_t at) {
+    uint64_t next = c->wall_at;
+    if (c->cpu_limit) {
+        uint64_t used = cpu_used(c);
+        uint64_t left = used < c->cpu_limit ? c->cpu_limit - used : 0;
+        uint64_t wait = left * 1000 / (c->cpus_milli ? c->cpus_milli : 1000);
+        uint64_t look = at + (wait < MIN_STEP ? MIN_STEP : wait);
+        if (!next || look < next)
+            next = look;
+    }
+    c->look_at = next;
+}
+
+static void end_by(struct channel *c, uint8_t cause) {
+    if (!c->cause)
+        c->cause = cause;
+    c->look_at = 0;
+    kill(c->pid, SIGKILL); // reaping it kills the rest
+}
+
+static void look_at_deadlines(void) {
+    uint64_t at = now();
+    for (int i = 0; i < nchannels; i++) {
+        struct channel *c = &channels[i];
+        if (c->sock < 0 || !c->pid || !c->look_at || c->look_at > at)
+            continue;
+        if (c->wall_at && at >= c->wall_at)
+            end_by(c, CAUSE_WALL);
+        else if (c->cpu_limit && cpu_used(c) >= c->cpu_limit)
+            end_by(c, CAUSE_CPU);
+        else
+            plan_look(c, at);
+    }
+}
+
+// ---- Ends ----
+
+static void send_end(struct channel *c, uint8_t cause, int status, int detail, const struct rusage *u, uint64_t cpu) {
+    struct writer w = {.length = 0};
+    wr_u8(&w, cause);
+    wr_u32(&w, (uint32_t)status);
+    wr_u32(&w, (uint32_t)detail);
+    wr_u64(&w, c->started ? now() - c->started : 0);
+    wr_u64(&w, cpu);
+    wr_u64(&w, (uint64_t)u->ru_utime.tv_sec * 1000000 + (uint64_t)u->ru_utime.tv_usec);
+    wr_u64(&w, (uint64_t)u->ru_stime.tv_sec * 1000000 + (uint64_t)u->ru_stime.tv_usec);
+    wr_u64(&w, (uint64_t)u->ru_maxrss);
+    wr_u64(&w, (uint64_t)u->ru_minflt);
+    wr_u64(&w, (uint64_t)u->ru_majflt);
+    wr_u64(&w, (uint64_t)u->ru_nvcsw);
+    wr_u64(&w, (uint64_t)u->ru_nivcsw);
+    message_send(c->sock, MSG_END, &w, NULL, 0);
+}
+
+static void close_channel(struct channel *c) {
+    close(c->sock);
+    c->sock = -1;
+}
+
+static void finish(struct channel *c, int status, const struct rusage *usage) {
+    uint64_t wall_end = now();
+    uint64_t before = c->cpu_fd < 0 ? c->cpu_before : 0;
+    kill_rest(c);
+    uint64_t cpu = c->cpu_fd < 0 ? rusage_ns(usage) + (nrunning == 1 ? orphans_cpu - before : 0) : cpu_used(c);
+    // A limit that was passed between two looks was passed all the same.
+    if (!c->cause && c->cpu_limit && cpu >= c->cpu_limit)
+        c->cause = CAUSE_CPU;
+    c->started += now() - wall_end; // the wall time of the program, without the tidying up
+    nrunning--;
+    c->pid = 0;
+    if (c->cpu_fd >= 0)
+        close(c->cpu_fd);
+    c->cpu_fd = -1;
+    if (c->mark_fd >= 0)
+        close(c->mark_fd);
+    c->mark_fd = -1;
+    send_end(c, c->cause, status, c->syscall_nr, usage, cpu);
+    if (c->closing)
+        close_channel(c);
+    if (oneshot)
+        _exit(0);
+}
+
+static void reap(int options) {
+    struct rusage usage;
+    int status, pid;
+    while ((pid = wait4(-1, &status, options, &usage)) > 0) {
+        struct channel *c = NULL;
+        for (int i = 0; i < nchannels && !c; i++)
+            if (channels[i].sock >= 0 && channels[i].pid == pid)
+                c = &channels[i];
+        if (c)
+            finish(c, status, &usage);
+        else
+            orphans_cpu += rusage_ns(&usage);
+    }
+}
+
+// Inside kill_rest other programs' first processes must not be reaped here: finish() is not reentrant.
+static void reap_orphans(void) {
+    siginfo_t info = {.si_pid = 0};
+    struct rusage usage;
+    int status;
+    while (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid > 0) {
+        for (int i = 0; i < nchannels; i++)
+            if (channels[i].sock >= 0 && channels[i].pid == info.si_pid)
+                return; // the main loop will come to it
+        if (wait4(info.si_pid, &status, 0, &usage) > 0)
+            orphans_cpu += rusage_ns(&usage);
+        info.si_pid = 0;
+    }
+}
+
+// ---- Requests ----
+
+static int open_terminal(struct exec_request *x, int *master) {
+    int pts = context->roles[ROLE_PTS], unlock = 0;
+    if (pts < 0)
+        return errno = ENODEV, -1;
+    *master = openat(pts, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (*master < 0)
+        return -1;
+    struct winsize size = {.ws_row = x->rows, .ws_col = x->columns};
+    if (ioctl(*master, TIOCSPTLCK, &unlock) == 0 && (x->tty = ioctl(*master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)) >= 0 &&
+        (!(x->rows | x->columns) || ioctl(*master, TIOCSWINSZ, &size) == 0) && fchown(x->tty, x->uid, (gid_t)-1) == 0)
+        return 0;
+    int error = errno;
+    if (x->tty >= 0)
+        close(x->tty);
+    close(*master);
+    x->tty = *master = -1;
+    errno = error;
+    return -1;
+}
+
+static void refuse(struct channel *c, int step, int error) {
+    struct rusage none = {0};
+    c->started = 0;
+    send_end(c, CAUSE_NOT_STARTED, step, error, &none, 0);
+    if (oneshot)
+        _exit(0);
+}
+
+static int mark_pair[2] = {-1, -1};
+
+static int receive_mark(void) {
+    static uint8_t space[64];
+    static struct message m = {.space = space, .room = sizeof space};
+    if (message_receive(mark_pair[0], MSG_DONTWAIT, &m) <= 0)
+        return -1;
+    int fd = m.nfds == 1 ? m.fds[0] : -1;
+    if (fd >= 0)
+        m.nfds = 0;
+    message_drop(&m);
+    return fd;
+}
+
+static void run(struct channel *c, struct reader body, const int *fds, int nfds) {
+    int master = -1;
+    if (c->pid)
+        return refuse(c, STEP_BUSY, EBUSY);
+    if (!exec_parse(&request, body, fds, nfds))
+        return refuse(c, STEP_REQUEST, EPROTO);
+    if (request.flags & EXEC_TTY && open_terminal(&request, &master) < 0) {
+        exec_forget(&request);
+        return refuse(c, STEP_TTY, errno);
+    }
+    request.proc = context->roles[ROLE_PROC];
+    bool beside = false; // does an unmarked program run?
+    for (int i = 0; i < nchannels; i++)
+        beside |= channels[i].sock >= 0 && channels[i].pid && !channels[i].marked;
+    request.mark = beside && request.proc >= 0;
+    c->started = now();
+    c->cpu_fd = request.cpu_fd >= 0 ? fcntl(request.cpu_fd, F_DUPFD_CLOEXEC, 3) : -1;
+    c->cpu_format = request.cpu_format;
+    c->cpu_limit = 0;
+    c->cpu_before = 0;
+    c->cpu_before = c->cpu_fd >= 0 ? cpu_used(c) : orphans_cpu;
+    int terminal = request.tty;
+    if (request.mark && mark_pair[0] < 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, mark_pair) < 0)
+        mark_pair[0] = -1; // then handing over fails, in the child
+    request.mark_sock = mark_pair[1];
+    int pid = exec_spawn(&request);
+    int mark_fd = request.mark_ino ? receive_mark() : -1;
+    if (terminal >= 0)
+        close(terminal);
+    exec_forget(&request);
+    if (pid < 0) {
+        if (master >= 0)
+            close(master);
+        if (c->cpu_fd >= 0)
+            close(c->cpu_fd);
+        c->cpu_fd = -1;
+        if (mark_fd >= 0)
+            close(mark_fd);
+        return refuse(c, request.step, request.error);
+    }
+    c->pid = pid;
+    c->marked = request.mark;
+    c->mark = request.mark_ino;
+    c->mark_fd = mark_fd;
+    c->cause = CAUSE_NONE;
+    c->syscall_nr = 0;
+    c->wall_at = request.wall_ns ? c->started + request.wall_ns : 0;
+    c->cpu_limit = request.cpu_ns;
+    c->cpus_milli = request.cpus_milli;
+    nrunning++;
+    plan_look(c, c->started);
+    if (request.flags & (EXEC_REPORT_START | EXEC_TTY)) {
+        struct writer w = {.length = 0};
+        wr_u32(&w, (uint32_t)pid);
+        message_send(c->sock, MSG_STARTED, &w, &master, master >= 0);
+    }
+    if (master >= 0)
+        close(master);
+}
+
+enum { KILL_FIRST = 0, KILL_TREE = 1 };
+
+static void signal_visited(struct channel *c, int pid) {
+    kill(pid, c->syscall_nr); // borrowed for the walk
+}
+
+static void on_kill(struct channel *c, struct reader body) {
+    uint8_t scope = rd_uint8(&body);
+    int sig = (int)rd_uint32(&body);
+    if (body.bad || !c->pid)
+        return;
+    if (scope == KILL_FIRST) {
+        kill(c->pid, sig);
+    } else if (sig == SIGKILL) {
+        end_by(c, CAUSE_KILLED);
+    } else {
+        int32_t keep = c->syscall_nr;
+        c->syscall_nr = sig;
+        each_process(c, signal_visited);
+        c->syscall_nr = keep;
+    }
+}
+
+static bool add_channel(int sock) {
+    for (int i = 0; i < MAX_CHANNELS; i++) {
+        if (i < nchannels && channels[i].sock >= 0)
+            continue;
+        struct epoll_event event = {.events = EPOLLIN, .data.u32 = (uint32_t)i};
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, sock, &event) < 0)
+            return false;
+        channels[i] = (struct channel){.sock = sock, .cpu_fd = -1, .mark_fd = -1};
+        if (i >= nchannels)
+            nchannels = i + 1;
+        return true;
+    }
+    return false;
+}
+
+// Operations on the live container (files, mostly), in a table of slots of their own. What they open in the slots that
+// the request names goes back.
+static void on_ops(struct channel *c, struct message *m) {
+    static int slots[SLOTS];
+    int out[16], count = 0;
+    struct reader block = rd_block(&m->body);
+    uint32_t wanted = rd_uint32(&m->body);
+    struct writer w = {.length = 0};
+    for (int i = 0; i < SLOTS; i++)
+        slots[i] = i < m->nfds ? m->fds[i] : -1;
+    m->nfds = 0;
+    int *setup_slots = context->slots;
+    context->slots = slots;
+    context->nskipped = 0;
+    errno = EPROTO;
+    int error = m->body.bad || wanted > 16 || ops_run(context, block) < 0 ? errno : 0;
+    for (uint32_t i = 0; i < wanted && !error; i++) {
+        uint16_t slot = rd_uint16(&m->body);
+        if (m->body.bad || slot >= SLOTS || slots[slot] < 0)
+            error = EPROTO;
+        else
+            out[count++] = slots[slot];
+    }
+    wr_u32(&w, (uint32_t)error);
+    wr_u32(&w, context->index);
+    message_send(c->sock, MSG_DONE, &w, out, error ? 0 : count);
+    for (int i = 0; i < SLOTS; i++)
+        if (slots[i] >= 0)
+            close(slots[i]);
+    context->slots = setup_slots;
+}
+
+static void on_message(struct channel *c, struct message *m) {
+    switch (m->head.kind) {
+    case MSG_EXEC:
+        run(c, m->body, m->fds, m->nfds);
+        break;
+    case MSG_KILL:
+        on_kill(c, m->body);
+        break;
+    case MSG_CHANNEL:
+        if (m->nfds == 1 && add_channel(m->fds[0]))
+            m->nfds = 0; // kept
+        break;
+    case MSG_OPS:
+        on_ops(c, m);
+        break;
+    case MSG_SIGNAL_ALL: {
+        int sig = (int)rd_uint32(&m->body);
+        if (!m->body.bad && sig > 0)
+            kill(-1, sig);
+        break;
+    }
+    default: // a caller newer than this init; the answer that it waits for will not come, and it will say so
+        break;
+    }
+    message_drop(m);
+}
+
+// The caller closed its end: its program goes with it.
+static void on_hangup(struct channel *c) {
+    if (c == &channels[0])
+        _exit(0);
+    epoll_ctl(epoll, EPOLL_CTL_DEL, c->sock, NULL);
+    c->closing = true;
+    if (c->pid) // others' programs and deadlines go on meanwhile; finish() closes it
+        end_by(c, CAUSE_KILLED);
+    else
+        close_channel(c);
+}
+
+static void serve_channel(struct channel *c) {
+    static struct message m;
+    if (c->sock < 0 || c->closing)
+        return;
+    int got = message_receive(c->sock, MSG_DONTWAIT, &m);
+    if (got > 0)
+        on_message(c, &m);
+    else if (got == 0 || (errno != EAGAIN && errno != EINTR && errno != EPROTO))
+        on_hangup(c);
+}
+
+// A forbidden system call: the kernel holds its caller until we answer. We never answer CONTINUE; we kill.
+static void on_notify(void) {
+    static struct seccomp_notif n;
+    memset(&n, 0, sizeof n);
+    if (ioctl(context->notify, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
+        return;
+    struct channel *c = owner_of((int)n.pid);
+    if (c && !c->cause) {
+        c->cause = CAUSE_SYSCALL;
+        c->syscall_nr = n.data.nr;
+    }
+    kill((int)n.pid, SIGKILL);
+    if (c)
+        end_by(c, CAUSE_SYSCALL);
+}
+
+static void on_child(int sig) {
+    (void)sig;
+}
+
+static int wait_ms(struct timespec *t) {
+    uint64_t next = 0;
+    for (int i = 0; i < nchannels; i++)
+        if (channels[i].sock >= 0 && channels[i].pid && channels[i].look_at && (!next || channels[i].look_at < next))
+            next = channels[i].look_at;
+    if (!next)
+        return -1;
+    uint64_t at = now(), left = next > at ? next - at : 0;
+    t->tv_sec = (time_t)(left / SECOND);
+    t->tv_nsec = (long)(left % SECOND);
+    return (int)((left + 999999) / 1000000);
+}
+
+#ifndef __NR_epoll_pwait2
+#define __NR_epoll_pwait2 441
+#endif
+
+// SIGCHLD is blocked but here, so an end is never missed between reaping and sleeping.
+static int wait_events(struct epoll_event *events) {
+    static bool coarse;
+    struct timespec t;
+    uint64_t none = 0; // the kernel's empty signal set is 8 bytes
+    int ms = wait_ms(&t);
+    if (!coarse) {
+        int n = (int)syscall(__NR_epoll_pwait2, epoll, events, EVENTS, ms < 0 ? NULL : &t, &none, sizeof none);
+        if (n >= 0 || (errno != ENOSYS && errno != EPERM))
+            return n;
+        coarse = true;
+    }
+    return (int)syscall(__NR_epoll_pwait, epoll, events, EVENTS, ms, &none, sizeof none);
+}
+
+static _Noreturn void serve(void) {
+    struct epoll_event events[EVENTS];
+    for (;;) {
+        int n = wait_events(events);
+        for (int i = 0; i < n; i++) {
+            if (events[i].data.u32 == KIND_NOTIFY)
+                on_notify();
+            else
+                serve_channel(&channels[events[i].data.u32]);
+        }
+        reap(WNOHANG);
+        if (nrunning)
+            look_at_deadlines();
+    }
+}
+
+// ---- Set-up ----
+
+static int await_go(struct init_start *s) {
+    // A buffer of its own: the shared one still holds the request to create this container, which init reads in place.
+    static uint8_t space[1024];
+    static struct message m = {.space = space, .room = sizeof space};
+    int got;
+    while ((got = message_receive(s->go, 0, &m)) < 0 && errno == EINTR)
+        ;
+    if (got <= 0)
+        _exit(1); // the launcher gave up, and has said why
+    uint32_t count = rd_uint32(&m.body);
+    for (uint32_t i = 0; i < count; i++) {
+        uint16_t slot = rd_uint16(&m.body);
+        if (m.body.bad || slot >= SLOTS || (int)i >= m.nfds)
+            fail_setup(s->channel, PHASE_CLONE, 0, 0, EPROTO);
+        if (s->ops.slots[slot] >= 0)
+            close(s->ops.slots[slot]);
+        s->ops.slots[slot] = m.fds[i];
+        m.fds[i] = -1;
+    }
+    message_drop(&m);
+    return close(s->go);
+}
+
+static int take_ids(struct init_start *s) {
+    if (s->uid == UINT32_MAX)
+        return 0;
+    if (!(s->flags & CREATE_DENY_SETGROUPS) && syscall(__NR_setgroups, 0, NULL) < 0)
+        return -1;
+    if (syscall(__NR_setresgid, s->gid, s->gid, s->gid) < 0 || syscall(__NR_setresuid, s->uid, s->uid, s->uid) < 0)
+        return -1;
+    // The change of ids has reset both.
+    return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 ? -1 : prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+}
+
+static void send_ready(int sock, struct ops *o) {
+    struct writer w = {.length = 0};
+    wr_u32(&w, o->nskipped);
+    for (uint32_t i = 0; i < o->nskipped; i++) {
+        wr_u32(&w, o->skipped[i].index);
+        wr_u32(&w, (uint32_t)o->skipped[i].error);
+    }
+    message_send(sock, MSG_READY, &w, NULL, 0);
+}
+
+static void close_slots(int *slots) {
+    for (int i = 0; i < SLOTS; i++)
+        if (slots[i] >= 0)
+            close(slots[i]);
+}
+
+static _Noreturn void become_program(struct init_start *s) {
+    if (!exec_parse(&request, s->exec, s->ops.slots, SLOTS))
+        fail_setup(s->channel, PHASE_EXEC, 0, STEP_REQUEST, EPROTO);
+    exec_become(&request);
+    fail_setup(s->channel, PHASE_EXEC, 0, (uint32_t)request.step, request.error);
+}
+
+void init_main(struct init_start *s) {
+    int *slots = s->ops.slots;
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    prctl(PR_SET_NAME, "sandbox-init", 0, 0, 0);
+    umask(0);
+    setsid();
+    await_go(s);
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    if (take_ids(s) < 0)
+        fail_setup(s->channel, PHASE_MAPS, 1, 0, errno);
+    s->ops.setup = true;
+    if (ops_run(&s->ops, s->init_ops) < 0)
+        fail_setup(s->channel, PHASE_INIT, s->ops.index, 0, errno);
+    s->ops.setup = false;
+    if (s->flags & CREATE_DIRECT) {
+        if (s->exec.at != s->exec.end)
+            become_program(s);
+        send_ready(s->channel, &s->ops);
+        char byte;
+        while (recv(s->channel, &byte, 1, 0) > 0) // held open for as long as the caller wants
+            ;
+        _exit(0);
+    }
+    if (getpid() != 1) // kill(-1) is for PID 1 only: elsewhere it reaches all that the user has
+        fail_setup(s->channel, PHASE_INIT, s->ops.index, 3, EPERM);
+    context = &s->ops;
+    signal(SIGCHLD, on_child);
+    oneshot = s->flags & CREATE_ONESHOT;
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll < 0 || !add_channel(s->channel))
+        fail_setup(s->channel, PHASE_INIT, s->ops.index, 1, errno);
+    if (s->ops.notify >= 0) {
+        struct epoll_event event = {.events = EPOLLIN, .data.u32 = KIND_NOTIFY};
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, s->ops.notify, &event) < 0)
+            fail_setup(s->channel, PHASE_INIT, s->ops.index, 2, errno);
+    }
+    send_ready(s->channel, &s->ops);
+    if (s->exec.at != s->exec.end)
+        run(&channels[0], s->exec, slots, SLOTS);
+    close_slots(slots);
+    serve();
+}

@@ -1,0 +1,654 @@
+// launcher.c: clones containers' inits for one embedding process, and cleans up behind them.
+//
+// Theory of operation
+// -------------------
+// The embedding process starts the launcher once, with one end of a SOCK_SEQPACKET socket as descriptor 3. The first
+// process leaves at once, so that the launcher is nobody's child there (no zombie, no SIGCHLD later). It is
+// single-threaded, and small, so that a clone of it is cheap however large the embedding process is.
+//
+// A request to create names a channel: a socket whose other end the caller keeps. All answers go there: from the
+// launcher CLONED (with a pidfd), and at the very end GONE; in between init speaks. The launcher keeps a copy of its
+// end for GONE, which it sends when the init is reaped and the container's control groups are removed.
+//
+// When the socket ends, or the embedding process does (its pidfd; a forked child may still hold the socket), every
+// init is killed, what they left is removed, and the launcher ends.
+#define _GNU_SOURCE
+#include "init.h"
+#include "sys.h"
+
+#include <dirent.h>
+#include <limits.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+enum { FD_SOCKET = 3 };
+
+struct container {
+    int pid; // 0: free; -1: dead, its control groups still to be removed
+    int channel;
+    bool direct;
+    int status;
+    struct rusage usage;
+    char *cleanup; // paths, each with its NUL, and an empty one; or NULL
+};
+
+static struct container *containers;
+static size_t ncontainers;
+static char *own_cleanup; // of the embedding process as a whole
+static int epoll, signals, parent = -1;
+static bool pending; // some control group was busy
+
+// ---- Control groups ----
+
+// Removes a directory of a control group file system and those below it. Its files go with it.
+static int remove_group(int at, const char *name, int depth) {
+    if (unlinkat(at, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
+        return 0;
+    int fd = depth > 16 ? -1 : openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir) {
+        if (fd >= 0)
+            close(fd);
+        return -1;
+    }
+    struct dirent *entry;
+    while ((entry = readdir(dir)))
+        if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
+            remove_group(dirfd(dir), entry->d_name, depth + 1);
+    closedir(dir);
+    return unlinkat(at, name, AT_REMOVEDIR) == 0 || errno == ENOENT ? 0 : -1;
+}
+
+static bool remove_all(const char *paths) {
+    bool done = true;
+    for (const char *path = paths; path && *path; path += strlen(path) + 1)
+        done &= remove_group(AT_FDCWD, path, 0) == 0;
+    return done;
+}
+
+// u32 count, then strings -> one block of C strings; only absolute paths, never "..".
+static char *read_paths(struct reader *r) {
+    uint32_t count = rd_uint32(r);
+    size_t room = (size_t)(r->end - r->at) + 2, used = 0;
+    char *block = malloc(room);
+    for (uint32_t i = 0; block && i < count; i++) {
+        const char *path = rd_str(r);
+        if (r->bad || path[0] != '/' || strstr(path, "..")) {
+            r->bad = true;
+            break;
+        }
+        used += (size_t)(stpcpy(block + used, path) - (block + used)) + 1;
+    }
+    if (!block || r->bad) {
+        free(block);
+        return NULL;
+    }
+    block[used] = 0;
+    return block;
+}
+
+// ---- Ends ----
+
+static void announce(struct container *c) {
+    struct writer w = {.length = 0};
+    wr_u32(&w, (uint32_t)c->status);
+    wr_u64(&w, (uint64_t)c->usage.ru_utime.tv_sec * 1000000 + (uint64_t)c->usage.ru_utime.tv_usec);
+    wr_u64(&w, (uint64_t)c->usage.ru_stime.tv_sec * 1000000 + (uint64_t)c->usage.ru_stime.tv_usec);
+    wr_u64(&w, (uint64_t)c->usage.ru_maxrss);
+    message_send(c->channel, MSG_GONE, &w, NULL, 0);
+    close(c->channel);
+    free(c->cleanup);
+    c->pid = 0;
+}
+
+static void bury(struct container *c) {
+    if (remove_all(c->cleanup))
+        announce(c);
+    else
+        pending = true;
+}
+
+static void retry_pending(void) {
+    pending = false;
+    for (size_t i = 0; i < ncontainers; i++)
+        if (containers[i].pid == -1)
+            bury(&containers[i]);
+}
+
+static void reap(int options) {
+    struct rusage usage;
+    int status, pid;
+    while ((pid = wait4(-1, &status, options | __WALL, &usage)) > 0) {
+        for (size_t i = 0; i < ncontainers; i++) {
+            struct container *c = &containers[i];
+            if (c->pid != pid)
+                continue;
+            if (c->direct)
+                kill(-pid, SIGKILL); // what it left in its session's first process group
+            c->pid = -1;
+            c->status = status;
+            c->usage = usage;
+            bury(c);
+        }
+    }
+}
+
+static _Noreturn void leave(void) {
+    for (size_t i = 0; i < ncontainers; i++)
+        if (containers[i].pid > 0)
+            kill(containers[i].pid, SIGKILL);
+    reap(0);
+    struct timespec pause = {0, 2000000};
+    for (int tries = 0; tries < 500; tries++) {
+        if (pending)
+            retry_pending();
+        if (!pending && remove_all(own_cleanup))
+            break;
+        nanosleep(&pause, NULL);
+    }
+    _exit(0);
+}
+
+// ---- Spare network namespaces ----
+//
+// A network namespace is the dearest part of a container (0.4 ms). A privileged launcher keeps one ahead, made while
+// nothing is asked of it, its loopback up. It belongs to the host's user namespace, so that not even the root of a
+// container has any right over it; what it lacks by that is given here: low ports and ping for everybody.
+
+static int spare_net = -1, own_net = -1;
+static bool wants_spare;
+
+static void write_sysctl(const char *path, const char *value) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return; // a kernel without it: then the namespace is as the kernel makes it
+    if (write(fd, value, strlen(value)) < 0)
+        errno = 0;
+    close(fd);
+}
+
+static int make_spare(void *unused) {
+    (void)unused;
+    if (unshare(CLONE_NEWNET) < 0 || loopback_up() < 0)
+        _exit(1);
+    write_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    write_sysctl("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+    spare_net = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+    _exit(0);
+}
+
+static char spare_stack[16384] __attribute__((aligned(16)));
+
+static void refill_spare(void) {
+    if (spare_net >= 0 || own_net < 0)
+        return;
+    // As the joiner: it shares memory and descriptors with the launcher, not its namespaces.
+    int helper = clone(make_spare, spare_stack + sizeof spare_stack, CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, NULL);
+    while (helper > 0 && waitpid(helper, NULL, 0) < 0 && errno == EINTR)
+        ;
+}
+
+// ---- Creation ----
+
+struct create {
+    uint64_t clone_flags;
+    uint32_t flags, uid, gid;
+    const char *uid_map, *gid_map;
+    int into_cgroup;
+    uint16_t njoins, cgroup_slot;
+    struct {
+        int fd;
+        uint32_t kind;
+    } joins[16];
+    char *cleanup;
+    struct reader host_ops;
+    struct init_start start;
+    int slots[SLOTS];
+    int go[2];
+};
+
+static void send_failed(int channel, uint8_t phase, uint32_t index, int error) {
+    struct writer w = {.length = 0};
+    wr_u8(&w, phase);
+    wr_u32(&w, index);
+    wr_u32(&w, 0);
+    wr_u32(&w, (uint32_t)error);
+    message_send(channel, MSG_FAILED, &w, NULL, 0);
+}
+
+static bool parse_create(struct create *k, struct message *m) {
+    struct reader *r = &m->body;
+    for (int i = 0; i < SLOTS; i++)
+        k->slots[i] = -1;
+    for (int i = 1; i < m->nfds; i++) // slot 0 is the channel
+        k->slots[i] = m->fds[i];
+    k->clone_flags = rd_uint64(r);
+    k->flags = rd_uint32(r);
+    k->uid = rd_uint32(r);
+    k->gid = rd_uint32(r);
+    k->uid_map = rd_str(r);
+    k->gid_map = rd_str(r);
+    k->cgroup_slot = rd_uint16(r);
+    if (k->cgroup_slot != NO_SLOT && (k->cgroup_slot >= SLOTS || k->slots[k->cgroup_slot] < 0))
+        return false;
+    k->into_cgroup = k->cgroup_slot == NO_SLOT ? -1 : k->slots[k->cgroup_slot];
+    k->njoins = rd_uint16(r);
+    if (r->bad || k->njoins > sizeof k->joins / sizeof *k->joins)
+        return false;
+    for (int i = 0; i < k->njoins; i++) {
+        uint16_t slot = rd_uint16(r);
+        k->joins[i].fd = slot < SLOTS ? k->slots[slot] : -1;
+        k->joins[i].kind = rd_uint32(r);
+        if (k->joins[i].fd < 0)
+            return false;
+    }
+    if (!(k->cleanup = read_paths(r)))
+        return false;
+    k->host_ops = rd_block(r);
+    k->start.init_ops = rd_block(r);
+    k->start.exec = rd_block(r);
+    return !r->bad && r->at == r->end;
+}
+
+static long clone_init(struct create *k, uint64_t more, int *pidfd) {
+    struct x_clone_args args = {
+        .flags = k->clone_flags | more | X_CLONE_PIDFD | (k->into_cgroup >= 0 ? X_CLONE_INTO_CGROUP : 0),
+        .pidfd = (uint64_t)(uintptr_t)pidfd,
+        .exit_signal = more & CLONE_PARENT ? 0 : SIGCHLD, // with CLONE_PARENT the kernel takes the parent's own
+        .cgroup = k->into_cgroup >= 0 ? (uint64_t)k->into_cgroup : 0,
+    };
+    size_t size = k->into_cgroup >= 0 ? sizeof args : offsetof(struct x_clone_args, set_tid);
+    return syscall(__NR_clone3, &args, size);
+}
+
+// Keeps of all descriptors only those of this container: the child has a copy of every one the launcher holds.
+static int compare(const void *a, const void *b) {
+    return *(const int *)a - *(const int *)b;
+}
+
+static void keep_own_fds(struct init_start *s) {
+    int keep[SLOTS + 2], n = 0;
+    keep[n++] = s->channel;
+    keep[n++] = s->go;
+    for (int i = 0; i < SLOTS; i++)
+        if (s->ops.slots[i] >= 0)
+            keep[n++] = s->ops.slots[i];
+    qsort(keep, (size_t)n, sizeof *keep, compare);
+    unsigned from = 3;
+    for (int i = 0; i < n; i++) {
+        if ((unsigned)keep[i] > from)
+            close_range_(from, (unsigned)keep[i] - 1, 0);
+        if ((unsigned)keep[i] >= from)
+            from = (unsigned)keep[i] + 1;
+    }
+    close_range_(from, ~0U, 0);
+}
+
+static _Noreturn void child(struct create *k) {
+    struct init_start *s = &k->start;
+    s->flags = k->flags;
+    s->uid = k->uid;
+    s->gid = k->gid;
+    s->ops.slots = k->slots;
+    s->ops.userns = s->ops.notify = -1;
+    s->ops.nskipped = 0;
+    for (int i = 0; i < ROLES; i++)
+        s->ops.roles[i] = -1;
+    keep_own_fds(s);
+    init_main(s);
+}
+
+// What passes through the child that joins namespaces before it clones init as its own sibling.
+static struct {
+    struct create *create;
+    long pid;
+    int pidfd, step, error;
+} joiner;
+
+static char joiner_stack[65536] __attribute__((aligned(16)));
+
+static int join_and_clone(void *unused) {
+    (void)unused;
+    struct create *k = joiner.create;
+    for (int i = 0; i < k->njoins; i++)
+        if (setns(k->joins[i].fd, (int)k->joins[i].kind) < 0) {
+            joiner.step = i + 1;
+            joiner.error = errno;
+            _exit(1);
+        }
+    int pidfd = -1;
+    long pid = clone_init(k, CLONE_PARENT, &pidfd);
+    if (pid == 0)
+        child(k);
+    joiner.pid = pid;
+    joiner.error = errno;
+    joiner.pidfd = pidfd;
+    _exit(0);
+}
+
+// The joiner shares the launcher's memory and descriptors (so the pidfd is the launcher's), but not its namespaces.
+static long clone_joined(struct create *k, int *pidfd, uint32_t *step) {
+    joiner.create = k;
+    joiner.pid = -1;
+    joiner.pidfd = -1;
+    joiner.step = 0;
+    int helper = clone(join_and_clone, joiner_stack + sizeof joiner_stack, CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, NULL);
+    if (helper < 0)
+        return -1;
+    while (waitpid(helper, NULL, 0) < 0 && errno == EINTR)
+        ;
+    *pidfd = joiner.pidfd;
+    *step = (uint32_t)joiner.step;
+    errno = joiner.error;
+    return joiner.pid;
+}
+
+static int write_text(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    ssize_t n = write(fd, text, strlen(text));
+    int error = errno;
+    close(fd);
+    errno = error;
+    return n < 0 ? -1 : 0;
+}
+
+// newuidmap and newgidmap of shadow: set-uid programs of the host that know /etc/subuid.
+static int run_map_helper(const char *program, long pid, const char *map) {
+    char number[24], copy[1024], *argv[64] = {(char *)program, number};
+    int argc = 2;
+    snprintf(number, sizeof number, "%ld", pid);
+    if (snprintf(copy, sizeof copy, "%s", map) >= (int)sizeof copy)
+        return errno = E2BIG, -1;
+    for (char *word = strtok(copy, " \n"); word && argc < 63; word = strtok(NULL, " \n"))
+        argv[argc++] = word;
+    char *envp[] = {"PATH=/usr/bin:/bin", NULL};
+    int helper = vfork();
+    if (helper == 0) {
+        execve(program, argv, envp);
+        _exit(127);
+    }
+    int status = 0;
+    if (helper < 0)
+        return -1;
+    while (waitpid(helper, &status, 0) < 0 && errno == EINTR)
+        ;
+    if (status == 0)
+        return 0;
+    errno = WIFEXITED(status) && WEXITSTATUS(status) == 127 ? ENOENT : EPERM;
+    return -1;
+}
+
+static int write_maps(struct create *k, long pid) {
+    char path[64];
+    if (!*k->uid_map)
+        return 0;
+    if (k->flags & CREATE_DENY_SETGROUPS) {
+        snprintf(path, sizeof path, "/proc/%ld/setgroups", pid);
+        if (write_text(path, "deny") < 0)
+            return -1;
+    }
+    if (k->flags & CREATE_MAP_HELPERS)
+        return run_map_helper("/usr/bin/newuidmap", pid, k->uid_map) < 0 ? -1
+                                                                         : run_map_helper("/usr/bin/newgidmap", pid, k->gid_map);
+    snprintf(path, sizeof path, "/proc/%ld/uid_map", pid);
+    if (write_text(path, k->uid_map) < 0)
+        return -1;
+    snprintf(path, sizeof path, "/proc/%ld/gid_map", pid);
+    return write_text(path, k->gid_map);
+}
+
+// Carries the host's operations out and tells init to go on, handing over the slots that they filled.
+static int prepare_and_go(struct create *k, long pid, uint32_t *index) {
+    static int slots[SLOTS];
+    struct ops o = {.slots = slots, .userns = -1, .notify = -1, .roles = {-1, -1, -1, -1}};
+    char path[64];
+    memcpy(slots, k->slots, sizeof slots);
+    int result = 0;
+    if (k->host_ops.end - k->host_ops.at > 4) {
+        snprintf(path, sizeof path, "/proc/%ld/ns/user", pid);
+        o.userns = open(path, O_RDONLY | O_CLOEXEC);
+        result = o.userns < 0 ? -1 : ops_run(&o, k->host_ops);
+        *index = o.index;
+    }
+    struct writer w = {.length = 0};
+    int fds[WIRE_FDS], count = 0;
+    uint32_t total = 0;
+    for (int i = 0; i < SLOTS; i++)
+        total += slots[i] >= 0 && slots[i] != k->slots[i];
+    if (result == 0 && total > WIRE_FDS - 16) {
+        errno = E2BIG;
+        result = -1;
+    }
+    wr_u32(&w, total);
+    for (int i = 0; i < SLOTS && result == 0; i++) {
+        if (slots[i] < 0 || slots[i] == k->slots[i])
+            continue;
+        uint16_t slot = (uint16_t)i;
+        wr(&w, &slot, sizeof slot);
+        fds[count++] = slots[i];
+    }
+    if (result == 0)
+        result = message_send(k->go[0], MSG_DONE, &w, fds, count);
+    int error = errno;
+    for (int i = 0; i < SLOTS; i++) {
+        if (slots[i] >= 0)
+            close(slots[i]);
+        k->slots[i] = -1;
+    }
+    if (o.userns >= 0)
+        close(o.userns);
+    errno = error;
+    return result;
+}
+
+static struct container *new_entry(void) {
+    for (size_t i = 0; i < ncontainers; i++)
+        if (containers[i].pid == 0)
+            return &containers[i];
+    struct container *more = realloc(containers, (ncontainers + 1) * sizeof *more);
+    if (!more)
+        return NULL;
+    containers = more;
+    return &containers[ncontainers++];
+}
+
+static void give_up(struct create *k, uint8_t phase, uint32_t index, int error) {
+    send_failed(k->start.channel, phase, index, error);
+    close(k->start.channel);
+    for (int i = 0; i < SLOTS; i++)
+        if (k->slots[i] >= 0)
+            close(k->slots[i]);
+    remove_all(k->cleanup);
+    free(k->cleanup);
+}
+
+static bool enter_spare(void) {
+    refill_spare();
+    if (spare_net < 0 || setns(spare_net, CLONE_NEWNET) < 0)
+        return false;
+    close(spare_net);
+    spare_net = -1;
+    wants_spare = true;
+    return true;
+}
+
+static void start(struct create *k) {
+    int pidfd = -1;
+    uint32_t step = 0;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, k->go) < 0)
+        return give_up(k, PHASE_CLONE, 0, errno);
+    k->start.go = k->go[1];
+    // Without privileges the files of a process that is not dumpable are out of reach, its id maps among them: init is
+    // dumpable until it has them. It holds nothing then, and only this user could look.
+    bool open_up = geteuid() != 0;
+    if (open_up)
+        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    bool in_spare = k->flags & CREATE_SPARE_NET && enter_spare();
+    if (k->flags & CREATE_SPARE_NET && !in_spare) {
+        int failure = errno;
+        close(k->go[0]);
+        close(k->go[1]);
+        return give_up(k, PHASE_CLONE, 0, failure);
+    }
+    long pid = k->njoins ? clone_joined(k, &pidfd, &step) : clone_init(k, 0, &pidfd);
+    if (pid == 0)
+        child(k);
+    int error = errno;
+    if (in_spare && setns(own_net, CLONE_NEWNET) < 0)
+        abort(); // never go on in a container's network; every init dies with us
+    if (open_up)
+        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    close(k->go[1]);
+    struct container *c = pid < 0 ? NULL : new_entry();
+    if (pid < 0 || !c) {
+        if (pid > 0) {
+            kill((int)pid, SIGKILL);
+            waitpid((int)pid, NULL, __WALL);
+            close(pidfd);
+            error = ENOMEM;
+        }
+        close(k->go[0]);
+        return give_up(k, PHASE_CLONE, step, error);
+    }
+    *c = (struct container){
+        .pid = (int)pid, .channel = k->start.channel, .cleanup = k->cleanup, .direct = k->flags & CREATE_DIRECT};
+    struct writer w = {.length = 0};
+    wr_u32(&w, (uint32_t)pid);
+    message_send(c->channel, MSG_CLONED, &w, &pidfd, 1);
+    close(pidfd);
+    uint32_t index = 0;
+    int bad = write_maps(k, pid) < 0 ? PHASE_MAPS : 0;
+    if (!bad && prepare_and_go(k, pid, &index) < 0)
+        bad = PHASE_HOST;
+    if (bad) {
+        send_failed(c->channel, (uint8_t)bad, index, errno);
+        kill((int)pid, SIGKILL);
+        for (int i = 0; i < SLOTS; i++)
+            if (k->slots[i] >= 0)
+                close(k->slots[i]);
+    }
+    close(k->go[0]);
+}
+
+static void on_create(struct message *m) {
+    static struct create k;
+    if (m->nfds < 1)
+        return; // nobody to tell
+    k.start.channel = m->fds[0];
+    k.cleanup = NULL;
+    if (parse_create(&k, m))
+        start(&k);
+    else
+        give_up(&k, PHASE_REQUEST, 0, EPROTO);
+    m->nfds = 0;
+}
+
+// ---- The loop ----
+
+static void on_socket(void) {
+    static struct message m;
+    int got = message_receive(FD_SOCKET, MSG_DONTWAIT, &m);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR || errno == EPROTO))
+        return;
+    if (got <= 0)
+        leave();
+    if (m.head.kind == MSG_CREATE)
+        on_create(&m);
+    else if (m.head.kind == MSG_CLEANUP) {
+        free(own_cleanup);
+        own_cleanup = read_paths(&m.body);
+    }
+    message_drop(&m);
+}
+
+static bool watch(int fd) {
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+static void reset_signals(void) {
+    struct sigaction act = {.sa_handler = SIG_DFL};
+    sigset_t mask;
+    for (int sig = 1; sig < NSIG; sig++)
+        sigaction(sig, &act, NULL);
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGCHLD);
+    sigprocmask(SIG_SETMASK, &mask, NULL);
+    signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static void quiet_stdio(void) {
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    for (int fd = 0; null >= 0 && fd < 3; fd++)
+        dup2(null, fd);
+    if (null > 2)
+        close(null);
+}
+
+// The table of containers and their descriptors may grow to thousands.
+static void raise_nofile(void) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+int main(int argc, char **argv) {
+    int caller = argc == 2 ? atoi(argv[1]) : 0;
+    if (caller <= 0 || fcntl(FD_SOCKET, F_SETFD, FD_CLOEXEC) < 0)
+        return 2; // started by hand
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    prctl(PR_SET_NAME, "sandbox-launch", 0, 0, 0);
+    close_range_(4, ~0U, 0);
+    quiet_stdio(); // before anything is opened: a caller that has closed 0, 1 or 2 left the numbers free
+    if (getppid() == caller)
+        parent = pidfd_open_(caller);
+    pid_t self = fork();
+    if (self != 0)
+        return self < 0 ? 3 : 0;
+    setsid();
+    umask(0);
+    if (chdir("/") < 0)
+        return 3;
+    raise_nofile();
+    reset_signals();
+    if (geteuid() == 0)
+        own_net = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll < 0 || signals < 0 || !watch(FD_SOCKET) || !watch(signals) || (parent >= 0 && !watch(parent)))
+        return 3;
+    for (;;) {
+        struct epoll_event events[4];
+        int n = epoll_wait(epoll, events, 4, pending ? 2 : wants_spare ? 0 : -1);
+        if (n == 0 && wants_spare) {
+            wants_spare = false;
+            refill_spare();
+        }
+        if (pending)
+            retry_pending();
+        for (int i = 0; i < n; i++) {
+            struct signalfd_siginfo info;
+            if (events[i].data.fd == parent)
+                leave();
+            if (events[i].data.fd == FD_SOCKET)
+                on_socket();
+            else
+                while (read(signals, &info, sizeof info) > 0)
+                    ;
+        }
+        reap(WNOHANG);
+    }
+}

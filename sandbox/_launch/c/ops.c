@@ -1,0 +1,704 @@
+// ops.c: the plan's operations, carried out one by one.
+//
+// Theory of operation: an operation is (u16 code, u16 flags, u32 length, body). Each has one function below, which
+// reads its body completely before it touches anything. Descriptors live in numbered slots. Paths are resolved by
+// openat2: below a slot they cannot leave it, whatever links lie inside; without a slot they are the process's own.
+#define _GNU_SOURCE
+#include "ops.h"
+#include "sys.h"
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <net/if.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+enum { FLAG_OPTIONAL = 1 };
+static const uint32_t NO_ID = 0xFFFFFFFF;
+
+typedef int op_fn(struct ops *o, struct reader *r);
+
+static int fail(int error) {
+    errno = error;
+    return -1;
+}
+
+static int slot_get(struct ops *o, uint16_t slot) {
+    if (slot == NO_SLOT)
+        return AT_FDCWD;
+    if (slot > SLOT_ROLE_BASE && slot < SLOT_ROLE_BASE + ROLES)
+        return o->roles[slot - SLOT_ROLE_BASE];
+    return slot < SLOTS ? o->slots[slot] : -1;
+}
+
+static int slot_put(struct ops *o, uint16_t slot, int fd) {
+    if (fd < 0)
+        return -1;
+    if (slot >= SLOTS) {
+        close(fd);
+        return fail(EPROTO);
+    }
+    if (o->slots[slot] >= 0)
+        close(o->slots[slot]);
+    o->slots[slot] = fd;
+    return 0;
+}
+
+// Opens `path` below `dir`; confined to it unless dir is the process's own view or `resolve` says otherwise.
+static int open_below(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
+    if (!resolve && dir != AT_FDCWD)
+        resolve = X_RESOLVE_IN_ROOT | X_RESOLVE_NO_MAGICLINKS;
+    return openat2(dir, *path ? path : ".", flags, mode, resolve);
+}
+
+static void forget_parent(struct ops *o) {
+    if (o->parent >= 0)
+        close(o->parent);
+    o->parent = -1;
+}
+
+// Splits `path` into its parent, opened below `dir`, and its last name. Refuses "", ".", ".." and "/" as that name.
+// The descriptor is kept for the next operation, most of which stay in one directory; it is forgotten before any
+// operation that could change what the path leads to, so it stays the caller's to use and not to close.
+static int open_parent(struct ops *o, int dir, const char *path, const char **name) {
+    char parent[4096];
+    const char *slash = strrchr(path, '/');
+    *name = slash ? slash + 1 : path;
+    size_t length = slash ? (size_t)(slash - path) : 0;
+    if (length >= sizeof parent)
+        return fail(ENAMETOOLONG);
+    if (!**name || !strcmp(*name, ".") || !strcmp(*name, ".."))
+        return fail(EINVAL);
+    memcpy(parent, path, length);
+    parent[length] = 0;
+    const char *from = length ? parent : (slash || dir == AT_FDCWD) ? "/" : ".";
+    if (o->parent >= 0 && o->parent_of == dir && !strcmp(from, o->parent_path))
+        return o->parent;
+    forget_parent(o);
+    int fd = open_below(dir, from, O_PATH | O_DIRECTORY, 0, 0);
+    if (fd >= 0) {
+        o->parent = fd;
+        o->parent_of = dir;
+        o->parent_path[0] = 0; // a long path is not kept
+        if (strlen(from) < sizeof o->parent_path)
+            strcpy(o->parent_path, from);
+    }
+    return fd;
+}
+
+// Gives a directory just made its owner and mode. By a descriptor: a program may exchange the name meanwhile.
+static int adopt_dir(int parent, const char *name, uint32_t mode, uint32_t uid, uint32_t gid) {
+    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    int result = uid == NO_ID && gid == NO_ID ? 0 : fchown(fd, uid, gid);
+    if (result == 0)
+        result = fchmod(fd, mode);
+    int error = errno;
+    close(fd);
+    errno = error;
+    return result;
+}
+
+static int op_unshare(struct ops *o, struct reader *r) {
+    (void)o;
+    uint64_t flags = rd_uint64(r);
+    return r->bad ? fail(EPROTO) : (int)syscall(__NR_unshare, flags);
+}
+
+static int op_hostname(struct ops *o, struct reader *r) {
+    (void)o;
+    const char *name = rd_str(r);
+    return r->bad ? fail(EPROTO) : sethostname(name, strlen(name));
+}
+
+static int op_domainname(struct ops *o, struct reader *r) {
+    (void)o;
+    const char *name = rd_str(r);
+    return r->bad ? fail(EPROTO) : setdomainname(name, strlen(name));
+}
+
+int loopback_up(void) {
+    struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+    int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (sock < 0)
+        return -1;
+    int result = ioctl(sock, SIOCSIFFLAGS, &request), error = errno;
+    close(sock);
+    errno = error;
+    return result;
+}
+
+static int op_loopback_up(struct ops *o, struct reader *r) {
+    (void)o, (void)r;
+    return loopback_up();
+}
+
+static int op_make_private(struct ops *o, struct reader *r) {
+    (void)o, (void)r;
+    return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+}
+
+enum { OPTION_FLAG = 0, OPTION_TEXT = 1, OPTION_FD_PATH = 2 };
+
+static int configure(struct ops *o, int fs, struct reader *r) {
+    uint8_t kind = rd_uint8(r);
+    const char *key = rd_str(r);
+    if (kind == OPTION_FLAG)
+        return r->bad ? fail(EPROTO) : (int)syscall(__NR_fsconfig, fs, FSC_SET_FLAG, key, NULL, 0);
+    char path[300];
+    const char *value = path;
+    if (kind == OPTION_FD_PATH) {
+        uint16_t slot = rd_uint16(r);
+        const char *suffix = rd_str(r);
+        int fd = slot_get(o, slot);
+        if (r->bad || fd < 0)
+            return fail(EPROTO);
+        if (snprintf(path, sizeof path, "/proc/self/fd/%d%s", fd, suffix) >= (int)sizeof path)
+            return fail(ENAMETOOLONG);
+    } else {
+        value = rd_str(r);
+    }
+    return r->bad ? fail(EPROTO) : (int)syscall(__NR_fsconfig, fs, FSC_SET_STRING, key, value, 0);
+}
+
+static int op_new_fs(struct ops *o, struct reader *r) {
+    uint16_t out = rd_uint16(r);
+    const char *type = rd_str(r);
+    uint32_t attrs = rd_uint32(r), count = rd_uint32(r);
+    if (r->bad)
+        return fail(EPROTO);
+    int fs = (int)syscall(__NR_fsopen, type, X_FSOPEN_CLOEXEC);
+    if (fs < 0)
+        return -1;
+    int result = 0;
+    for (uint32_t i = 0; i < count && result == 0; i++)
+        result = configure(o, fs, r);
+    if (result == 0)
+        result = (int)syscall(__NR_fsconfig, fs, FSC_CMD_CREATE, NULL, NULL, 0);
+    if (result == 0)
+        result = slot_put(o, out, (int)syscall(__NR_fsmount, fs, X_FSMOUNT_CLOEXEC, attrs));
+    int error = errno;
+    close(fs);
+    errno = error;
+    return result;
+}
+
+static int attach_fd(int mount_fd, int dir, const char *path) {
+    int target = open_below(dir, path, O_PATH, 0, 0);
+    if (target < 0)
+        return -1;
+    int result = move_mount_(mount_fd, target), error = errno;
+    close(target);
+    errno = error;
+    return result;
+}
+
+static int op_attach(struct ops *o, struct reader *r) {
+    int fd = slot_get(o, rd_uint16(r));
+    int dir = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    if (r->bad || fd < 0 || dir == -1)
+        return fail(EPROTO);
+    return attach_fd(fd, dir, path);
+}
+
+static int op_open(struct ops *o, struct reader *r) {
+    uint16_t out = rd_uint16(r);
+    int dir = slot_get(o, rd_uint16(r));
+    uint16_t same_slot = rd_uint16(r);
+    const char *path = rd_str(r);
+    uint64_t flags = rd_uint64(r), mode = rd_uint64(r), resolve = rd_uint64(r);
+    if (r->bad || dir == -1)
+        return fail(EPROTO);
+    int fd = open_below(dir, path, flags, mode, resolve);
+    if (fd < 0)
+        return -1;
+    if (same_slot != NO_SLOT) {
+        struct stat a, b;
+        int other = slot_get(o, same_slot);
+        if (other < 0 || fstat(other, &a) < 0 || fstat(fd, &b) < 0 || a.st_dev != b.st_dev || a.st_ino != b.st_ino) {
+            close(fd);
+            return fail(ESTALE);
+        }
+    }
+    return slot_put(o, out, fd);
+}
+
+static int clone_tree(int src, const char *path, bool recursive) {
+    unsigned flags = X_OPEN_TREE_CLONE | (recursive ? X_AT_RECURSIVE : 0);
+    if (!*path && src != AT_FDCWD)
+        return open_tree_(src, "", flags | AT_EMPTY_PATH);
+    int at = open_below(src, path, O_PATH, 0, 0);
+    if (at < 0)
+        return -1;
+    int fd = open_tree_(at, "", flags | AT_EMPTY_PATH), error = errno;
+    close(at);
+    errno = error;
+    return fd;
+}
+
+static int op_clone_tree(struct ops *o, struct reader *r) {
+    uint16_t out = rd_uint16(r);
+    int src = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    uint8_t recursive = rd_uint8(r);
+    if (r->bad || src == -1)
+        return fail(EPROTO);
+    return slot_put(o, out, clone_tree(src, path, recursive));
+}
+
+static int op_set_attr(struct ops *o, struct reader *r) {
+    int fd = slot_get(o, rd_uint16(r));
+    struct x_mount_attr attr = {0};
+    attr.attr_set = rd_uint64(r);
+    attr.attr_clr = rd_uint64(r);
+    attr.propagation = rd_uint64(r);
+    uint8_t recursive = rd_uint8(r), idmap = rd_uint8(r);
+    if (r->bad || fd < 0 || (idmap && o->userns < 0))
+        return fail(EPROTO);
+    if (idmap) {
+        attr.attr_set |= X_MOUNT_ATTR_IDMAP;
+        attr.userns_fd = (uint64_t)o->userns;
+    }
+    return mount_setattr_(fd, recursive ? X_AT_RECURSIVE : 0, &attr);
+}
+
+static int op_make_dir(struct ops *o, struct reader *r) {
+    int dir = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r), *name;
+    uint32_t mode = rd_uint32(r), uid = rd_uint32(r), gid = rd_uint32(r);
+    if (r->bad || dir == -1)
+        return fail(EPROTO);
+    int parent = open_parent(o, dir, path, &name);
+    if (parent < 0)
+        return -1;
+    struct stat st;
+    bool owned = uid != NO_ID || gid != NO_ID;
+    int result = mkdirat(parent, name, owned ? 0700 : mode); // init's umask is 0
+    if (result == 0) {
+        if (owned || mode & 07000)
+            result = adopt_dir(parent, name, mode, uid, gid);
+    } else if (errno == EEXIST && fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        result = S_ISDIR(st.st_mode) ? 0 : fail(ENOTDIR);
+    }
+    return result;
+}
+
+static int op_symlink(struct ops *o, struct reader *r) {
+    int dir = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r), *target = rd_str(r), *name;
+    if (r->bad || dir == -1)
+        return fail(EPROTO);
+    int parent = open_parent(o, dir, path, &name);
+    if (parent < 0)
+        return -1;
+    return symlinkat(target, parent, name);
+}
+
+static int write_all(int fd, const uint8_t *data, size_t size) {
+    while (size > 0) {
+        ssize_t n = write(fd, data, size);
+        if (n < 0)
+            return -1;
+        data += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int op_write_file(struct ops *o, struct reader *r) {
+    int dir = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r), *name;
+    uint32_t mode = rd_uint32(r), uid = rd_uint32(r), gid = rd_uint32(r);
+    uint8_t append = rd_uint8(r);
+    struct reader data = rd_block(r);
+    if (r->bad || dir == -1)
+        return fail(EPROTO);
+    int parent = open_parent(o, dir, path, &name);
+    if (parent < 0)
+        return -1;
+    struct stat st;
+    int result = -1;
+    int fd = append ? -1
+                    : openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+                             uid == NO_ID && gid == NO_ID ? mode : 0600);
+    if (fd >= 0) { // new: there is nothing to look at
+        result = write_all(fd, data.at, (size_t)(data.end - data.at));
+        if (result == 0 && (uid != NO_ID || gid != NO_ID) && (result = fchown(fd, uid, gid)) == 0)
+            result = fchmod(fd, mode);
+        int error = errno;
+        close(fd);
+        errno = error;
+        return result;
+    }
+    fd = openat(parent, name, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | (append ? O_APPEND : 0), 0600);
+    if (fd >= 0 && fstat(fd, &st) == 0 && !S_ISREG(st.st_mode))
+        errno = EINVAL;
+    else if (fd >= 0)
+        result = append ? 0 : ftruncate(fd, 0);
+    if (result == 0)
+        result = write_all(fd, data.at, (size_t)(data.end - data.at));
+    if (result == 0 && (uid != NO_ID || gid != NO_ID))
+        result = fchown(fd, uid, gid);
+    if (result == 0)
+        result = fchmod(fd, mode);
+    int error = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = error;
+    return result;
+}
+
+// One step of op_make_target: go into (making it first if need be) the next directory of the path.
+static int descend(int at, const char *name) {
+    if (mkdirat(at, name, 0755) < 0 && errno != EEXIST)
+        return -1;
+    return openat2(at, name, O_PATH | O_DIRECTORY, 0, X_RESOLVE_IN_ROOT | X_RESOLVE_NO_MAGICLINKS | X_RESOLVE_NO_SYMLINKS);
+}
+
+static int make_last(int at, const char *name, bool directory) {
+    struct stat st;
+    if (fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        if (S_ISLNK(st.st_mode))
+            return fail(ELOOP);
+        return directory == !!S_ISDIR(st.st_mode) ? 0 : fail(directory ? ENOTDIR : EISDIR);
+    }
+    if (errno != ENOENT)
+        return -1;
+    if (directory)
+        return mkdirat(at, name, 0755);
+    int fd = openat(at, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    return fd < 0 ? -1 : close(fd);
+}
+
+// Walks name by name. A symlink in the middle is resolved once, inside the root, and must lead to a directory; as the
+// last name it is refused: what is mounted must be where the caller said (CVE-2019-16884).
+static int op_make_target(struct ops *o, struct reader *r) {
+    uint16_t slot = rd_uint16(r);
+    int root = slot_get(o, slot), like = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    struct stat st;
+    char part[256], done[4096] = "";
+    if (r->bad || root < 0 || like < 0 || strlen(path) >= sizeof done)
+        return fail(EPROTO);
+    if (fstat(like, &st) < 0)
+        return -1;
+    int at = openat(root, ".", O_PATH | O_DIRECTORY | O_CLOEXEC), result = -1;
+    while (at >= 0) {
+        path += strspn(path, "/");
+        size_t length = strcspn(path, "/");
+        if (length == 0 || length >= sizeof part) {
+            errno = EINVAL;
+            break;
+        }
+        memcpy(part, path, length);
+        part[length] = 0;
+        path += length;
+        if (!path[strspn(path, "/")]) {
+            result = make_last(at, part, S_ISDIR(st.st_mode));
+            break;
+        }
+        strcat(strcat(done, "/"), part);
+        int next = descend(at, part);
+        if (next < 0 && errno == ELOOP)
+            next = open_below(root, done, O_PATH | O_DIRECTORY, 0, 0);
+        int error = errno;
+        close(at);
+        errno = error;
+        at = next;
+    }
+    int error = errno;
+    if (at >= 0)
+        close(at);
+    errno = error;
+    return result;
+}
+
+// Whether the topmost mount at the process's root is the root's own: what "/.." leads to, for ".." climbs onto it.
+static int root_is_topmost(int root) {
+    struct statx a, b;
+    const unsigned mask = STATX_INO | 0x1000 /* STATX_MNT_ID, since v5.8 */;
+    if (statx(AT_FDCWD, "/..", AT_NO_AUTOMOUNT, mask, &a) < 0 || statx(root, "", AT_EMPTY_PATH, mask, &b) < 0)
+        return -1;
+    if (!(a.stx_mask & b.stx_mask & 0x1000))
+        return fail(ENOSYS);
+    return a.stx_mnt_id == b.stx_mnt_id;
+}
+
+static int op_pivot(struct ops *o, struct reader *r) {
+    int root = slot_get(o, rd_uint16(r));
+    if (r->bad || root < 0)
+        return fail(EPROTO);
+    // pivot_root(2): with "." as both, the old root ends up on top of the new one, with whatever was mounted on it. All
+    // of that must go: as long as anything lies there, ".." of the root leads into it.
+    if (fchdir(root) < 0 || syscall(__NR_pivot_root, ".", ".") < 0)
+        return -1;
+    for (int tries = 0; tries < 64; tries++) {
+        int done = root_is_topmost(root);
+        if (done < 0)
+            return -1;
+        if (done)
+            return chdir("/");
+        if (umount2("/..", MNT_DETACH) < 0)
+            return -1;
+    }
+    return fail(ELOOP);
+}
+
+static int op_chdir(struct ops *o, struct reader *r) {
+    (void)o;
+    const char *path = rd_str(r);
+    return r->bad ? fail(EPROTO) : chdir(path);
+}
+
+static int op_write_proc(struct ops *o, struct reader *r) {
+    int dir = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    struct reader data = rd_block(r);
+    if (r->bad || dir == -1)
+        return fail(EPROTO);
+    // The files of a process that is not dumpable belong to the host's root, those of init's own /proc/self too.
+    bool own = o->setup && !strncmp(path, "self/", 5);
+    if (own)
+        prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    int fd = open_below(dir, path, O_WRONLY, 0, 0);
+    if (own && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) {
+        if (fd >= 0)
+            close(fd);
+        return fail(EPERM);
+    }
+    if (fd < 0)
+        return -1;
+    // One write: procfs takes a value whole or not at all.
+    ssize_t n = write(fd, data.at, (size_t)(data.end - data.at));
+    int error = n == data.end - data.at ? 0 : n < 0 ? errno : EIO;
+    close(fd);
+    return error ? fail(error) : 0;
+}
+
+static int op_drop_bounding(struct ops *o, struct reader *r) {
+    (void)o;
+    uint64_t keep = rd_uint64(r);
+    if (r->bad)
+        return fail(EPROTO);
+    for (int cap = 0; cap < 64; cap++) {
+        if (keep >> cap & 1)
+            continue;
+        if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) {
+            if (errno == EINVAL)
+                break; // past the last capability of this kernel
+            return -1;
+        }
+    }
+    return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+}
+
+static int op_no_new_privs(struct ops *o, struct reader *r) {
+    (void)o, (void)r;
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
+static int op_landlock(struct ops *o, struct reader *r) {
+    struct {
+        uint64_t fs, net, scoped;
+    } attr;
+    attr.fs = rd_uint64(r); // one by one: the order within an initializer list is the compiler's
+    attr.net = rd_uint64(r);
+    attr.scoped = rd_uint64(r);
+    uint32_t count = rd_uint32(r);
+    if (r->bad)
+        return fail(EPROTO);
+    // An older kernel refuses a longer structure unless the rest is zero: pass what is used.
+    size_t size = attr.scoped ? 24 : attr.net ? 16 : 8;
+    int ruleset = (int)syscall(__NR_landlock_create_ruleset, &attr, size, 0);
+    if (ruleset < 0)
+        return -1;
+    int result = 0;
+    for (uint32_t i = 0; i < count && result == 0; i++) {
+        struct {
+            uint64_t allowed;
+            int32_t fd;
+        } __attribute__((packed)) rule;
+        rule.fd = slot_get(o, rd_uint16(r));
+        rule.allowed = rd_uint64(r);
+        if (r->bad || rule.fd < 0)
+            result = fail(EPROTO);
+        else
+            result = (int)syscall(__NR_landlock_add_rule, ruleset, 1 /* LANDLOCK_RULE_PATH_BENEATH */, &rule, 0);
+    }
+    if (result == 0)
+        result = (int)syscall(__NR_landlock_restrict_self, ruleset, 0);
+    int error = errno;
+    close(ruleset);
+    errno = error;
+    return result;
+}
+
+static int op_seccomp(struct ops *o, struct reader *r) {
+    uint32_t flags = rd_uint32(r);
+    uint8_t listen = rd_uint8(r);
+    struct reader code = rd_block(r);
+    size_t size = (size_t)(code.end - code.at);
+    if (r->bad || size == 0 || size % sizeof(struct sock_filter) || size / sizeof(struct sock_filter) > BPF_MAXINSNS)
+        return fail(EPROTO);
+    static struct sock_filter program[BPF_MAXINSNS]; // the kernel wants it aligned
+    if (flags & SECCOMP_FILTER_FLAG_NEW_LISTENER || (listen && o->notify >= 0))
+        return fail(EPROTO); // a listener is asked for by `listen`, and there is one
+    memcpy(program, code.at, size);
+    struct sock_fprog filter = {(unsigned short)(size / sizeof *program), program};
+    if (listen)
+        flags |= SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    int fd = (int)syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter);
+    if (fd < 0)
+        return -1;
+    if (listen)
+        o->notify = fd;
+    return 0;
+}
+
+static int op_close(struct ops *o, struct reader *r) {
+    uint16_t slot = rd_uint16(r);
+    if (r->bad || slot >= SLOTS || o->slots[slot] < 0)
+        return fail(EPROTO);
+    close(o->slots[slot]);
+    o->slots[slot] = -1;
+    return 0;
+}
+
+static int op_mask(struct ops *o, struct reader *r) {
+    int dir = slot_get(o, rd_uint16(r)), file = slot_get(o, rd_uint16(r)), empty = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    struct stat st;
+    if (r->bad || dir < 0 || file < 0 || empty < 0)
+        return fail(EPROTO);
+    int target = open_below(dir, path, O_PATH, 0, 0);
+    if (target < 0)
+        return errno == ENOENT ? 0 : -1;
+    int copy = -1, result = fstat(target, &st);
+    if (result == 0)
+        copy = clone_tree(S_ISDIR(st.st_mode) ? empty : file, "", false);
+    result = copy < 0 ? -1 : move_mount_(copy, target);
+    int error = errno;
+    if (copy >= 0)
+        close(copy);
+    close(target);
+    errno = error;
+    return result;
+}
+
+static int op_read_only_path(struct ops *o, struct reader *r) {
+    int dir = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    if (r->bad || dir < 0)
+        return fail(EPROTO);
+    int target = open_below(dir, path, O_PATH, 0, 0);
+    if (target < 0)
+        return errno == ENOENT ? 0 : -1;
+    struct x_mount_attr attr = {.attr_set = X_MOUNT_ATTR_RDONLY};
+    int copy = clone_tree(target, "", true), result = -1;
+    if (copy >= 0)
+        result = mount_setattr_(copy, X_AT_RECURSIVE, &attr);
+    if (result == 0)
+        result = move_mount_(copy, target);
+    int error = errno;
+    if (copy >= 0)
+        close(copy);
+    close(target);
+    errno = error;
+    return result;
+}
+
+static int op_sethook(struct ops *o, struct reader *r) {
+    int fd = slot_get(o, rd_uint16(r));
+    uint32_t role = rd_uint32(r);
+    if (r->bad || fd < 0 || role == 0 || role >= ROLES)
+        return fail(EPROTO);
+    // An O_PATH copy: it can be walked from, and pins nothing but the mount.
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (copy < 0)
+        return -1;
+    if (o->roles[role] >= 0)
+        close(o->roles[role]);
+    o->roles[role] = copy;
+    return 0;
+}
+
+static int op_bind_mount(struct ops *o, struct reader *r) {
+    int fd = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    char from[64];
+    if (r->bad || fd < 0)
+        return fail(EPROTO);
+    snprintf(from, sizeof from, "/proc/self/fd/%d", fd);
+    return mount(from, path, NULL, MS_BIND, NULL);
+}
+
+static int op_setns(struct ops *o, struct reader *r) {
+    int fd = slot_get(o, rd_uint16(r));
+    uint32_t kind = rd_uint32(r);
+    return r->bad || fd < 0 ? fail(EPROTO) : setns(fd, (int)kind);
+}
+
+static int op_unlink(struct ops *o, struct reader *r) {
+    int dir = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r), *name;
+    uint8_t directory = rd_uint8(r);
+    if (r->bad || dir == -1)
+        return fail(EPROTO);
+    int parent = open_parent(o, dir, path, &name);
+    if (parent < 0)
+        return -1;
+    return unlinkat(parent, name, directory ? AT_REMOVEDIR : 0);
+}
+
+static int op_unmount(struct ops *o, struct reader *r) {
+    (void)o;
+    const char *path = rd_str(r);
+    return r->bad ? fail(EPROTO) : umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
+}
+
+static op_fn *const TABLE[] = {
+    [1] = op_unshare,     [2] = op_hostname,    [3] = op_domainname,     [4] = op_loopback_up,     [5] = op_make_private,
+    [6] = op_new_fs,      [7] = op_attach,      [8] = op_open,           [9] = op_clone_tree,      [10] = op_set_attr,
+    [11] = op_make_dir,   [12] = op_symlink,    [13] = op_write_file,    [14] = op_make_target,    [15] = op_pivot,
+    [16] = op_chdir,      [17] = op_write_proc, [18] = op_drop_bounding, [19] = op_no_new_privs,   [20] = op_landlock,
+    [21] = op_seccomp,    [22] = op_close,      [23] = op_mask,          [24] = op_read_only_path, [25] = op_sethook,
+    [26] = op_bind_mount, [27] = op_setns,      [28] = op_unlink,        [29] = op_unmount,
+};
+
+static int run_one(struct ops *o, struct reader *block) {
+    uint16_t code = rd_uint16(block), flags = rd_uint16(block);
+    struct reader body = rd_block(block);
+    if (block->bad || code == 0 || code >= sizeof TABLE / sizeof *TABLE || !TABLE[code])
+        return fail(EPROTO);
+    bool keeps = code == 11 || code == 12 || code == 13 || code == 28; // only these use, and none of these moves, a parent
+    if (!keeps)
+        forget_parent(o);
+    if (TABLE[code](o, &body) == 0)
+        return 0;
+    if (!(flags & FLAG_OPTIONAL) || errno == EPROTO)
+        return -1;
+    if (o->nskipped < MAX_SKIPPED)
+        o->skipped[o->nskipped++] = (struct skipped){o->index, errno};
+    return 0;
+}
+
+int ops_run(struct ops *o, struct reader block) {
+    uint32_t count = rd_uint32(&block);
+    int result = 0;
+    o->parent = -1;
+    for (o->index = 0; o->index < count; o->index++)
+        if ((result = run_one(o, &block)) < 0)
+            break;
+    int error = errno;
+    forget_parent(o);
+    errno = error;
+    return result < 0 ? -1 : block.bad ? fail(EPROTO) : 0;
+}

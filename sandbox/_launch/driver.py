@@ -1,0 +1,294 @@
+"""The blocking driver: starts the launcher of this process, and talks to it and to inits over channels.
+
+Theory of operation
+-------------------
+One launcher per embedding process, started at the first use from a sealed memfd (nobody can change what runs), and
+nobody's child: it starts itself again and its first process ends at once. A forked child of this process closes what
+it inherited and starts a launcher of its own when it needs one.
+
+A `Channel` is one end of a SOCK_SEQPACKET pair; the other end is with the launcher and the container's init. Each
+datagram is one message, so threads may send to the launcher without a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from sandbox._launch import codec, wire
+from sandbox.errors import BrokenError, ClosedError, SetupError, UnsupportedError
+
+if TYPE_CHECKING:
+    import socket
+
+    from sandbox._launch.codec import Event
+
+_BINARY: Final = os.path.join(os.path.dirname(__file__), "launcher")
+_LAUNCHER_FD: Final = 3
+_MFD_EXEC: Final = 0x10  # <linux/memfd.h>, since v6.3: states that this memfd is to be executed
+_F_ADD_SEALS: Final = 1033
+_ALL_SEALS: Final = 0x1F  # seal, shrink, grow, write, future write
+_RECEIVE: Final = 4096
+_EXPECTED_FDS: Final = 16
+_LEAVE_S: Final = 10.0
+
+
+class Channel:
+    """One conversation with an init (or, while it is being created, with the launcher). Not for two threads at once."""
+
+    __slots__ = ("_ancillary", "_flags", "_poll", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        import select
+        import socket as socket_module
+
+        self.sock = sock
+        self._flags = socket_module.MSG_CMSG_CLOEXEC
+        self._ancillary = socket_module.CMSG_SPACE(4 * _EXPECTED_FDS)
+        self._poll = select.poll()
+        self._poll.register(sock.fileno(), select.POLLIN)
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, int]:
+        """Make a channel and the descriptor of its other end, which the caller hands over and then closes."""
+        import socket as socket_module
+
+        ours, theirs = socket_module.socketpair(socket_module.AF_UNIX, socket_module.SOCK_SEQPACKET)
+        return cls(ours), theirs.detach()
+
+    def fileno(self) -> int:
+        """The descriptor, to poll for the next event."""
+        return self.sock.fileno()
+
+    def send(self, kind: wire.Msg, body: bytes, fds: Sequence[int] = ()) -> None:
+        """Send one message; descriptors are copied, not consumed.
+
+        Raises: BrokenError when the other side has gone.
+        """
+        try:
+            send_message(self.sock, kind, body, fds)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise BrokenError("the container has ended; start another one") from error
+
+    def receive(self, timeout: float | None = None) -> tuple[Event, list[int]] | None:
+        """The next event and its descriptors (the caller's to close); None when the other side has closed.
+
+        Raises: TimeoutError after *timeout* seconds; ProtocolError for anything but a message of wire.md.
+        """
+        if timeout is not None and not self._poll.poll(max(0.0, timeout * 1000)):
+            raise TimeoutError
+        try:
+            raw, ancillary, _, _ = self.sock.recvmsg(_RECEIVE, self._ancillary, self._flags)
+        except ConnectionResetError:
+            return None
+        fds = _unpack_fds(ancillary) if ancillary else []
+        if not raw:
+            return None
+        try:
+            return codec.decode(raw), fds
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Close this end; a program that runs on this channel is killed, and with the first channel the container ends."""
+        self.sock.close()
+
+
+def _unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    import array
+
+    fds = array.array("i")
+    for _, _, data in ancillary:
+        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+def send_message(sock: socket.socket, kind: wire.Msg, body: bytes, fds: Sequence[int]) -> None:
+    """One datagram; a large body goes through a sealed memfd, as the last descriptor."""
+    if len(body) <= wire.INLINE:
+        _send(sock, wire.HEAD.pack(kind, 0, len(body)) + body, fds)
+        return
+    memfd = os.memfd_create("sandbox-message", os.MFD_CLOEXEC)
+    try:
+        with open(memfd, "wb", closefd=False) as file:
+            file.write(body)
+        _send(sock, wire.HEAD.pack(kind, wire.HEAD_MEMFD, len(body)), [*fds, memfd])
+    finally:
+        os.close(memfd)
+
+
+def _send(sock: socket.socket, raw: bytes, fds: Sequence[int]) -> None:
+    if not fds:
+        sock.send(raw)
+        return
+    import array
+    import socket as socket_module
+
+    sock.sendmsg([raw], [(socket_module.SOL_SOCKET, socket_module.SCM_RIGHTS, array.array("i", fds))])
+
+
+class Launcher:
+    """The launcher process of this process."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.pid = os.getpid()
+
+    @classmethod
+    def start(cls) -> Launcher:
+        """Start it. Takes about 2 ms, once per process.
+
+        Raises: UnsupportedError when the binary is missing or memfds may not be executed; SetupError.
+        """
+        import socket as socket_module
+
+        ours, theirs = socket_module.socketpair(socket_module.AF_UNIX, socket_module.SOCK_SEQPACKET)
+        try:
+            binary = _sealed_binary()
+            try:
+                _spawn(binary, theirs.fileno())
+            finally:
+                os.close(binary)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(ours)
+
+    def create(self, body: bytes, fds: Sequence[int]) -> Channel:
+        """Ask for a clone; the answers come on the returned channel. *fds* fill the slots from 1 on (copied)."""
+        channel, theirs = Channel.pair()
+        try:
+            send_message(self._sock, wire.Msg.CREATE, body, [theirs, *fds])
+        except OSError as error:
+            channel.close()
+            if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                _forget(self)
+                raise BrokenError("the launcher of this process has died; its containers went with it, new ones get a new launcher") from error
+            raise SetupError("ask the launcher to create a container", error.errno or 0, step="request") from error
+        finally:
+            os.close(theirs)
+        return channel
+
+    def set_cleanup(self, paths: tuple[bytes, ...]) -> None:
+        """Name the control groups to remove when this process has ended."""
+        send_message(self._sock, wire.Msg.CLEANUP, codec.encode_paths(paths), ())
+
+    def close(self) -> None:
+        """End it, and with it every container of this process; wait until it has removed them and has gone."""
+        import socket as socket_module
+
+        with contextlib.suppress(OSError):  # it has gone already
+            self._sock.shutdown(socket_module.SHUT_WR)
+            self._sock.settimeout(_LEAVE_S)
+            self._sock.recv(1)
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of this process's copy of the socket only: in a forked child, the launcher is still the parent's."""
+        self._sock.close()
+
+
+def _sealed_binary() -> int:
+    """The launcher's program in a memfd that nobody can change."""
+    import fcntl
+
+    try:
+        with open(_BINARY, "rb") as file:
+            program = file.read()
+    except OSError as error:
+        raise UnsupportedError(
+            f"the launcher is missing at {_BINARY}", feature="launcher", remedy="install the package with pip, which compiles it"
+        ) from error
+    fd = _executable_memfd()
+    with open(fd, "wb", closefd=False) as file:
+        file.write(program)
+    fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+    return fd
+
+
+def _executable_memfd() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("sandbox-launcher", flags | _MFD_EXEC)
+    except OSError:
+        return os.memfd_create("sandbox-launcher", flags)  # a kernel before 6.3 knows no MFD_EXEC, and needs none
+
+
+def _spawn(binary: int, sock: int) -> None:
+    """posix_spawn it with the socket as descriptor 3, and wait for its first process, which ends at once."""
+    import fcntl
+
+    # Not 3 already: a dup2 onto itself would leave close-on-exec set.
+    high = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 64)
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, high, _LAUNCHER_FD)]
+        pid = os.posix_spawn(f"/proc/self/fd/{binary}", ["sandbox-launcher", str(os.getpid())], {}, file_actions=actions)
+    except OSError as error:
+        raise SetupError("start the launcher", error.errno or 0, step="launcher", hint="/proc must be mounted, and memfds executable") from error
+    finally:
+        os.close(high)
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        return  # the host program ignores or reaps SIGCHLD itself; a launcher that failed shows at the first request
+    if status:
+        raise BrokenError(f"the launcher ended at once with status {status}")
+
+
+_lock = threading.Lock()
+_current: Launcher | None = None
+
+
+def current() -> Launcher:
+    """The launcher of this process, started at the first call. Safe in threads and after fork."""
+    global _current
+    launcher = _current
+    if launcher is not None:
+        return launcher
+    with _lock:
+        if _current is None:
+            _current = Launcher.start()
+        return _current
+
+
+def _forget(launcher: Launcher) -> None:
+    """The next container gets a new launcher."""
+    global _current
+    with _lock:
+        if _current is launcher:
+            _current = None
+            launcher.drop()
+
+
+def shut_down() -> None:
+    """End the launcher of this process, if there is one, and all its containers; a later use starts a new one."""
+    global _current
+    with _lock:
+        if _current is not None:
+            _current.close()
+            _current = None
+
+
+def _after_fork_in_child() -> None:
+    """The launcher, the lock and the containers stay the parent's."""
+    global _current, _lock
+    _lock = threading.Lock()
+    if _current is not None:
+        _current.drop()
+        _current = None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def check_owner(pid: int) -> None:
+    """Raise ClosedError in a forked child that uses what belongs to its parent."""
+    if pid != os.getpid():
+        raise ClosedError(f"it belongs to process {pid}, which forked this one; create your own here")

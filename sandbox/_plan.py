@@ -1,0 +1,378 @@
+"""The plan's vocabulary: what is to be done to set a container up, as plain values.
+
+Theory of operation
+-------------------
+A plan is two lists of operations. *host_ops* are carried out by the launcher, in the caller's mount and user
+namespaces, after the container's init has been cloned and its user namespace has its id maps (so that mounts
+can be id-mapped). *init_ops* are carried out by init itself, PID 1 of the container, with no rights but those
+its own user namespace gives. Each operation is about one system call.
+
+Operations pass file descriptors to one another through **slots**: a slot is a name, given by whoever makes the
+operations; `encode` turns names into small numbers. The descriptors that the caller hands in are slots too
+(`Plan.fds`: name -> descriptor). Slots filled by host_ops are handed to init with the others.
+`HOST` instead of a slot means: no directory; paths are absolute and seen from where the process stands (in
+init, before `Pivot`: the host's tree; after: the container's). Any other directory confines the path:
+resolution never leaves it (``openat2`` with ``RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS``), whatever links lie inside.
+
+An operation with ``optional=True`` may fail: the failure is reported to the caller beside success, and the
+operation is skipped. Everything here is pure: plans can be printed, compared and fuzzed without a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final
+
+import attrs
+from attrs import field, frozen
+
+Slot = str
+HOST: Final[Slot] = ""
+NO_ID: Final = 0xFFFFFFFF
+
+
+@frozen
+class Op:
+    """One operation; `CODE` is its number in wire.md."""
+
+    CODE: ClassVar[int] = 0
+
+    def describe(self) -> str:
+        """Say it in one line, for ``--explain`` and for error messages."""
+        fields = [f"{a.name}={getattr(self, a.name)!r}" for a in attrs.fields(type(self)) if getattr(self, a.name) != a.default]
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+@frozen
+class Unshare(Op):
+    """unshare(2): give init new namespaces (CLONE_NEW* in *flags*, owned by the container's user namespace)."""
+
+    CODE: ClassVar[int] = 1
+    flags: int
+
+
+@frozen
+class SetHostname(Op):
+    CODE: ClassVar[int] = 2
+    name: str
+
+
+@frozen
+class SetDomainname(Op):
+    CODE: ClassVar[int] = 3
+    name: str
+
+
+@frozen
+class LoopbackUp(Op):
+    """Bring ``lo`` of the current network namespace up (ioctl, no netlink)."""
+
+    CODE: ClassVar[int] = 4
+
+
+@frozen
+class MakePrivate(Op):
+    """Stop mount propagation of the whole tree, both ways (MS_REC | MS_PRIVATE on ``/``)."""
+
+    CODE: ClassVar[int] = 5
+
+
+@frozen
+class NewFs(Op):
+    """fsopen + fsconfig + fsmount: make a detached mount of *fstype* in slot *out*.
+
+    An option is ``(key, None)`` for a flag, ``(key, "text")``, or ``(key, FdPath("slot"))``: the path
+    ``/proc/self/fd/N`` of that slot's descriptor (needs the host's /proc: only before `Pivot`). *attrs* are MOUNT_ATTR_*.
+    """
+
+    CODE: ClassVar[int] = 6
+    out: Slot
+    fstype: str
+    options: tuple[tuple[str, str | FdPath | None], ...] = ()
+    attrs: int = 0
+    optional: bool = False
+
+
+@frozen
+class FdPath:
+    """An option's value: the path of a slot's descriptor, with *suffix* appended (``"/upper"``)."""
+
+    slot: Slot
+    suffix: str = ""
+
+
+@frozen
+class Attach(Op):
+    """move_mount: attach the detached mount in *slot* at *path* below directory *at*."""
+
+    CODE: ClassVar[int] = 7
+    slot: Slot
+    path: str
+    at: Slot = HOST
+    optional: bool = False
+
+
+@frozen
+class Open(Op):
+    """openat2 *path* below *at* into slot *out*; with *same_as*, fail (ESTALE) unless it is the same inode as that slot's."""
+
+    CODE: ClassVar[int] = 8
+    out: Slot
+    path: str
+    flags: int
+    at: Slot = HOST
+    resolve: int = 0
+    same_as: Slot = HOST
+    mode: int = 0  # for O_CREAT and O_TMPFILE
+    optional: bool = False
+
+
+@frozen
+class CloneTree(Op):
+    """open_tree(OPEN_TREE_CLONE) of *path* (empty: the slot itself) below *src*: a detached copy of a mount, in slot *out*."""
+
+    CODE: ClassVar[int] = 9
+    out: Slot
+    src: Slot
+    path: str = ""
+    recursive: bool = True
+    optional: bool = False
+
+
+@frozen
+class SetAttr(Op):
+    """mount_setattr on the mount in *slot*: MOUNT_ATTR_* to set and clear, MS_PRIVATE... as *propagation*.
+
+    With *idmap* (host_ops only) the mount is id-mapped with the container's user namespace.
+    """
+
+    CODE: ClassVar[int] = 10
+    slot: Slot
+    set: int = 0
+    clear: int = 0
+    propagation: int = 0
+    recursive: bool = True
+    idmap: bool = False
+    optional: bool = False
+
+
+@frozen
+class MakeDir(Op):
+    """mkdir *path* below *at* (an existing directory is fine, it keeps its mode and owner). NO_ID leaves the owner."""
+
+    CODE: ClassVar[int] = 11
+    path: str
+    at: Slot
+    mode: int = 0o755
+    uid: int = NO_ID
+    gid: int = NO_ID
+
+
+@frozen
+class Symlink(Op):
+    CODE: ClassVar[int] = 12
+    path: str
+    target: str
+    at: Slot
+
+
+@frozen
+class WriteFile(Op):
+    """Create or replace the regular file *path* below *at* (symlinks are not followed at the last name); *append* adds to it."""
+
+    CODE: ClassVar[int] = 13
+    path: str
+    data: bytes
+    at: Slot
+    mode: int = 0o644
+    uid: int = NO_ID
+    gid: int = NO_ID
+    append: bool = False
+
+
+@frozen
+class MakeTarget(Op):
+    """Make sure that *path* below *at* can be mounted on by *like*: missing parents and a last directory or empty file are made."""
+
+    CODE: ClassVar[int] = 14
+    path: str
+    at: Slot
+    like: Slot
+
+
+@frozen
+class Pivot(Op):
+    """pivot_root into the (attached) mount in *slot*, drop the old tree, chdir to ``/``."""
+
+    CODE: ClassVar[int] = 15
+    slot: Slot
+
+
+@frozen
+class Chdir(Op):
+    CODE: ClassVar[int] = 16
+    path: str
+
+
+@frozen
+class WriteProc(Op):
+    """Write *data* to the existing file *path* below the procfs in *at* (``sys/...``, ``self/timens_offsets``)."""
+
+    CODE: ClassVar[int] = 17
+    path: str
+    data: bytes
+    at: Slot
+    optional: bool = False
+
+
+@frozen
+class DropBounding(Op):
+    """Keep only *keep* (a mask of capabilities) in the bounding set that all programs of the container inherit; clear inheritable and ambient."""
+
+    CODE: ClassVar[int] = 18
+    keep: int
+
+
+@frozen
+class NoNewPrivs(Op):
+    CODE: ClassVar[int] = 19
+
+
+@frozen
+class Landlock(Op):
+    """Make a Landlock ruleset and enforce it on init and all that it starts. *rules*: (slot, allowed access)."""
+
+    CODE: ClassVar[int] = 20
+    handled_fs: int
+    handled_net: int
+    scoped: int
+    rules: tuple[tuple[Slot, int], ...]
+    optional: bool = False
+
+
+@frozen
+class Seccomp(Op):
+    """Install a classic BPF program on init and all that it starts; with *listen*, init answers SECCOMP_RET_USER_NOTIF
+    by killing the exec that the caller belongs to and reporting the syscall (Status.SYSCALL_DENIED).
+    """
+
+    CODE: ClassVar[int] = 21
+    program: bytes
+    flags: int = 0
+    listen: bool = False
+
+    def describe(self) -> str:
+        """Say how long it is: its bytes tell nobody anything."""
+        return f"Seccomp({len(self.program) // 8} instructions, flags={self.flags:#x}, listen={self.listen})"
+
+
+@frozen
+class Close(Op):
+    CODE: ClassVar[int] = 22
+    slot: Slot
+
+
+@frozen
+class Mask(Op):
+    """Hide *path* below *at*: a copy of the mount in *file_slot* goes over a file, of *dir_slot* over a directory; a missing path is skipped."""
+
+    CODE: ClassVar[int] = 23
+    path: str
+    at: Slot
+    file_slot: Slot
+    dir_slot: Slot
+
+
+@frozen
+class ReadOnlyPath(Op):
+    """Bind *path* below *at* read-only onto itself, with everything below it; a missing path is skipped."""
+
+    CODE: ClassVar[int] = 24
+    path: str
+    at: Slot
+
+
+@frozen
+class Sethook(Op):
+    """Keep the descriptor in *slot* for init's own use: *role* is one of the ROLE_* numbers."""
+
+    CODE: ClassVar[int] = 25
+    slot: Slot
+    role: int
+
+
+ROLE_ROOT: Final = 1  # the container's root: where paths of exec and file requests start
+ROLE_PROC: Final = 2  # init's own procfs of the container's pid namespace, never seen by programs
+ROLE_PTS: Final = 3  # the container's devpts, where terminals are made
+
+
+@frozen
+class BindMount(Op):
+    """mount(2) MS_BIND of *src*'s path ``/proc/self/fd/N`` onto *path* (host_ops only): for names that last, as /run/netns/NAME."""
+
+    CODE: ClassVar[int] = 26
+    src: Slot
+    path: str
+
+
+@frozen
+class Setns(Op):
+    """setns(2) into the namespace in *slot*; *kind* is its CLONE_NEW* (0: whatever it is)."""
+
+    CODE: ClassVar[int] = 27
+    slot: Slot
+    kind: int = 0
+
+
+@frozen
+class Unlink(Op):
+    """unlinkat *path* below *at*; *directory*: rmdir."""
+
+    CODE: ClassVar[int] = 28
+    path: str
+    at: Slot = HOST
+    directory: bool = False
+    optional: bool = False
+
+
+@frozen
+class Unmount(Op):
+    """umount2(MNT_DETACH | UMOUNT_NOFOLLOW) of *path* as the process sees it."""
+
+    CODE: ClassVar[int] = 29
+    path: str
+    optional: bool = False
+
+
+@frozen
+class IdMap:
+    """One line of uid_map or gid_map: *count* ids from *inside* on are those from *outside* on."""
+
+    inside: int
+    outside: int
+    count: int
+
+
+@frozen
+class Plan:
+    """A whole set-up. *clone_flags*: CLONE_NEW* of the clone itself (user, pid); the others are made by `Unshare` in init."""
+
+    clone_flags: int = 0
+    uid_map: tuple[IdMap, ...] = ()
+    gid_map: tuple[IdMap, ...] = ()
+    deny_setgroups: bool = False
+    joins: tuple[tuple[Slot, int], ...] = ()  # setns before the clone, in a child that exists for this only
+    host_ops: tuple[Op, ...] = ()
+    init_ops: tuple[Op, ...] = ()
+    fds: Mapping[Slot, int] = field(factory=dict[Slot, int], eq=False)
+
+    def explain(self) -> str:
+        """List the plan, a line each, as ``sandbox run --explain`` prints it."""
+        lines = [f"clone flags={self.clone_flags:#x} uid_map={_maps(self.uid_map)} gid_map={_maps(self.gid_map)}"]
+        lines += [f"host {index:3d} {op.describe()}" for index, op in enumerate(self.host_ops)]
+        lines += [f"init {index:3d} {op.describe()}" for index, op in enumerate(self.init_ops)]
+        return "\n".join(lines)
+
+
+def _maps(maps: Sequence[IdMap]) -> str:
+    return ",".join(f"{m.inside}:{m.outside}:{m.count}" for m in maps) or "-"

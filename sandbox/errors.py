@@ -1,0 +1,126 @@
+"""Every exception that this library raises, as one tree.
+
+A program's fate is a value (`Result`), never an exception; what is raised here is a wrong call, a host
+that lacks something, a failed set-up, or, with ``check=True``, the caller's own wish.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandbox.process import Result
+
+__all__ = [
+    "BrokenError",
+    "ClosedError",
+    "CommandError",
+    "ImageError",
+    "ProgramNotFoundError",
+    "ProtocolError",
+    "SandboxError",
+    "SetupError",
+    "UnsupportedError",
+    "UsageError",
+]
+
+
+class SandboxError(Exception):
+    """The root of all errors of this library."""
+
+
+class UsageError(SandboxError, ValueError):
+    """The call is wrong; nothing was touched."""
+
+
+class UnsupportedError(SandboxError):
+    """This host lacks *feature*; *remedy* says what would provide it."""
+
+    def __init__(self, message: str, *, feature: str, remedy: str) -> None:
+        super().__init__(f"{message}; {remedy}" if remedy else message)
+        self.feature = feature
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class SetupError(SandboxError, OSError):
+    """A step of the set-up failed in the kernel.
+
+    `step` is where (``"init"``, ``"host"``, ``"clone"``, ``"exec"`` ...), `operation` what was tried, `errno` what
+    the kernel said, and `hint` what to do about it ("" when unknown).
+    """
+
+    def __init__(self, operation: str, errno: int, *, step: str = "", hint: str = "") -> None:
+        name = _errno_name(errno)
+        tail = f"; {hint}" if hint else ""
+        OSError.__init__(self, errno, f"{operation}: {name} ({os.strerror(errno)}){tail}")
+        self.step = step
+        self.operation = operation
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class ProgramNotFoundError(UsageError, FileNotFoundError):
+    """The program named by argv[0] does not exist inside the container, or cannot be executed there.
+
+    `errno` and `filename` are set, as of the FileNotFoundError that subprocess raises.
+    """
+
+    def __init__(self, message: str, *, errno: int = 2, filename: str = "") -> None:
+        super().__init__(message)
+        self.errno = errno
+        self.filename = filename
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class ImageError(SandboxError):
+    """An image is missing, damaged or refused."""
+
+
+class ClosedError(SandboxError):
+    """You closed it (or never started it)."""
+
+
+class BrokenError(SandboxError):
+    """The container or the launcher died, or stopped answering."""
+
+
+class ProtocolError(SandboxError):
+    """A message broke the rules of wire.md: a bug of ours, or an init that was taken over."""
+
+
+class CommandError(SandboxError):
+    """A program did not succeed and ``check=True`` was asked; `result` carries all that is known of it."""
+
+    def __init__(self, message: str, result: Result) -> None:
+        super().__init__(message)
+        self.result = result
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.result)
+
+
+def _errno_name(errno: int) -> str:
+    import errno as table
+
+    return table.errorcode.get(errno, f"errno {errno}")
+
+
+def _rebuild(kind: type[SandboxError], args: tuple[object, ...], state: dict[str, object]) -> SandboxError:
+    """Undo `__reduce__` of an error whose constructor takes other arguments than `args`."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    if isinstance(error, OSError):
+        error.errno, error.strerror = args  # type: ignore[assignment]  # OSError's args are (int, str)
+    return error

@@ -1,0 +1,68 @@
+"""What this kernel and this host offer: ask ``sandbox.features.landlock_abi()`` and the like. Probed, never guessed from a version.
+
+Each function asks once per process and remembers; `forget` makes all ask anew.
+"""
+
+from __future__ import annotations
+
+from sandbox._sys.features import (
+    PROBES,
+    Obstacle,
+    clone3,
+    clone_into_cgroup,
+    close_range,
+    forget,
+    idmap_supported,
+    landlock_abi,
+    memfd_exec_flags,
+    memfd_executable,
+    memfd_seals,
+    mount_setattr,
+    new_mount_api,
+    newuidmap,
+    openat2,
+    overlay,
+    overlay_in_userns,
+    overlay_layer_fds,
+    overlay_lowerdir_add,
+    pidfd,
+    pretend,
+    privileged,
+    seccomp_user_notify,
+    seccomp_wait_killable,
+    subordinate_ids,
+    time_namespace,
+    user_namespaces,
+    userns_obstacle,
+)
+
+__all__ = [
+    "PROBES",
+    "Obstacle",
+    "clone3",
+    "clone_into_cgroup",
+    "close_range",
+    "forget",
+    "idmap_supported",
+    "landlock_abi",
+    "memfd_exec_flags",
+    "memfd_executable",
+    "memfd_seals",
+    "mount_setattr",
+    "new_mount_api",
+    "newuidmap",
+    "openat2",
+    "overlay",
+    "overlay_in_userns",
+    "overlay_layer_fds",
+    "overlay_lowerdir_add",
+    "pidfd",
+    "pretend",
+    "privileged",
+    "seccomp_user_notify",
+    "seccomp_wait_killable",
+    "subordinate_ids",
+    "time_namespace",
+    "user_namespaces",
+    "userns_obstacle",
+]

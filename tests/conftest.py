@@ -1,0 +1,74 @@
+"""Hooks and fixtures for all tests: needs are checked, and what was skipped is counted."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.leak.snapshot import Snapshot
+from tests.support import why_not
+
+# No deadline: on a machine with other work a slow example says nothing. In CI, every run tries the same examples.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    required = os.environ.get("SANDBOX_TESTS_REQUIRE", "").split()
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            reason = why_not(name)
+            if reason and name in required:
+                pytest.fail(f"SANDBOX_TESTS_REQUIRE asks for {name}: {reason}", pytrace=False)
+            if reason:
+                pytest.skip(f"needs {name}: {reason}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests ran, how many did not, and why; also to the file that SANDBOX_TESTS_SUMMARY names."""
+    lines = list(summary_lines(terminalreporter.stats))
+    terminalreporter.section("run and skipped")
+    for line in lines:
+        terminalreporter.write_line(line)
+    if path := os.environ.get("SANDBOX_TESTS_SUMMARY"):
+        Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def summary_lines(stats: dict[str, list[pytest.TestReport]]) -> Iterator[str]:
+    count = {outcome: len(stats.get(outcome, [])) for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")}
+    reasons = collections.Counter(_reason(report) for report in stats.get("skipped", []))
+    for reason, times in reasons.most_common():
+        yield f"skipped {times:4d}: {reason}"
+    passed, failed = count["passed"] + count["xfailed"], count["failed"] + count["error"] + count["xpassed"]
+    yield f"{passed} passed, {failed} failed, {count['skipped']} skipped"
+
+
+def _reason(report: pytest.TestReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+@pytest.fixture
+def no_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail the test when it leaves anything behind: see tests/leak/snapshot.py for what is counted."""
+    import sandbox
+
+    # /dev/null and the like are opened once per process.
+    sandbox.run(["true"])
+    sandbox.shut_down()
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    before = Snapshot.take()
+    yield
+    sandbox.shut_down()
+    left = before.wait_until_clean()
+    assert not left, "left behind:\n" + "\n".join(left)

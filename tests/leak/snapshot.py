@@ -1,0 +1,206 @@
+"""Count everything that a container could leave behind on the host, before and after.
+
+What is counted, each as a set of lines that name the thing:
+
+- processes and threads: those descended from this process; orphans of a launcher, wherever they went
+- namespaces: those that these processes are in, hold open, or that are bound to a name
+- mounts of this mount namespace, network links of this network namespace, named network namespaces
+- cgroups: every directory of ours below the cgroup that we are in, in each hierarchy
+- packet filter rules, where the tools exist and we may ask
+- unix sockets that have a name, and all descriptors, of this process
+- files: everything in the temporary directory, unless that is /tmp; what bears our name in /tmp, /run, /dev/shm and $XDG_RUNTIME_DIR
+
+Other work on the machine is not ours to count: what cannot be ours by descent or by name is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import attrs
+from attrs import frozen
+
+Lines = frozenset[str]
+OURS = re.compile("sandbox")
+PROC = Path("/proc")
+
+
+@frozen
+class Snapshot:
+    """What there was at one moment; `left_behind` compares two."""
+
+    processes: Lines
+    threads: Lines
+    namespaces: Lines
+    mounts: Lines
+    links: Lines
+    cgroups: Lines
+    rules: Lines
+    unix_sockets: Lines
+    fds: Lines
+    files: Lines
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        """Look at the machine now. Blocks for a few milliseconds, or tens where packet filters are listed."""
+        pids = [os.getpid(), *descendants(os.getpid()), *orphaned_launchers()]
+        return cls(
+            processes=frozenset(filter(None, map(describe, pids))),
+            threads=frozenset(os.listdir("/proc/self/task")),
+            namespaces=frozenset(_namespaces(pids)),
+            mounts=frozenset(Path("/proc/self/mountinfo").read_text().splitlines()),
+            links=frozenset([*os.listdir("/sys/class/net"), *_names("/run/netns", "")]),
+            cgroups=frozenset(_cgroups()),
+            rules=frozenset(_rules()),
+            unix_sockets=frozenset(_unix_sockets(pids)),
+            fds=frozenset(_fds(os.getpid())),
+            files=frozenset(_files()),
+        )
+
+    def left_behind(self, after: Snapshot) -> list[str]:
+        """List what is in *after* and was not here, each line with its kind."""
+        kinds = [field.name for field in attrs.fields(Snapshot)]
+        return [f"{kind}: {line}" for kind in kinds for line in sorted(getattr(after, kind) - getattr(self, kind))]
+
+    def wait_until_clean(self, patience_s: float = 1.0) -> list[str]:
+        """Compare with the machine as it is now, again until nothing is left or *patience_s* has gone by; say what is left."""
+        # There is no event for "all is gone": the kernel frees cgroups and namespaces at its leisure. So we look again.
+        deadline = time.monotonic() + patience_s
+        while (left := self.left_behind(Snapshot.take())) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return left
+
+
+def descendants(pid: int) -> list[int]:
+    """All living children of *pid* and their children, zombies too."""
+    children: dict[int, list[int]] = {}
+    for child, parent in _parents():
+        children.setdefault(parent, []).append(child)
+    found: list[int] = []
+    todo = [pid]
+    while todo:
+        found.extend(fresh := children.get(todo.pop(), []))
+        todo.extend(fresh)
+    return found
+
+
+def orphaned_launchers() -> list[int]:
+    """Launchers and inits (they share its executable) whose parent is gone."""
+    return [pid for pid, parent in _parents() if parent == 1 and "memfd:" in (exe := _readlink(f"/proc/{pid}/exe")) and OURS.search(exe)]
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                # The name, in brackets, may contain anything; the state and the parent follow the last bracket.
+                fields = (PROC / entry / "stat").read_bytes().rpartition(b")")[2].split()
+            except OSError:
+                continue  # it ended while we looked
+            yield int(entry), int(fields[1])
+
+
+def describe(pid: int) -> str:
+    """Name a process so that a recycled pid does not look like the old process; "" when it is gone."""
+    try:
+        head, _, tail = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")
+    except OSError:
+        return ""
+    fields = tail.split()
+    return f"{head.rpartition('(')[2]} pid {pid} started {fields[19]}{' (zombie)' if fields[0] == 'Z' else ''}"
+
+
+def _namespaces(pids: Iterable[int]) -> Iterator[str]:
+    for pid in pids:
+        for name in _listdir(f"/proc/{pid}/ns"):
+            yield _readlink(f"/proc/{pid}/ns/{name}")
+        for target in _fd_targets(pid):
+            if re.fullmatch(r"\w+:\[\d+\]", target) and not target.startswith(("socket:", "pipe:")):
+                yield target
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if " - nsfs " in line:
+            yield f"{line.split()[3]} bound at {line.split()[4]}"
+
+
+def _cgroups() -> Iterator[str]:
+    """Our directories below our own cgroup, in each hierarchy."""
+    own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount, fstype, options = line.split()[:4]
+        if fstype not in ("cgroup", "cgroup2"):
+            continue
+        for _, controllers, path in own:
+            mine = not controllers if fstype == "cgroup2" else bool(controllers) and set(controllers.split(",")) <= set(options.split(","))
+            if mine:
+                top = os.path.join(mount, path.lstrip("/"))
+                yield from (directory for directory, _, _ in os.walk(top) if OURS.search(directory[len(top) :]))
+
+
+def _rules() -> Iterator[str]:
+    if os.geteuid() != 0:
+        return
+    if shutil.which("nft"):
+        said = _output("nft", "--json", "list", "ruleset")
+        yield from (json.dumps(item, sort_keys=True) for item in json.loads(said or '{"nftables": []}')["nftables"] if "metainfo" not in item)
+    for tool in ("iptables-save", "ip6tables-save"):
+        if shutil.which(tool):
+            # Counters move and comments hold the time.
+            yield from (f"{tool}: {line.partition(' [')[0]}" for line in _output(tool).splitlines() if not line.startswith("#"))
+
+
+def _output(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
+
+
+def _unix_sockets(pids: Iterable[int]) -> Iterator[str]:
+    """Named sockets, abstract ones included, that these processes hold."""
+    held = {target for pid in pids for target in _fd_targets(pid) if target.startswith("socket:")}
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and f"socket:[{fields[6]}]" in held:
+            yield fields[7]
+
+
+def _fds(pid: int) -> Iterator[str]:
+    for fd in _listdir(f"/proc/{pid}/fd"):
+        target = _readlink(f"/proc/{pid}/fd/{fd}")
+        if target and not target.startswith(f"/proc/{pid}/fd"):  # the descriptor that lists the directory
+            yield f"{fd} -> {target}"
+
+
+def _fd_targets(pid: int) -> list[str]:
+    return [_readlink(f"/proc/{pid}/fd/{fd}") for fd in _listdir(f"/proc/{pid}/fd")]
+
+
+def _files() -> Iterator[str]:
+    if tempfile.gettempdir() != "/tmp":  # which everybody writes to
+        for directory, folders, names in os.walk(tempfile.gettempdir()):
+            yield from (os.path.join(directory, name) for name in [*folders, *names])
+    for shared in ("/tmp", "/run", "/dev/shm", os.environ.get("XDG_RUNTIME_DIR", "")):
+        yield from _names(shared, OURS.pattern)
+
+
+def _names(directory: str, pattern: str) -> Iterator[str]:
+    yield from (os.path.join(directory, name) for name in _listdir(directory) if re.search(pattern, name))
+
+
+def _listdir(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []  # it ended while we looked, or is not ours to see
+
+
+def _readlink(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
