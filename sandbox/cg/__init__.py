@@ -1,0 +1,47 @@
+"""Control groups: v2, v1 and both at once (hybrid) behind one interface; usable alone.
+
+Theory of operation
+-------------------
+`detect` reads once what this host offers. `Limits` say what a group may use; pure functions (`writes`) turn them into
+the files of either version. `Cgroup` is one group for everyday use; `Group` and `Leaf` are the container's and its
+programs' groups, made for speed. Everything lies below the cgroup that this process was started in, in a directory of
+this process (`owner_paths`), which a janitor can remove when the process was killed.
+"""
+
+from __future__ import annotations
+
+from sandbox.cg.available import Availability, available
+from sandbox.cg.bundle import Events
+from sandbox.cg.cgroup import Cgroup
+from sandbox.cg.group import Group
+from sandbox.cg.hosts import Hierarchy, Host, Mode, detect
+from sandbox.cg.leaf import CpuFormat, Leaf, Usage
+from sandbox.cg.limits import IoMax, Limits, Write, writes
+from sandbox.cg.stats import IoStats, Pressure, Stall, Stats
+from sandbox.cg.tree import close_owner, make_room, owner_paths
+
+__all__ = [
+    "Availability",
+    "Cgroup",
+    "CpuFormat",
+    "Events",
+    "Group",
+    "Hierarchy",
+    "Host",
+    "IoMax",
+    "IoStats",
+    "Leaf",
+    "Limits",
+    "Mode",
+    "Pressure",
+    "Stall",
+    "Stats",
+    "Usage",
+    "Write",
+    "available",
+    "close_owner",
+    "detect",
+    "make_room",
+    "owner_paths",
+    "writes",
+]

@@ -1,0 +1,290 @@
+"""`Group`: the control groups of one container, with a fresh `Leaf` in them for every program that it runs.
+
+v1: ``<owner>/<name>/<leaf>`` in each hierarchy that is needed. The container's limits sit on ``<name>``; init is in none of it.
+v2: ``<owner>/<name>/{init,payload/<leaf>}``: processes may only be in the outermost groups, and init must have a group of
+its own below ``<name>``, for CLONE_INTO_CGROUP asks for the right to write the common ancestor's ``cgroup.procs``. The
+container's limits sit on ``payload``, so that init can neither be starved nor be killed for its programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from sandbox.cg import files
+from sandbox.cg.bundle import Bundle, Events, Place, hierarchies_for, planned_writes
+from sandbox.cg.hosts import Hierarchy, detect
+from sandbox.cg.inforce import read_limits
+from sandbox.cg.leaf import Leaf, Shape
+from sandbox.cg.limits import Limits, Write
+from sandbox.cg.limits import controllers as controllers_of
+from sandbox.cg.stats import Stats, collect
+from sandbox.cg.tree import CPUSET, enable, owner, wanted_v2
+from sandbox.errors import ClosedError
+
+if TYPE_CHECKING:
+    from sandbox.cg.introspect import Introspection
+
+LEAF_ACCOUNTING: Final = frozenset({"memory", "pids", "cpuacct"})
+NO_LIMITS: Final = Limits()
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Group:
+    """The control groups of one container. `make_leaf` and `Leaf.remove` may be called by any thread."""
+
+    def __init__(self, name: str, limits: Limits = NO_LIMITS, *, controllers: Iterable[str] = LEAF_ACCOUNTING) -> None:
+        """Prepare; nothing is touched before `create`.
+
+        *controllers*: what leaves shall account for, as far as the host has it; the limits' own are added.
+        """
+        self._name = files.check_name(name)
+        self._limits = limits
+        self._wished = frozenset(controllers)
+        self._bundle: Bundle | None = None
+        self._fds: dict[str, int] = {}  # mount point -> the directory that leaves are made in
+        self._tasks: dict[str, int] = {}  # v1: mount point -> `tasks` of the container's own group
+        self._shapes: dict[tuple[Limits | None, frozenset[str]], Shape] = {}
+        self._leaves: set[Leaf] = set()
+        self._container: str | None = None  # v2: the directory that holds init and payload
+        self._uid: int | None = None
+        self._lock = threading.Lock()
+        #: v2: the directory that init is cloned into; None when the group is on v1 alone
+        self.init_fd: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Group({self._name!r}, {'live' if self._bundle else 'not created'})"
+
+    def create(self) -> Self:
+        """Make the directories and set the limits.
+
+        Raises: UnsupportedError: the host lacks a controller, or we may not use it.
+        """
+        host = detect()
+        planned = planned_writes(self._limits, host)
+        self._bundle = Bundle(host, self._name, {})
+        try:
+            for hierarchy in hierarchies_for(host, controllers_of(self._limits), self._wished):
+                self._add(hierarchy)
+            self._bundle.apply(planned)
+        except BaseException:
+            self._abandon()
+            raise
+        return self
+
+    def _add(self, hierarchy: Hierarchy) -> None:
+        bundle = self._live()
+        wanted = self._wished | controllers_of(self._limits)
+        path = f"{owner().directory(hierarchy, wanted)}/{self._name}"
+        if hierarchy.version == 2:
+            self._add_v2(hierarchy, path, wanted_v2(hierarchy, wanted))
+        else:
+            bundle.add(hierarchy, path)
+        self._fds[hierarchy.mount] = os.open(bundle.places[hierarchy.mount].path, _DIRECTORY)
+
+    def _add_v2(self, hierarchy: Hierarchy, path: str, wanted: set[str]) -> None:
+        files.make_directory(path)
+        self._container = path
+        if wanted:
+            enable(path, wanted)  # while it is empty of processes
+        files.make_directory(f"{path}/init")
+        self._live().add(hierarchy, f"{path}/payload")
+        if wanted:
+            enable(f"{path}/payload", wanted)
+        self.init_fd = os.open(f"{path}/init", _DIRECTORY)
+
+    def _live(self) -> Bundle:
+        if self._bundle is None:
+            raise ClosedError(f"the control groups of {self._name} are not there: call create() first")
+        return self._bundle
+
+    def own(self, uid: int) -> None:
+        """Let *uid* (as the host numbers it) join leaves from inside its user namespace. v1 needs nothing.
+
+        v2's CLONE_INTO_CGROUP checks that the caller may write ``cgroup.procs`` of the leaf and of the common ancestor
+        of init's group and the leaf. No cgroup file system may then be writable inside. Call it before `make_leaf`.
+        """
+        self._uid = uid
+        if self._container is not None:
+            os.chown(f"{self._container}/cgroup.procs", uid, -1)
+
+    def make_leaf(self, name: str, limits: Limits | None = None, *, controllers: frozenset[str] | None = None) -> Leaf:
+        """Make a fresh group for one program.
+
+        *limits* are its own, beside the container's. *controllers*: what to account for (None: what the group was made for);
+        for the container's other hierarchies the program joins the container's own group.
+        Raises: UnsupportedError, SetupError: a limit cannot be set. OSError: mkdir failed (EEXIST: the name is taken).
+        """
+        self._live()
+        wanted = self._wished if controllers is None else controllers
+        shape = self._shapes.get((limits, wanted))
+        if shape is None:
+            with self._lock:
+                shape = self._shapes[limits, wanted] = self._shape(limits or NO_LIMITS, wanted)
+        leaf = Leaf(self, name.encode(), shape, self._uid)
+        self._leaves.add(leaf)
+        return leaf
+
+    def _shape(self, limits: Limits, wanted: frozenset[str]) -> Shape:
+        bundle = self._live()
+        planned = planned_writes(limits, bundle.host)
+        needed = hierarchies_for(bundle.host, controllers_of(limits), wanted)
+        for hierarchy in needed:
+            self._extend(hierarchy, wanted | controllers_of(limits))
+        v1 = tuple(h for h in needed if h.version == 1)
+        inherit: list[tuple[int, Write]] = [(self._fds[h.mount], write) for h in v1 if "cpuset" in h.controllers for write in CPUSET]
+        shared = [self._tasks_fd(place) for place in bundle.places.values() if place.version == 1 and place.hierarchy not in v1]
+        unified = bundle.host.unified
+        return Shape(
+            v1=tuple(self._fds[h.mount] for h in v1),
+            shared=tuple(shared),
+            # one in payload itself would break "no internal processes": on v2 a program always has a leaf
+            v2=self._fds.get(unified.mount) if unified is not None else None,
+            memory=self._account("memory", wanted),
+            cpu=self._account("cpuacct", wanted),
+            pids=self._account("pids", wanted),
+            writes=(*inherit, *self._leaf_writes(planned, wanted)),
+        )
+
+    def _leaf_writes(self, planned: Iterable[Write], wanted: frozenset[str]) -> list[tuple[int, Write]]:
+        host = self._live().host
+        result = [(self._fds[host.require(write.controller).mount], write) for write in planned]
+        memory = host.find("memory")
+        has_group_kill = any(write.file == "memory.oom.group" for _, write in result)
+        if memory is not None and memory.version == 2 and "memory" in wanted and not has_group_kill:
+            # the container's limit may be the one that is met: then too the program ends as a whole
+            result.append((self._fds[memory.mount], Write("memory", "memory.oom.group", "1", optional=True)))
+        return result
+
+    def _extend(self, hierarchy: Hierarchy, wanted: frozenset[str]) -> None:
+        """Make sure that leaves can be made in *hierarchy* with *wanted* controllers."""
+        bundle = self._live()
+        if hierarchy.mount not in bundle.places:
+            self._wished |= wanted  # found again by _add
+            self._add(hierarchy)
+        elif self._container is not None and (needed := wanted_v2(hierarchy, wanted)):
+            owner().directory(hierarchy, needed)
+            enable(self._container, needed)
+            enable(f"{self._container}/payload", needed)
+
+    def _account(self, controller: str, wanted: frozenset[str]) -> tuple[int, int] | None:
+        hierarchy = self._live().host.find(controller)
+        if controller not in wanted or hierarchy is None or hierarchy.mount not in self._fds:
+            return None
+        return hierarchy.version, self._fds[hierarchy.mount]
+
+    def _tasks_fd(self, place: Place) -> int:
+        mount = place.hierarchy.mount
+        if mount not in self._tasks:
+            self._tasks[mount] = os.open(f"{place.path}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+        return self._tasks[mount]
+
+    def has_leaf(self, leaf: Leaf) -> bool:
+        """Say whether *leaf* was made here and not removed."""
+        return leaf in self._leaves
+
+    def forget_leaf(self, leaf: Leaf) -> None:
+        """Let go of a removed *leaf*; the last one of a removed group closes the group's descriptors."""
+        self._leaves.discard(leaf)
+        if self._bundle is None and not self._leaves:
+            self._close()
+
+    def paths(self) -> tuple[str, ...]:
+        """Give the absolute directories that a janitor has to remove, with all below them; some may not exist (yet)."""
+        bundle = self._live()
+        found = [place.path for place in bundle.places.values() if place.version == 1]
+        if self._container is not None:
+            found.append(self._container)
+        freezer = bundle.host.find("freezer")
+        if freezer is not None and freezer.version == 1 and freezer.mount not in bundle.places:
+            found.append(bundle.freezer_path(freezer))  # made by the first `freeze`
+        return tuple(found)
+
+    def pids(self) -> set[int]:
+        """List the programs' processes (not init), as this process's pid namespace numbers them."""
+        return self._live().pids()
+
+    def freeze(self) -> None:
+        """Stop all programs where they stand. No program may be started before `thaw`."""
+        self._live().freeze()
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._live().thaw()
+
+    def kill(self) -> None:
+        """Kill all programs (not init) and wait until they have ended."""
+        self._live().kill()
+
+    def stats(self) -> Stats:
+        """Read what all programs together used, ended ones included (init is not counted)."""
+        return collect(self._live())
+
+    def events(self) -> Events:
+        """Read how often the container's limits were met; on v1, kills in leaves that were removed are no longer counted."""
+        return self._live().events()
+
+    def in_force(self) -> Limits:
+        """Read back the container's limits."""
+        return read_limits(self._live())
+
+    @property
+    def files(self) -> Introspection:
+        """The container's control files as typed attributes: ``group.files.memory.limit_in_bytes``."""
+        from sandbox.cg.introspect import Introspection  # cgroupspy is loaded by those only who ask
+
+        return Introspection(self._live())
+
+    def remove(self) -> None:
+        """Remove everything; programs that are left are killed first. Twice is fine. Init must have ended."""
+        bundle = self._bundle
+        if bundle is None:
+            return
+        try:
+            self._remove_directories(bundle)
+        finally:
+            self._bundle = None
+            if not self._leaves:
+                self._close()
+
+    def _remove_directories(self, bundle: Bundle) -> None:
+        quick = [place.path for place in bundle.places.values()]
+        if self._container is not None:
+            quick += [f"{self._container}/init", self._container]
+        try:
+            for path in quick:
+                os.rmdir(path)
+        except OSError:  # a leaf or a process is left, or a janitor was faster
+            bundle.kill()
+            bundle.remove()
+            if self._container is not None:
+                files.remove_tree(self._container)
+
+    def _abandon(self) -> None:
+        """Take back what a failed `create` made; the first error is the one to be told."""
+        bundle, self._bundle = self._live(), None
+        with contextlib.suppress(OSError):
+            bundle.remove(patience_s=0.0)
+        if self._container is not None:
+            with contextlib.suppress(OSError):
+                files.remove_tree(self._container, patience_s=0.0)
+        self._close()
+
+    def _close(self) -> None:
+        fds = [*self._fds.values(), *self._tasks.values()]
+        self._fds, self._tasks, self._shapes = {}, {}, {}
+        if self.init_fd is not None:
+            fds.append(self.init_fd)
+            self.init_fd = None
+        for fd in fds:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self.create() if self._bundle is None else self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.remove()

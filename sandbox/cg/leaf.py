@@ -1,0 +1,238 @@
+"""`Leaf`: the control group of one program, made and removed around each run; and what it tells when the run has ended.
+
+This is the hot path: plain system calls relative to open directories, bytes names, no formatting. A leaf costs
+one mkdir in each hierarchy that accounts (on v1: memory, pids, cpuacct), and one open of each file that is needed while
+the program runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from sandbox.cg import files
+from sandbox.cg.bundle import kill_members
+from sandbox.cg.limits import Write
+from sandbox.cg.stats import split_cpu
+
+if TYPE_CHECKING:
+    from sandbox.cg.group import Group
+
+
+class CpuFormat(enum.IntEnum):
+    """What the file behind `Leaf.cpu_fd` holds (the numbers go over the wire to init)."""
+
+    NONE = 0
+    NANOSECONDS = 1  # v1 cpuacct.usage: one number
+    CPU_STAT = 2  # v2 cpu.stat: the line "usage_usec N"
+
+
+@frozen
+class Usage:
+    """What one program, with all that it started, used: bytes, seconds, counts. None: this host does not tell."""
+
+    memory_peak: int | None
+    oom_kills: int | None
+    cpu_time: float | None
+    user_time: float | None
+    system_time: float | None
+    pids_peak: int | None
+
+
+@frozen
+class Shape:
+    """What every leaf of one kind has in common. The descriptors are the group's, and open as long as it has leaves."""
+
+    v1: tuple[int, ...]  # directories that get a group each
+    shared: tuple[int, ...]  # `tasks` files of the container's own groups, for hierarchies without a leaf
+    v2: int | None  # the payload's directory
+    memory: tuple[int, int] | None  # (version, directory)
+    cpu: tuple[int, int] | None
+    pids: tuple[int, int] | None
+    writes: tuple[tuple[int, Write], ...]
+
+
+_TASKS = os.O_WRONLY | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
+
+def _read(name: bytes, directory: int) -> bytes | None:
+    try:
+        fd = os.open(name, _READ, dir_fd=directory)
+    except FileNotFoundError:  # an older kernel
+        return None
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def _value(text: bytes, key: bytes) -> int | None:
+    """Give N of the line "*key* N"; *key* brings its blank."""
+    at = text.find(b"\n" + key) + 1
+    if not at and not text.startswith(key):
+        return None
+    return int(text[at + len(key) :].split(None, 1)[0])
+
+
+class Leaf:
+    """The control group of one program. Made by `Group.make_leaf`; owns its descriptors until `close`."""
+
+    __slots__ = ("_group", "_own_fds", "_shape", "cpu_fd", "cpu_format", "into_fd", "join_fds", "name")
+
+    def __init__(self, group: Group, name: bytes, shape: Shape, owner_uid: int | None) -> None:
+        self._group = group
+        self._shape = shape
+        self._own_fds: list[int] = []
+        self.name = name
+        #: v1: open ``tasks`` files; the single-threaded child joins by writing ``0`` to each
+        self.join_fds: list[int] = []
+        #: v2: the directory for CLONE_INTO_CGROUP
+        self.into_fd: int | None = None
+        #: tells the CPU time used so far, at offset 0, in `cpu_format`
+        self.cpu_fd: int | None = None
+        self.cpu_format = CpuFormat.NONE
+        made: list[int] = []
+        try:
+            self._create(owner_uid, made)
+        except BaseException:
+            self._discard(made)
+            raise
+
+    def _create(self, owner_uid: int | None, made: list[int]) -> None:
+        name, shape, own, mkdir, open_ = self.name, self._shape, self._own_fds, os.mkdir, os.open
+        tasks = name + b"/tasks"
+        for directory in shape.v1:
+            mkdir(name, 0o755, dir_fd=directory)
+            made.append(directory)
+            own.append(open_(tasks, _TASKS, dir_fd=directory))
+        self.join_fds = [*own, *shape.shared]
+        if shape.v2 is not None:
+            mkdir(name, 0o755, dir_fd=shape.v2)
+            made.append(shape.v2)
+            self.into_fd = open_(name, _DIRECTORY, dir_fd=shape.v2)
+            own.append(self.into_fd)
+            if owner_uid is not None:
+                os.chown(b"cgroup.procs", owner_uid, -1, dir_fd=self.into_fd)
+        for directory, write in shape.writes:
+            files.apply(name.decode(), write, dir_fd=directory)
+        if shape.cpu is not None:
+            version, directory = shape.cpu
+            self.cpu_fd = open_(name + (b"/cpuacct.usage" if version == 1 else b"/cpu.stat"), _READ, dir_fd=directory)
+            own.append(self.cpu_fd)
+            self.cpu_format = CpuFormat.NANOSECONDS if version == 1 else CpuFormat.CPU_STAT
+
+    def _directories(self) -> tuple[int, ...]:
+        return self._shape.v1 if self._shape.v2 is None else (*self._shape.v1, self._shape.v2)
+
+    def usage(self) -> Usage:
+        """Read everything at once; exact when the program and all that it started have ended."""
+        cpu = self._cpu()
+        return Usage(self.memory_peak, self.oom_kills, *cpu, self.pids_peak)
+
+    @property
+    def memory_peak(self) -> int | None:
+        """The most memory used at once, in bytes, page cache included."""
+        if self._shape.memory is None:
+            return None
+        version, directory = self._shape.memory
+        text = _read(self.name + (b"/memory.max_usage_in_bytes" if version == 1 else b"/memory.peak"), directory)
+        return None if text is None else int(text)
+
+    @property
+    def oom_kills(self) -> int | None:
+        """How many of its processes were killed because a memory limit, its own or its container's, was met."""
+        if self._shape.memory is None:
+            return None
+        version, directory = self._shape.memory
+        text = _read(self.name + (b"/memory.oom_control" if version == 1 else b"/memory.events"), directory)
+        return None if text is None else _value(text, b"oom_kill ")
+
+    @property
+    def pids_peak(self) -> int | None:
+        """The most processes and threads at once (Linux 6.11)."""
+        if self._shape.pids is None:
+            return None
+        text = _read(self.name + b"/pids.peak", self._shape.pids[1])
+        return None if text is None else int(text)
+
+    @property
+    def cpu_usage(self) -> float | None:
+        """The CPU time used so far, in seconds."""
+        return self._cpu()[0]
+
+    def _cpu(self) -> tuple[float | None, float | None, float | None]:
+        if self.cpu_fd is None or self._shape.cpu is None:
+            return None, None, None
+        text = os.pread(self.cpu_fd, 4096, 0)
+        if self.cpu_format is CpuFormat.CPU_STAT:
+            total, user, system = (_value(text, key) for key in (b"usage_usec ", b"user_usec ", b"system_usec "))
+            return _micro(total), _micro(user), _micro(system)
+        directory = self._shape.cpu[1]
+        exact = int(text)
+        user_text = _read(self.name + b"/cpuacct.usage_user", directory)
+        system_text = _read(self.name + b"/cpuacct.usage_sys", directory)
+        if user_text is None or system_text is None:
+            return exact / 1e9, None, None
+        user, system = split_cpu(exact, int(user_text), int(system_text))
+        return exact / 1e9, user / 1e9, system / 1e9
+
+    def pids(self) -> set[int]:
+        """List the processes in it, as this process's pid namespace numbers them."""
+        result: set[int] = set()
+        for directory in self._directories():
+            text = _read(self.name + b"/cgroup.procs", directory)
+            result.update(map(int, text.split()) if text else ())
+        result.discard(0)
+        return result
+
+    def kill(self) -> None:
+        """Kill every process in it that is left, one that forks all the time too, and wait until they have ended."""
+        for _ in range(100):
+            pids = self.pids()
+            if not pids:
+                return
+            if self.into_fd is not None:
+                with contextlib.suppress(FileNotFoundError):  # before Linux 5.14: one by one, below
+                    files.write_bytes(b"cgroup.kill", b"1", dir_fd=self.into_fd)
+            if self._shape.pids is not None:
+                files.write_bytes(self.name + b"/pids.max", b"0", dir_fd=self._shape.pids[1])
+            kill_members(pids, self.pids)
+
+    def close(self) -> None:
+        """Close the descriptors; twice is fine. What the leaf tells can still be read, but for the CPU time."""
+        fds, self._own_fds = self._own_fds, []
+        self.join_fds = []
+        self.into_fd = self.cpu_fd = None
+        for fd in fds:
+            os.close(fd)
+
+    def remove(self) -> None:
+        """Close it and remove it; twice is fine.
+
+        Raises: OSError: EBUSY: a process is still in it (`kill` first).
+        """
+        self.close()
+        name, rmdir = self.name, os.rmdir
+        for directory in self._directories() if self._group.has_leaf(self) else ():
+            try:
+                rmdir(name, dir_fd=directory)
+            except OSError:
+                files.remove_directory(name, dir_fd=directory)
+        self._group.forget_leaf(self)
+
+    def _discard(self, made: list[int]) -> None:
+        """Take back what a failed creation made, and nothing else: a leaf of the same name may be somebody's."""
+        self.close()
+        for directory in made:
+            with contextlib.suppress(OSError):  # the first error is the one to be told
+                os.rmdir(self.name, dir_fd=directory)
+
+
+def _micro(count: int | None) -> float | None:
+    return None if count is None else count / 1e6
