@@ -1,0 +1,72 @@
+"""The small files that differ from container to container: hostname, hosts, resolv.conf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
+
+from sandbox._plan import Op, Unlink, WriteFile
+from sandbox.errors import UsageError
+
+ROOT: Final = "fs.root"
+NAME_FILES: Final = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.ASCII)
+_HOSTS_HEAD: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+def to_host_name(value: str, *, what: str = "hostname", most: int = 64) -> str:
+    """Check a host's name: labels of letters, digits, ``_`` and ``-``; 64 bytes at most, sethostname(2)'s limit.
+
+    A name goes into /etc/hosts, so that a blank or a newline in it would be control data.
+    """
+    if not isinstance(value, str) or len(value) > most or _HOST_NAME.fullmatch(value) is None:
+        raise UsageError(f"{what}: {value!r} is not a host name; use up to {most} letters, digits, '-', '_' and single dots")
+    return value
+
+
+def name_ops(
+    hostname: str,
+    *,
+    hosts: Iterable[tuple[str, str]] = (),
+    nameservers: Iterable[str] = (),
+    search: Iterable[str] = (),
+    links: Iterable[str] = (),
+) -> tuple[Op, ...]:
+    """Return the operations that write /etc/hostname, hosts and resolv.conf into the root; cached.
+
+    *hosts* are (address, name) pairs beside localhost and, on 127.0.1.1, the host's own name. *links* are those of the
+    three files that the root has as symlinks: they are replaced, not followed.
+    Raises: UsageError: a name or an address is none.
+    """
+    return _name_ops(hostname, tuple(hosts), tuple(nameservers), tuple(search), frozenset(links))
+
+
+@lru_cache(maxsize=256)
+def _name_ops(
+    hostname: str, hosts: tuple[tuple[str, str], ...], nameservers: tuple[str, ...], search: tuple[str, ...], links: frozenset[str]
+) -> tuple[Op, ...]:
+    name = to_host_name(hostname)
+    own = "" if any(entry == name for _, entry in hosts) else f"127.0.1.1\t{name}\n"
+    lines = "".join(f"{_to_address(address)}\t{to_host_name(entry, what='hosts', most=253)}\n" for address, entry in hosts)
+    resolv = "".join(f"nameserver {_to_address(address)}\n" for address in nameservers)
+    if search:
+        resolv += f"search {' '.join(to_host_name(domain, what='search', most=253) for domain in search)}\n"
+    texts = (f"{name}\n", _HOSTS_HEAD + own + lines, resolv)
+    ops: list[Op] = [Unlink(path, ROOT) for path in NAME_FILES if path in links]
+    ops += [WriteFile(path, text.encode("ascii"), ROOT) for path, text in zip(NAME_FILES, texts, strict=True)]
+    return tuple(ops)
+
+
+def _to_address(value: str) -> str:
+    import socket
+
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, value)
+        except (OSError, TypeError, ValueError):
+            continue
+        return value
+    raise UsageError(f"address: {value!r} is not an IPv4 or IPv6 address")

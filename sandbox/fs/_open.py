@@ -1,0 +1,262 @@
+"""The small part that touches the host: opens what a spec names, and hands it up with the operations."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Final, Self
+
+from attrs import define, field
+
+from sandbox._plan import Op, Slot
+from sandbox.errors import UnsupportedError, UsageError
+from sandbox.fs._build import Host, Source, Sources, Static, build
+from sandbox.fs._host import host_files, submounts
+from sandbox.fs._names import NAME_FILES, name_ops
+from sandbox.fs._scratch import ScratchDirectory, make_scratch
+from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Mount, Tmpfs, Volume
+from sandbox.fs.volumes import VolumeStore
+
+IdMapping = bool | Callable[[int], bool]
+_PATH: Final = os.O_PATH | os.O_CLOEXEC
+
+
+@define(eq=False)
+class FsPlan:
+    """The operations for one container, and the descriptors that they need; it owns these.
+
+    Call `release` once the container has started (or failed to), `close` when it has ended.
+    """
+
+    static: Static
+    fds: dict[Slot, int]
+    links: tuple[str, ...] = ()
+    _scratch: ScratchDirectory | None = field(default=None, alias="scratch")
+
+    @property
+    def host_ops(self) -> tuple[Op, ...]:
+        """What the launcher does, outside."""
+        return self.static.host_ops
+
+    @property
+    def root_ops(self) -> tuple[Op, ...]:
+        """What init does first, right after `Unshare`."""
+        return self.static.root_ops
+
+    @property
+    def mount_ops(self) -> tuple[Op, ...]:
+        """What init does after the names; ends with `Pivot`."""
+        return self.static.mount_ops
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What the operations depend on, cheap to hash: plans with equal keys differ in their descriptors only."""
+        return self.static, self.links
+
+    def names(
+        self,
+        hostname: str,
+        *,
+        hosts: Iterable[tuple[str, str]] = (),
+        nameservers: Iterable[str] = (),
+        search: Iterable[str] = (),
+    ) -> tuple[Op, ...]:
+        """Return what writes /etc/hostname, hosts and resolv.conf; see `name_ops`."""
+        return name_ops(hostname, hosts=hosts, nameservers=nameservers, search=search, links=self.links)
+
+    def init_ops(self, names: tuple[Op, ...] = ()) -> tuple[Op, ...]:
+        """Return all that init does, with *names* in their place."""
+        return (*self.static.root_ops, *names, *self.static.mount_ops)
+
+    def release(self) -> None:
+        """Close the sources: the container holds its own mounts of them. May be called twice."""
+        fds, self.fds = self.fds, {}
+        for fd in fds.values():
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close everything, and remove a scratch layer on disk. May be called twice."""
+        self.release()
+        if self._scratch is not None:
+            self._scratch.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def ops(
+    spec: FilesystemSpec,
+    *,
+    privileged: bool,
+    ids: int = 65536,
+    only_id: int | None = None,
+    id_mapping: IdMapping = True,
+    volumes: VolumeStore | None = None,
+) -> FsPlan:
+    """Open what *spec* names and return the operations that set it up.
+
+    *privileged*: the launcher may mount in the caller's namespaces (the caller is root). *ids*: how many ids the
+    container has, from 0 on; *only_id*: one that it has beside them. *id_mapping*: whether the file system behind a
+    descriptor can be id-mapped, or a function that says so; it counts for privileged callers only. *volumes*: where `Volume` names are looked up.
+
+    Raises: UsageError: a source is missing or of the wrong kind; nothing was touched.
+        UnsupportedError: the spec takes id-mapped mounts, which that file system does not offer.
+    """
+    if not isinstance(spec, FilesystemSpec):
+        raise UsageError(f"spec: {spec!r} is not a FilesystemSpec")
+    opener = _Opener(privileged, id_mapping, volumes)
+    try:
+        return opener.open(spec, ids, only_id)
+    except BaseException:
+        opener.close()
+        raise
+
+
+@define(eq=False)
+class _Opener:
+    """Collects descriptors until there is an `FsPlan` to own them."""
+
+    privileged: bool
+    id_mapping: IdMapping
+    volumes: VolumeStore | None
+    fds: dict[Slot, int] = field(factory=dict[Slot, int])
+    scratch: ScratchDirectory | None = None
+
+    def open(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> FsPlan:
+        host = self._host(spec, ids, only_id)
+        root = self._root(spec.root) if isinstance(spec.root, Directory) else None
+        mounts = tuple(self._mount(mount, index) for index, mount in enumerate(spec.mounts))
+        _check_nested(spec.mounts, mounts, self.fds)
+        links = _linked_names(self.fds[root.slot]) if root is not None else ()
+        # Last, as it makes something.
+        disk = self._disk(spec.scratch.disk) if spec.scratch is not None and spec.scratch.disk is not None else None
+        static = build(spec, host, Sources(mounts, root, disk))
+        return FsPlan(static, self.fds, links, self.scratch)
+
+    def close(self) -> None:
+        for fd in self.fds.values():
+            os.close(fd)
+        if self.scratch is not None:
+            self.scratch.close()
+
+    def _host(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> Host:
+        if not isinstance(spec.root, HostView):
+            return Host(host_files(), (), ids, self.privileged, only_id)
+        files = host_files()
+        if not spec.root.overlay:
+            return Host(files, (), ids, self.privileged, only_id)
+        if not self.privileged:
+            _refuse("root: a writable /usr", "run as root, or leave out overlay=True")
+        for tree in files.trees:
+            self._check_tree(tree)
+        return Host(files, tuple((tree, submounts(tree)) for tree in files.trees), ids, self.privileged, only_id)
+
+    def _check_tree(self, tree: str) -> None:
+        fd = os.open(tree, _PATH)
+        try:
+            if not self._can_map(fd):
+                _refuse(f"root: a writable {tree}", "leave out overlay=True")
+        finally:
+            os.close(fd)
+
+    def _root(self, directory: Directory) -> Source:
+        fd = self._keep("fs.src.root", _open_source(directory.path, what="root", kinds=(stat.S_IFDIR,)))
+        if self.privileged and not self._can_map(fd):
+            _refuse(f"root: {directory.path!r}", "copy it to ext4, xfs, btrfs or tmpfs")
+        return self._source("fs.src.root", id_map=True)
+
+    def _disk(self, base: str) -> Source:
+        self.scratch = make_scratch(base)
+        fd = self._keep("fs.src.scratch", os.open(".", _PATH | os.O_DIRECTORY, dir_fd=self.scratch.fd))
+        if self.privileged and not self._can_map(fd):
+            _refuse(f"scratch: {base!r}", "use ext4, xfs, btrfs or tmpfs, or a scratch layer in memory")
+        return self._source("fs.src.scratch", id_map=True)
+
+    def _mount(self, mount: Mount, index: int) -> Source | None:
+        if isinstance(mount, Tmpfs):
+            return None
+        slot = f"fs.mount{index}"
+        if isinstance(mount, Volume):
+            store = VolumeStore() if self.volumes is None else self.volumes
+            fd, what = self._keep(slot, store.open(mount.name)), f"volume {mount.name!r}"
+        else:
+            fd, what = self._keep(slot, _open_source(mount.source, what="mounts", kinds=(stat.S_IFDIR, stat.S_IFREG))), repr(mount.source)
+        id_map = self.privileged and self._can_map(fd)
+        if self.privileged and not id_map and not mount.read_only:
+            _refuse(f"mounts: writing to {what}", "pass read_only=True, or use ext4, xfs, btrfs or tmpfs")
+        return self._source(slot, id_map=id_map)
+
+    def _keep(self, slot: Slot, fd: int) -> int:
+        self.fds[slot] = fd
+        return fd
+
+    def _source(self, slot: Slot, *, id_map: bool) -> Source:
+        if self.privileged:
+            return Source(slot, id_map=id_map)
+        # Init opens it again, in its own mount namespace, and compares: a path alone proves nothing.
+        return Source(slot, os.readlink(f"/proc/self/fd/{self.fds[slot]}"))
+
+    def _can_map(self, fd: int) -> bool:
+        return self.id_mapping(fd) if callable(self.id_mapping) else self.id_mapping
+
+
+def _refuse(what: str, remedy: str) -> None:
+    raise UnsupportedError(f"{what} needs id-mapped mounts, which are not to be had there", feature="idmapped-mounts", remedy=remedy)
+
+
+def _open_source(path: str, *, what: str, kinds: tuple[int, ...]) -> int:
+    """Open a path of the host with the caller's rights, following links; the descriptor pins what was found."""
+    try:
+        fd = os.open(path, _PATH)
+    except OSError as error:
+        raise UsageError(f"{what}: {path!r}: {error.strerror}; give a path that exists and that you may reach") from error
+    if stat.S_IFMT(os.fstat(fd).st_mode) in kinds:
+        return fd
+    os.close(fd)
+    wanted = "a directory" if len(kinds) == 1 else "a directory or regular file"
+    raise UsageError(f"{what}: {path!r} is not {wanted}")
+
+
+def _check_nested(mounts: tuple[Mount, ...], sources: tuple[Source | None, ...], fds: dict[Slot, int]) -> None:
+    """Refuse a mount inside a `Bind` that has no place for it: making one would write to the caller's directory."""
+    for index, inner in enumerate(mounts):
+        # Sorted by components: the last one before it that contains it is the innermost.
+        for outer, source in zip(reversed(mounts[:index]), reversed(sources[:index]), strict=True):
+            if not inner.target.startswith(f"{outer.target}/"):
+                continue
+            if isinstance(outer, Bind) and source is not None and not _has(fds[source.slot], inner.target[len(outer.target) + 1 :]):
+                raise UsageError(f"mounts: {inner.target!r} lies in the bind on {outer.target!r}, but {outer.source!r} has no such place; make it")
+            break
+
+
+def _has(directory: int, path: str) -> bool:
+    try:
+        os.stat(path, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _linked_names(root: int) -> tuple[str, ...]:
+    """Say which of the files that we write are symlinks in the directory *root*."""
+    try:
+        # /etc itself a link: MakeDir will refuse it, so nothing is to be found out here.
+        etc = os.open("etc", _PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+    except OSError:
+        return ()
+    try:
+        return tuple(path for path in NAME_FILES if _is_link(path.removeprefix("etc/"), etc))
+    finally:
+        os.close(etc)
+
+
+def _is_link(name: str, directory: int) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except OSError:
+        return False

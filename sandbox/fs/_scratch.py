@@ -1,0 +1,125 @@
+"""A scratch layer on disk: a directory of its own, locked while in use, removed afterwards.
+
+Each lies below the directory that the caller gave, as ``scratch-<random>``, with mode 0700. Its owner holds a lock on it
+(flock(2), which ends with the process). Who makes a new one removes those whose owner died without doing so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Final
+
+from attrs import define
+
+from sandbox.errors import UsageError
+
+_PREFIX: Final = "scratch-"
+_OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@define(eq=False)
+class ScratchDirectory:
+    """One scratch layer on disk; `fd` is open and locked until `close`, which removes the directory."""
+
+    fd: int
+    parent: int
+    name: str
+
+    def close(self) -> None:
+        """Remove the directory and what is in it; may be called twice. The container must have ended."""
+        if self.fd < 0:
+            return
+        fd, parent, self.fd, self.parent = self.fd, self.parent, -1, -1
+        try:
+            _remove(self.name, parent)
+        finally:
+            os.close(fd)
+            os.close(parent)
+
+
+def make_scratch(base: str) -> ScratchDirectory:
+    """Make a scratch directory below *base*, after removing those that dead processes left there.
+
+    Raises: UsageError: *base* is not a directory that the caller can write to.
+    """
+    try:
+        parent = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"scratch: {base!r}: {error.strerror}; give an existing directory of yours") from error
+    try:
+        _sweep(parent)
+        return _make(parent)
+    except OSError as error:
+        os.close(parent)
+        raise UsageError(f"scratch: cannot make a directory in {base!r}: {error.strerror}; give a directory of yours") from error
+    except BaseException:
+        os.close(parent)
+        raise
+
+
+def _make(parent: int) -> ScratchDirectory:
+    while True:
+        name = _PREFIX + os.urandom(8).hex()
+        os.mkdir(name, 0o700, dir_fd=parent)
+        fd = -1
+        try:
+            fd = os.open(name, _OPEN, dir_fd=parent)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            # Somebody may have swept it between mkdir and flock.
+            if _is_there(name, parent, fd):
+                return ScratchDirectory(fd, parent, name)
+        except FileNotFoundError:
+            pass
+        if fd >= 0:
+            os.close(fd)
+
+
+def _is_there(name: str, parent: int, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(parent: int) -> None:
+    for name in os.listdir(parent):
+        if name.startswith(_PREFIX):
+            _sweep_one(name, parent)
+
+
+def _sweep_one(name: str, parent: int) -> None:
+    try:
+        fd = os.open(name, _OPEN, dir_fd=parent)
+    except OSError:  # another one was faster, or it is not ours
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(name, parent)
+    except OSError:  # in use; or somebody else's, whose business it is
+        return
+    finally:
+        os.close(fd)
+
+
+def _remove(name: str, parent: int) -> None:
+    """Remove a tree, whatever modes its directories have (overlay's work directory has 000); links are not followed."""
+    for _, directories, _, fd in os.fwalk(name, dir_fd=parent, follow_symlinks=False):
+        for directory in directories:
+            _unlock(directory, fd)
+    import shutil
+
+    shutil.rmtree(name, dir_fd=parent)
+
+
+def _unlock(name: str, parent: int) -> None:
+    try:
+        # O_PATH and the link in /proc: chmod by name would follow a symlink, and opening takes the right that is missing.
+        fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    except NotADirectoryError:
+        return
+    try:
+        if os.fstat(fd).st_mode & 0o700 != 0o700:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+    finally:
+        os.close(fd)
