@@ -1,0 +1,188 @@
+"""The arguments of one run, checked and joined with what the container says."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final, cast
+
+from attrs import field, frozen
+
+from sandbox._run import Spec, Text, candidates_for
+from sandbox._spec import NPROC, ContainerSpec, to_cwd
+from sandbox._types import Argument, Size, StrPath, to_argv, to_count, to_env, to_seconds, to_size
+from sandbox._users import Identity
+from sandbox.cg import Limits
+from sandbox.errors import UsageError
+from sandbox.sec import Rlimits, hard_limits, rlimit_settings
+
+_NPROC: Final = 6  # RLIMIT_NPROC
+_NO_LIMITS: Final = Limits()
+_MAX_ARGUMENT: Final = 131071  # MAX_ARG_STRLEN: 32 pages, with the NUL (execve(2))
+_MAX_TOTAL: Final = 6 << 20
+
+
+def as_key(value: Any) -> Any:  # noqa: ANN401
+    """A list or dict of the caller's as a tuple, so that it can be a key; anything else as it is."""
+    if isinstance(value, list):
+        return tuple(cast("list[object]", value))
+    return tuple(cast("dict[object, object]", value).items()) if isinstance(value, dict) else value
+
+
+@frozen
+class ExecOptions:
+    """What the caller said, as said."""
+
+    argv: Sequence[Argument] = field(converter=as_key)
+    env: Mapping[str, str] | Iterable[tuple[str, str]] | None = field(converter=as_key)
+    cwd: StrPath | None
+    user: int | str | None
+    timeout: float | None
+    cpu_time: float | None
+    memory: Size | None
+    swap: Size | None
+    cpus: float | None
+    pids: int | None
+    output_limit: Size
+    rlimits: Rlimits | None
+    umask: int
+    pass_fds: Sequence[int] | Mapping[int, int]
+    accounting: bool | None
+    tty: bool = False
+    size: tuple[int, int] = (0, 0)
+
+
+@frozen
+class Prepared:
+    """A checked run: what init gets, the descriptors to pass (inside -> ours), and the limits of its control group."""
+
+    spec: Spec
+    fds: dict[int, int]
+    limits: Limits
+    accounted: bool | None
+
+
+def build_spec(o: ExecOptions, container: ContainerSpec, identify: Callable[[str], Identity]) -> Prepared:
+    """Check everything. Raises: UsageError.
+
+    Cached, for a judge runs the same program with the same limits again and again; not with *pass_fds*, which are looked at.
+    """
+    who = identify(container.user if o.user is None else str(o.user))
+    if o.pass_fds or not isinstance(o.argv, tuple):
+        return _build_spec(o, container, who)
+    try:
+        return _cached_spec(o, container, who)
+    except TypeError:  # something that is no key: an env that is a dict, a path of one's own kind
+        return _build_spec(o, container, who)
+
+
+def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prepared:
+    argv = to_argv(o.argv)
+    env, path = _environment(container.env, who.home or "/", to_env(o.env) if o.env else ())
+    _check_lengths(argv, env)
+    plain = o.memory is o.swap is o.cpus is o.pids is None
+    limits = _NO_LIMITS if plain else Limits(o.memory, o.swap, o.cpus, pids=o.pids)
+    cpu_s = None if o.cpu_time is None else to_seconds(o.cpu_time, what="cpu_time")
+    rows, columns = (to_count(n, what="size", least=0, most=65535) for n in o.size) if o.tty else (0, 0)
+    spec = Spec(
+        argv=argv,
+        candidates=candidates_for(argv[0], path),
+        env=env,
+        cwd=os.fsencode(container.cwd if o.cwd is None else to_cwd(o.cwd)),
+        uid=who.uid,
+        gid=who.gid,
+        groups=who.groups,
+        umask=to_count(o.umask, what="umask", least=0, most=0o777),
+        wall_s=None if o.timeout is None else to_seconds(o.timeout, what="timeout"),
+        cpu_s=cpu_s,
+        cpus_milli=_cpus_milli(limits.cpus or container.limits.cpus),
+        rlimits=_rlimits(o.rlimits or container.rlimits),
+        output_limit=to_size(o.output_limit, what="output_limit"),
+        tty=o.tty,
+        rows=rows,
+        columns=columns,
+    )
+    accounted = True if o.accounting is None and (not plain or cpu_s is not None) else o.accounting
+    return Prepared(spec, _pass_fds(o.pass_fds), limits, accounted)
+
+
+_cached_spec: Final = lru_cache(maxsize=512)(_build_spec)
+
+
+def _check_lengths(argv: tuple[bytes, ...], env: tuple[bytes, ...]) -> None:
+    if max(map(len, argv)) > _MAX_ARGUMENT:
+        raise UsageError(f"argv: an argument is longer than {_MAX_ARGUMENT} bytes, the kernel's limit; pass it by a file or by input")
+    if sum(map(len, argv)) + sum(map(len, env)) > _MAX_TOTAL:
+        raise UsageError(f"argv and env: more than {_MAX_TOTAL >> 20} MiB together, the kernel's limit; pass it by a file or by input")
+
+
+@lru_cache(maxsize=256)
+def _environment(base: tuple[tuple[str, str], ...], home: str, more: tuple[tuple[str, str], ...]) -> tuple[tuple[bytes, ...], str]:
+    """The variables as execve wants them, and PATH."""
+    env = {"HOME": home, **dict(base), **dict(more)}
+    return tuple(os.fsencode(f"{name}={value}") for name, value in env.items()), env.get("PATH", "")
+
+
+@lru_cache(maxsize=64)
+def _rlimits(rlimits: Rlimits) -> tuple[tuple[int, int, int], ...]:
+    settings = rlimit_settings(rlimits, hard_limits())
+    if any(number == _NPROC for number, _, _ in settings):
+        return settings
+    most = min(NPROC, hard_limits()[_NPROC])
+    return (*settings, (_NPROC, most, most))
+
+
+@lru_cache(maxsize=32)
+def _cpus_milli(cpus: float | None) -> int:
+    online = len(os.sched_getaffinity(0))
+    return math.ceil(min(online, cpus if cpus is not None else online) * 1000)
+
+
+def _pass_fds(value: Sequence[int] | Mapping[int, int]) -> dict[int, int]:
+    if not value:
+        return {}
+    pairs = dict(value) if isinstance(value, Mapping) else {fd: fd for fd in value}
+    for inside, ours in pairs.items():
+        to_count(inside, what="pass_fds", least=3, most=1023)
+        to_count(ours, what="pass_fds", least=0)
+        try:
+            os.fstat(ours)
+        except OSError:
+            raise UsageError(f"pass_fds: {ours} is not an open descriptor") from None
+    if len(pairs) > 200:
+        raise UsageError("pass_fds: more than 200 descriptors")
+    return pairs
+
+
+@lru_cache(maxsize=8)
+def text_of(text: bool, encoding: str | None, errors: str) -> Text:
+    """How output becomes text. Raises UsageError for an encoding that does not exist."""
+    if encoding is None and not text:
+        return Text()
+    import codecs
+
+    try:
+        codecs.lookup(encoding or "utf-8")
+        codecs.lookup_error(errors)
+    except LookupError as error:
+        raise UsageError(f"encoding: {error}") from None
+    return Text(encoding or "utf-8", errors)
+
+
+@lru_cache(maxsize=1)
+def _names() -> tuple[frozenset[str], frozenset[str]]:
+    from sandbox.container import Container
+
+    mine = frozenset(inspect.signature(Container.__init__).parameters) - {"self", "image"}
+    return mine, frozenset(inspect.signature(Container.exec).parameters) - {"self", "argv"}
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of `run` that are Container's, and those of exec; what both have is Container's."""
+    mine, theirs = _names()
+    if unknown := options.keys() - mine - theirs:
+        raise UsageError(f"run: unknown argument {min(unknown)!r}")
+    return {k: v for k, v in options.items() if k in mine}, {k: v for k, v in options.items() if k not in mine}

@@ -1,0 +1,140 @@
+"""A request to run a program: what it is, its bytes, and words for one that did not start."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Final
+
+from attrs import field, frozen
+
+from sandbox._launch import codec, wire
+from sandbox._wiring import Wiring
+from sandbox.cg import Leaf
+from sandbox.errors import ProgramNotFoundError, ProtocolError, SetupError, UsageError
+
+
+@frozen
+class Spec:
+    """A validated request to run a program, before it has descriptors and a control group."""
+
+    argv: tuple[bytes, ...]
+    candidates: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+    cwd: bytes
+    uid: int
+    gid: int
+    groups: tuple[int, ...] | None
+    umask: int
+    wall_s: float | None
+    cpu_s: float | None
+    cpus_milli: int
+    rlimits: tuple[tuple[int, int, int], ...]
+    output_limit: int
+    tty: bool = False
+    rows: int = 0
+    columns: int = 0
+    encoded: tuple[bytes, bytes] = field(init=False, eq=False, repr=False)  # what of the request is the same for each run
+
+    @encoded.default  # type: ignore[attr-defined, unused-ignore]  # attrs' own decorator
+    def _encoded(self) -> tuple[bytes, bytes]:
+        request = codec.ExecRequest(
+            argv=self.argv,
+            candidates=self.candidates,
+            env=self.env,
+            cwd=self.cwd,
+            uid=self.uid,
+            gid=self.gid,
+            groups=self.groups,
+            umask=self.umask,
+            wall_ns=int((self.wall_s or 0) * 1e9),
+            cpu_ns=int((self.cpu_s or 0) * 1e9),
+            cpus_milli=self.cpus_milli,
+            rlimits=self.rlimits,
+            rows=self.rows,
+            columns=self.columns,
+        )
+        return codec.exec_head(request), codec.exec_tail(request)
+
+
+@frozen
+class Text:
+    """How captured bytes become text; None encoding keeps bytes."""
+
+    encoding: str | None = None
+    errors: str = "strict"
+
+    def decode(self, raw: bytes | None) -> bytes | str | None:
+        """Bytes as text, with universal newlines as in subprocess."""
+        if raw is None or self.encoding is None:
+            return raw
+        return raw.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, first: int = 0, flags: int = 0) -> tuple[bytes, list[int]]:
+    """The body of EXEC and its descriptors; *first* is the reference of the first of them."""
+    fds = list(wiring.inside.values())
+    targets = [(first + index, target) for index, target in enumerate(wiring.inside)]
+    cpu_fd, into = wire.NO_SLOT, wire.NO_SLOT
+    cpu_format, joins = 0, range(0)
+    if leaf is not None:
+        joins = range(first + len(fds), first + len(fds) + len(leaf.join_fds))
+        fds += leaf.join_fds
+        if leaf.cpu_fd is not None:
+            cpu_fd, cpu_format = first + len(fds), leaf.cpu_format
+            fds.append(leaf.cpu_fd)
+        if leaf.into_fd is not None:
+            into = first + len(fds)
+            fds.append(leaf.into_fd)
+    head, tail = spec.encoded
+    links = codec.exec_links(cpu_fd, cpu_format, into, joins, targets)
+    return (flags | (wire.EXEC_TTY if spec.tty else 0)).to_bytes(4, "little") + head + links + tail, fds
+
+
+STEP_WORDS: Final = {
+    wire.Step.CLONE: "clone a process for the program",
+    wire.Step.CGROUP: "put the program into its control group",
+    wire.Step.MARK: "give the program a cgroup namespace of its own",
+    wire.Step.TTY: "open a terminal",
+    wire.Step.FDS: "arrange the program's descriptors",
+    wire.Step.RLIMIT: "set the program's resource limits",
+    wire.Step.CWD: "enter the working directory",
+    wire.Step.IDS: "take on the user and group",
+    wire.Step.EXECVE: "execute the program",
+    wire.Step.REQUEST: "read the request",
+    wire.Step.BUSY: "start a second program on one channel",
+}
+_MISSING: Final = (2, 20)  # ENOENT, ENOTDIR
+
+
+def start_error(spec: Spec, step: int, errno: int) -> Exception:
+    """Words for a program that did not start."""
+    program = os.fsdecode(spec.argv[0])
+    if step == wire.Step.EXECVE and errno in _MISSING:
+        return ProgramNotFoundError(f"{program}: no such program inside the container; looked at {_listed(spec)}", errno=errno, filename=program)
+    if step == wire.Step.EXECVE and errno == 13:
+        message = f"{program}: found, but user {spec.uid} may not execute it; check its mode, and 'noexec' of its mount"
+        return ProgramNotFoundError(message, errno=errno, filename=program)
+    if step == wire.Step.CWD and errno in (*_MISSING, 13):
+        return UsageError(f"cwd: {os.fsdecode(spec.cwd)}: {os.strerror(errno)} inside the container, for user {spec.uid}; create it first")
+    try:
+        words = STEP_WORDS[wire.Step(step)]
+    except ValueError:
+        return ProtocolError(f"init reports the unknown step {step}")
+    hint = "is it a script without '#!', or for another machine?" if step == wire.Step.EXECVE and errno == 8 else ""
+    return SetupError(f"{words}: {program}", errno, step="exec", hint=hint)
+
+
+def _listed(spec: Spec) -> str:
+    return ", ".join(os.fsdecode(path) for path in spec.candidates[:8])
+
+
+@lru_cache(maxsize=512)
+def candidates_for(program: bytes, path: str) -> tuple[bytes, ...]:
+    """Where execve looks: the program itself when it names a path, else each directory of PATH."""
+    if b"/" in program:
+        return (program,)
+    places = [part for part in os.fsencode(path).split(b":") if part.startswith(b"/")]
+    if not places:
+        raise UsageError(f"argv: {os.fsdecode(program)!r} has no '/', and PATH names no absolute directory to look for it")
+    return tuple(place.rstrip(b"/") + b"/" + program for place in places[:64])

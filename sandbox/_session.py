@@ -1,0 +1,334 @@
+"""A live container: its init's channels, its control group, and what is asked of it. The facade over it is `Container`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, Final, Protocol
+
+from sandbox import _plan as plan
+from sandbox._compile import Compiled
+from sandbox._launch import codec, driver, wire
+from sandbox._launch.driver import Channel
+from sandbox._pump import GRACE_S, Pump
+from sandbox._result import Result, make_result
+from sandbox._run import Spec, Text, encode, start_error
+from sandbox._wiring import Wiring
+from sandbox.cg import Leaf
+from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
+from sandbox.process import Process
+
+START_S: Final = 60.0  # an init that says nothing for so long is broken
+GONE_S: Final = 30.0
+_HINTS: Final = {
+    (wire.Phase.CLONE, errno.EPERM): "user namespaces are forbidden here; `sandbox doctor` says by what",
+    (wire.Phase.CLONE, errno.ENOSPC): "user.max_user_namespaces or a nesting limit is reached; raise the sysctl",
+    (wire.Phase.CLONE, errno.EUSERS): "user namespaces are nested too deeply (32)",
+    (wire.Phase.CLONE, errno.EAGAIN): "a limit on processes is reached (RLIMIT_NPROC, pids.max, kernel.pid_max)",
+    (wire.Phase.CLONE, errno.ENOSYS): "clone3 is missing: Linux 5.5 or later is needed, and Docker's seccomp profile must allow it",
+    (wire.Phase.MAPS, errno.EPERM): "the ids are not this user's; check /etc/subuid and /etc/subgid, or run as root",
+    (wire.Phase.MAPS, errno.ENOENT): "newuidmap and newgidmap are missing; install the package uidmap",
+}
+
+
+class Leaves(Protocol):
+    """Who makes and removes the control groups of runs."""
+
+    def tidy(self) -> None:
+        """Do what can be done while a program runs."""
+
+    def retire(self, leaf: Leaf) -> None:
+        """Take a run's leaf back."""
+
+
+class Session:
+    """One container from its clone to its end. Thread-safe; belongs to the process that started it."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self.owner = os.getpid()
+        self.compiled = compiled
+        self.pid = 0
+        self.pidfd = -1
+        self.skipped: tuple[tuple[int, int], ...] = ()
+        self._lock = threading.Lock()
+        self._control: Channel | None = None
+        self._idle: list[Channel] = []
+        self._closed = False
+
+    # ---- Start ----
+
+    def start(self, request: bytes, fds: Sequence[int]) -> None:
+        """Clone init and wait until it is ready.
+
+        Raises: SetupError with the operation that failed; BrokenError.
+        """
+        channel = driver.current().create(request, fds)
+        try:
+            self._await_ready(channel)
+        except BaseException:
+            channel.close()
+            self._drop_pidfd(kill=True)
+            raise
+        self._control = channel
+        self._idle.append(channel)
+
+    def _await_ready(self, channel: Channel) -> None:
+        while True:
+            event, fds = self._next(channel)
+            if isinstance(event, codec.Cloned) and len(fds) == 1 and self.pidfd < 0:
+                self.pid, self.pidfd = event.pid, fds[0]
+                continue
+            for fd in fds:
+                os.close(fd)
+            if isinstance(event, codec.Ready):
+                self.skipped = event.skipped
+                return
+            if isinstance(event, codec.Failed):
+                error = self.setup_error(event)
+                self._await_gone(channel)
+                raise error
+            if isinstance(event, codec.Gone):
+                raise BrokenError(f"the container's init died while it was set up (wait status {event.status})")
+            raise ProtocolError(f"{type(event).__name__} before READY")
+
+    @staticmethod
+    def _next(channel: Channel) -> tuple[codec.Event, list[int]]:
+        try:
+            got = channel.receive(START_S)
+        except TimeoutError:
+            raise BrokenError(f"the container's init said nothing for {START_S:.0f} s") from None
+        if got is None:
+            raise BrokenError("the launcher went away while a container was set up")
+        return got
+
+    def setup_error(self, failed: codec.Failed) -> SandboxError:
+        """Words for a failed set-up, made where the plan is known."""
+        try:
+            phase = wire.Phase(failed.phase)
+        except ValueError:
+            return ProtocolError(f"init reports a failure in the unknown phase {failed.phase}")
+        ops = {wire.Phase.HOST: self.compiled.ops.host_ops, wire.Phase.INIT: self.compiled.ops.init_ops}.get(phase)
+        words = {
+            wire.Phase.CLONE: f"join namespace {failed.index} before the clone" if failed.index else "clone the container's init into new namespaces",
+            wire.Phase.MAPS: "write the id maps of the user namespace",
+            wire.Phase.EXEC: "start the program",
+            wire.Phase.REQUEST: "read the request (a bug of ours)",
+        }.get(phase, "set up")
+        if ops is not None:
+            words = ops[failed.index].describe() if failed.index < len(ops) else f"{phase.name.lower()} operation {failed.index}"
+        return SetupError(words, failed.errno, step=phase.name.lower(), hint=_HINTS.get((phase, failed.errno), ""))
+
+    # ---- Channels ----
+
+    @contextlib.contextmanager
+    def _channel(self) -> Generator[Channel]:
+        """Borrow an idle channel, or open another; it goes back unless an error left it in an unknown state."""
+        channel = self.take_channel()
+        try:
+            yield channel
+        except BaseException:
+            self.give_channel(channel, sound=False)
+            raise
+        self.give_channel(channel, sound=True)
+
+    def take_channel(self) -> Channel:
+        """An idle channel, or a new one."""
+        with self._lock:
+            control = self._check()
+            if self._idle:
+                return self._idle.pop()
+            channel, theirs = Channel.pair()
+            try:
+                control.send(wire.Msg.CHANNEL, b"", [theirs])
+            except BaseException:
+                channel.close()
+                raise
+            finally:
+                os.close(theirs)
+            return channel
+
+    def give_channel(self, channel: Channel, *, sound: bool) -> None:
+        """Give it back. An unsound one is closed, which ends what runs on it; the first one is the container's life."""
+        with self._lock:
+            if sound and not self._closed:
+                self._idle.append(channel)
+                return
+        if channel is not self._control:
+            channel.close()
+        elif not self._closed:
+            self.kill()
+
+    def _check(self) -> Channel:
+        driver.check_owner(self.owner)
+        if self._closed or self._control is None:
+            raise ClosedError("the container is not running; start() it, or use it inside `with`")
+        return self._control
+
+    # ---- Programs ----
+
+    def run(self, spec: Spec, wiring: Wiring, data: bytes | None, leaf: Leaf | None, *, text: Text, leaves: Leaves) -> Result:
+        """Run a program to its end in the calling thread."""
+        try:
+            channel = self.take_channel()
+        except BaseException:
+            self._discard(wiring, leaf, leaves)
+            raise
+        sound = False
+        try:
+            body, fds = encode(spec, wiring, leaf)
+            channel.send(wire.Msg.EXEC, body, fds)
+            wiring.close_lent()
+            if leaf is not None:
+                leaves.tidy()
+            pump = Pump(channel, wiring, spec, data)
+            try:
+                end = self._pumped(pump)
+            except (BrokenError, ProtocolError):
+                raise
+            except BaseException:  # Ctrl-C, say: the program ends before we go on
+                sound = self._abandon(channel)
+                raise
+            sound = True
+            if end.cause == wire.Cause.NOT_STARTED:
+                raise start_error(spec, end.status, end.detail)
+            streams = self._streams(pump, wiring, text)
+            return make_result(spec, end, leaf, output_hit=pump.output_hit, streams=streams)
+        finally:
+            self.give_channel(channel, sound=sound)
+            self._discard(wiring, leaf, leaves)
+
+    @staticmethod
+    def _streams(pump: Pump, wiring: Wiring, text: Text) -> tuple[Any, Any, bool, bool]:
+        out, err = wiring.stdout, wiring.stderr
+        return text.decode(pump.output(out)), text.decode(pump.output(err)), pump.truncated(out), pump.truncated(err)
+
+    def _pumped(self, pump: Pump) -> codec.End:
+        try:
+            return pump.run()
+        except (BrokenError, ProtocolError):
+            self.kill()
+            raise
+
+    def _abandon(self, channel: Channel) -> bool:
+        """Kill what runs on a channel and wait for its end, so that nothing outlives an interrupted call; whether it came."""
+        with contextlib.suppress(SandboxError, TimeoutError):
+            channel.send(wire.Msg.KILL, b"\1" + signal.SIGKILL.to_bytes(4, "little"))
+            deadline = time.monotonic() + GRACE_S
+            while got := channel.receive(max(0.0, deadline - time.monotonic())):
+                if isinstance(got[0], codec.End):
+                    return True
+        return False
+
+    @staticmethod
+    def _discard(wiring: Wiring, leaf: Leaf | None, leaves: Leaves) -> None:
+        wiring.close()
+        if leaf is not None:
+            leaves.retire(leaf)
+
+    def popen(self, spec: Spec, wiring: Wiring, leaf: Leaf | None, *, text: Text, leaves: Leaves) -> Process:
+        """Start a program and return at once."""
+        try:
+            channel = self.take_channel()
+        except BaseException:
+            self._discard(wiring, leaf, leaves)
+            raise
+
+        def finish(sound: bool) -> None:
+            self.give_channel(channel, sound=sound)
+            if leaf is not None:
+                leaves.retire(leaf)
+
+        try:
+            body, fds = encode(spec, wiring, leaf, flags=wire.EXEC_REPORT_START)
+            channel.send(wire.Msg.EXEC, body, fds)
+            wiring.close_lent()
+            return Process(spec, wiring, channel, leaf=leaf, text=text, finish=finish)
+        except BaseException as error:
+            wiring.close()
+            finish(isinstance(error, (SetupError, ValueError)))
+            raise
+
+    # ---- Requests ----
+
+    def request(self, ops: Sequence[plan.Op], wanted: Sequence[str]) -> list[int]:
+        """Carry operations out in the live container; returns the descriptors of the slots *wanted*.
+
+        Raises: SetupError (with errno) for the operation that failed.
+        """
+        slots = codec.SlotTable(first=0)
+        block = len(ops).to_bytes(4, "little") + codec.encode_ops(ops, slots)
+        numbers = b"".join(slots.number(name).to_bytes(2, "little") for name in wanted)
+        with self._channel() as channel:
+            channel.send(wire.Msg.OPS, codec.block(block) + len(wanted).to_bytes(4, "little") + numbers)
+            event, fds = self._next(channel)
+            if not isinstance(event, codec.Done) or (not event.errno and len(fds) != len(wanted)):
+                for fd in fds:
+                    os.close(fd)
+                raise ProtocolError(f"{type(event).__name__} with {len(fds)} descriptors in answer to OPS")
+        if event.errno:
+            op = ops[event.index].describe() if event.index < len(ops) else "operation"
+            raise SetupError(op[:400], event.errno, step="request")
+        return fds
+
+    def signal_all(self, signum: int) -> None:
+        """Send a signal to every process of the container but init."""
+        with self._channel() as channel:
+            channel.send(wire.Msg.SIGNAL_ALL, int(signum).to_bytes(4, "little"))
+
+    # ---- End ----
+
+    def kill(self) -> None:
+        """Kill init, and with it everything in the container. Does not wait."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether init lives."""
+        if self._closed or self.pidfd < 0 or self.owner != os.getpid():
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """Kill everything, and wait until the launcher has removed what was left. May be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            channels, self._idle = self._idle, []
+        if self.owner != os.getpid():
+            self._drop_pidfd(kill=False)  # a forked child lets go of its copies; the container is the parent's
+            return
+        self.kill()
+        control = self._control
+        if control is not None:
+            self._await_gone(control)
+            control.close()
+        for channel in channels:
+            if channel is not control:
+                channel.close()
+        self._drop_pidfd(kill=False)
+
+    def _await_gone(self, channel: Channel) -> None:
+        deadline = time.monotonic() + GONE_S
+        while got := channel.receive(max(0.0, deadline - time.monotonic())):
+            for fd in got[1]:
+                os.close(fd)
+            if isinstance(got[0], codec.Gone):
+                return
+
+    def _drop_pidfd(self, *, kill: bool) -> None:
+        if kill:
+            self.kill()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1

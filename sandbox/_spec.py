@@ -1,0 +1,224 @@
+"""What a container is to be, as one frozen value: everything is checked here, before anything is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from attrs import field, frozen
+
+from sandbox._types import StrPath, to_env, to_inside_path, to_text
+from sandbox.cg import Limits
+from sandbox.errors import ImageError, UnsupportedError, UsageError
+from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Scratch, Tmpfs, Volume, to_host_name
+from sandbox.sec import Rlimits, Security
+
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_USER: Final = "1000:1000"  # of a view of the host; "sandbox" in its /etc/passwd
+NPROC: Final = 4096  # processes of one user in one container, when nothing else was said: RLIMIT_NPROC counts per user namespace
+Mount = Bind | Tmpfs | Volume
+
+
+def to_root(image: StrPath | None) -> HostView | Directory:
+    """What *image* names: None is a view of the host, a path (with a slash) a directory."""
+    if image is None:
+        return HostView()
+    if not isinstance(image, (str, os.PathLike)):
+        raise UsageError(f"image: {image!r} is not a path, a reference, or None for a view of the host")
+    path = os.fsdecode(to_text(image, what="image"))
+    if not path:
+        raise UsageError("image: empty; give a directory, or None for a view of the host's programs")
+    if isinstance(image, str) and "/" not in path and path not in (".", "..") and not os.path.isdir(path):
+        raise UnsupportedError(
+            f"image {path!r}: there is no image store yet, and no directory of that name",
+            feature="images",
+            remedy="unpack the image and give its directory, with a slash in the path",
+        )
+    if not os.path.exists(path):
+        raise UsageError(f"image: {path}: no such directory")
+    if not os.path.isdir(path):
+        raise ImageError(f"image: {path} is a file; give the directory of an unpacked root file system")
+    return Directory(path)
+
+
+def to_mounts(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+    """Check the kinds of mounts; targets are checked by each and by FilesystemSpec."""
+    if isinstance(mounts, (Bind, Tmpfs, Volume)):
+        raise UsageError(f"mounts: give a list, [{mounts!r}]")
+    return tuple(mounts)
+
+
+def has_tmp(mounts: Iterable[Mount]) -> bool:
+    """Whether the caller mounts something on /tmp."""
+    return any(mount.target == "/tmp" for mount in mounts)  # noqa: S108 - a path inside
+
+
+def filesystem(
+    root: HostView | Directory,
+    *,
+    mounts: tuple[Mount, ...],
+    read_only: bool,
+    scratch: Scratch | None,
+    shm: int | str,
+    security: Security,
+    private_ipc: bool,
+    private_net: bool,
+) -> FilesystemSpec:
+    """The file systems of a container from the facade's words."""
+    if read_only and scratch is not None:
+        raise UsageError("read_only=True leaves nothing for scratch= to hold; give one of the two")
+    layer = None if read_only else scratch or Scratch()
+    masks: dict[str, Any] = {} if security.masks else {"masked": (), "read_only_paths": ()}
+    sysfs = None if private_net else False
+    return FilesystemSpec(
+        root=root, scratch=layer, mounts=mounts, shm=shm, mqueue=private_ipc, sysfs=sysfs, suid=not security.no_new_privs, **masks
+    )
+
+
+def to_environment(env: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> tuple[tuple[str, str], ...]:
+    """The container's variables: what the caller says over PATH and LANG (HOME is added with the user)."""
+    base = {"PATH": DEFAULT_PATH, "LANG": "C.UTF-8"}
+    base.update(to_env(env or ()))
+    return tuple(base.items())
+
+
+@frozen(cache_hash=True, kw_only=True)
+class ContainerSpec:
+    """One container, checked. Equal specs share their compiled plan."""
+
+    filesystem: FilesystemSpec
+    security: Security
+    limits: Limits
+    rlimits: Rlimits
+    net: str | None  # None: a network namespace of its own; "host"
+    share: tuple[str, ...]  # kinds of namespaces shared with the host
+    hostname: str
+    domainname: str | None
+    env: tuple[tuple[str, str], ...]
+    cwd: str
+    user: str
+    time_offsets: tuple[float, float] | None = None
+    strict: bool = field(default=True)
+    joins_net: bool = False  # it gets the network namespace of another container
+
+    @property
+    def host_view(self) -> bool:
+        """Whether the root is a view of the host."""
+        return isinstance(self.filesystem.root, HostView)
+
+
+def to_user(user: int | str | None, root: HostView | Directory) -> str:
+    """The default user: 1000:1000 in a view of the host, root in a directory."""
+    if user is None:
+        return DEFAULT_USER if isinstance(root, HostView) else "0:0"
+    if isinstance(user, bool) or not isinstance(user, (int, str)) or user == "":
+        raise UsageError(f"user: {user!r} is not a number, a name, or 'user:group'")
+    return str(user)
+
+
+def to_cwd(cwd: StrPath | None) -> str:
+    """The working directory; None is ``/``. A descriptor's path is refused: it would lead outside (CVE-2024-21626)."""
+    path = "/" if cwd is None else to_inside_path(cwd, what="cwd")
+    if path.startswith("/proc/") and "/fd" in path:
+        raise UsageError(f"cwd: {path!r} leads through a descriptor; give a directory of the container")
+    return path
+
+
+def with_tmp(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+    """Mounts with a small writable /tmp, unless there is something on it already."""
+    checked = to_mounts(mounts)
+    return checked if has_tmp(checked) else (*checked, Tmpfs("/tmp"))  # noqa: S108
+
+
+def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own arguments, spelled out in _build
+    """Check Container's arguments and put them together; cached for arguments that can be keys."""
+    for name in ("share", "mounts"):
+        value = arguments[name]
+        if not isinstance(value, (tuple, str, Bind, Tmpfs, Volume)):
+            arguments[name] = tuple(value)
+    env = arguments["env"]
+    arguments["env"] = None if env is None else to_env(env)
+    root = to_root(arguments.pop("image"))
+    try:
+        return _cached_build(root, **arguments)
+    except TypeError:  # something that cannot be a key: either checked below, or refused there in words
+        return _build(root, **arguments)
+
+
+def _build(
+    root: HostView | Directory,
+    *,
+    limits: Limits,
+    net: str | None,
+    joins_net: bool,
+    share: Iterable[str],
+    mounts: Iterable[Mount],
+    env: tuple[tuple[str, str], ...] | None,
+    cwd: StrPath | None,
+    user: int | str | None,
+    hostname: str,
+    domainname: str | None,
+    read_only: bool,
+    scratch: Any,  # noqa: ANN401 - Scratch or a size
+    shm: int | str,
+    security: Security | str,
+    rlimits: Rlimits | None,
+    strict: bool,
+    time_offsets: tuple[float, float] | None,
+) -> ContainerSpec:
+    shared = _to_share(share, net)
+    walls = security if isinstance(security, Security) else Security(security)
+    layer = scratch if scratch is None or isinstance(scratch, Scratch) else Scratch(scratch)
+    return ContainerSpec(
+        filesystem=filesystem(
+            root,
+            mounts=to_mounts(mounts),
+            read_only=read_only,
+            scratch=layer,
+            shm=shm,
+            security=walls,
+            private_ipc="ipc" not in shared,
+            private_net="net" not in shared and not joins_net,
+        ),
+        security=walls,
+        limits=limits,
+        rlimits=rlimits or Rlimits(),
+        net=net,
+        share=shared,
+        hostname=to_host_name(hostname),
+        domainname=None if domainname is None else to_host_name(domainname, what="domainname"),
+        env=to_environment(env),
+        cwd=to_cwd(cwd),
+        user=to_user(user, root),
+        time_offsets=_to_offsets(time_offsets),
+        strict=strict,
+        joins_net=joins_net,
+    )
+
+
+_cached_build: Final = lru_cache(maxsize=256)(_build)
+
+
+def _to_share(share: Iterable[str], net: str | None) -> tuple[str, ...]:
+    if isinstance(share, str):
+        raise UsageError(f"share: give a list such as [{share!r}]")
+    kinds = set(share)
+    if unknown := kinds - {"cgroup", "ipc", "uts"}:
+        raise UsageError(f"share: {sorted(unknown)} cannot be shared with the host; choose from 'ipc', 'uts', 'cgroup' (and net='host')")
+    if net == "host":
+        kinds.add("net")
+    elif net is not None:
+        raise UsageError(f"net: {net!r} is not None, 'host' or a Container")
+    return tuple(sorted(kinds))
+
+
+def _to_offsets(value: tuple[float, float] | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    monotonic, boottime = value
+    for offset in (monotonic, boottime):
+        if not isinstance(offset, (int, float)) or not abs(offset) < 10**9:
+            raise UsageError(f"time_offsets: {offset!r} is not a number of seconds below 10**9")
+    return float(monotonic), float(boottime)

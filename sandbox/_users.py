@@ -1,0 +1,106 @@
+"""Users and groups of a container: ``"1000"``, ``"name"``, ``"user:group"`` to numbers, from its own passwd and group files.
+
+The files come from an image or from a program inside: they are read bounded, as text, and what is malformed is skipped.
+A number is always a number, whatever a file says (CVE-2016-3697, CVE-2024-40635).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from attrs import frozen
+
+from sandbox._ids import Ids
+from sandbox.errors import UsageError
+from sandbox.fs import Directory, HostView
+
+MAX_FILE: Final = 1 << 20
+MAX_GROUPS: Final = 64
+
+
+@frozen
+class Identity:
+    """Who a program runs as; *home* is None when the user has no line in passwd."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] | None
+    home: str | None = None
+
+    def alone(self) -> Identity:
+        """The same, where setgroups(2) is denied: in a user namespace with one id (user_namespaces(7))."""
+        return Identity(self.uid, self.gid, None, self.home)
+
+
+def known(user: str, root: HostView | Directory) -> Identity | None:
+    """Who *user* is when that needs no file: the user of a host view, whose passwd is our own making."""
+    if isinstance(root, HostView) and user == f"{root.uid}:{root.gid}":
+        return Identity(root.uid, root.gid, (root.gid,), f"/home/{root.user}")
+    return None
+
+
+def _lines(text: bytes, fields: int) -> list[list[str]]:
+    rows = (line.split(":") for line in text[:MAX_FILE].decode("utf-8", "surrogateescape").splitlines())
+    return [row for row in rows if len(row) >= fields and row[0]]
+
+
+def _number(word: str, what: str, ids: Ids) -> int | None:
+    """A decimal number, or None for a name; refuses numbers that are no id of this container."""
+    digits = word.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
+        return None
+    if word != digits or len(digits) > 10 or not ids.has(int(digits)):
+        raise UsageError(f"user: {what} {word} is out of range; this container has {ids.describe()}")
+    return int(digits)
+
+
+def _field(row: list[str], at: int, ids: Ids) -> int | None:
+    return int(row[at]) if row[at].isascii() and row[at].isdigit() and len(row[at]) <= 10 and ids.has(int(row[at])) else None
+
+
+def resolve(user: int | str, *, passwd: Callable[[], bytes], group: Callable[[], bytes], ids: Ids) -> Identity:
+    """Look *user* up. The files are read only when they are needed.
+
+    Raises: UsageError for an unknown name, or an id that the container does not have.
+    """
+    if isinstance(user, bool) or not isinstance(user, (int, str)) or user == "":
+        raise UsageError(f"user: {user!r} is not a number, a name, or 'user:group'")
+    name, _, group_name = str(user).partition(":")
+    if ":" in group_name or (":" in str(user) and not group_name):
+        raise UsageError(f"user: {user!r} is not 'user:group'")
+    uid = _number(name, "uid", ids)
+    row = _find(_lines(passwd(), 4), name, uid, ids)
+    if uid is None:
+        uid = None if row is None else _field(row, 2, ids)
+    if uid is None:
+        raise UsageError(f"user: {name!r} is not in the container's /etc/passwd; give a number, or a user that is")
+    home = row[5] if row is not None and len(row) > 5 and row[5].startswith("/") else None
+    gid = ids.init_gid if row is None else (_field(row, 3, ids) or ids.init_gid)
+    rows = _lines(group(), 3) if group_name or row is not None else []
+    if group_name:
+        gid = _group(rows, group_name, ids)
+    # As setgroups after login: the user's own groups, unless a group was named.
+    extra = () if group_name or row is None else _memberships(rows, row[0], ids)
+    return Identity(uid, gid, tuple(dict.fromkeys((gid, *extra)))[:MAX_GROUPS], home)
+
+
+def _find(rows: list[list[str]], name: str, uid: int | None, ids: Ids) -> list[str] | None:
+    if uid is None:
+        return next((row for row in rows if row[0] == name), None)
+    return next((row for row in rows if _field(row, 2, ids) == uid), None)
+
+
+def _group(rows: list[list[str]], name: str, ids: Ids) -> int:
+    gid = _number(name, "gid", ids)
+    if gid is None:
+        row = next((row for row in rows if row[0] == name), None)
+        gid = None if row is None else _field(row, 2, ids)
+    if gid is None:
+        raise UsageError(f"user: group {name!r} is not in the container's /etc/group; give a number, or a group that is")
+    return gid
+
+
+def _memberships(rows: list[list[str]], user: str, ids: Ids) -> list[int]:
+    found = (_field(row, 2, ids) for row in rows if len(row) > 3 and user in row[3].split(","))
+    return [gid for gid in found if gid is not None]

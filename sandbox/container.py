@@ -1,0 +1,384 @@
+"""`Container`: one container, from its spec to its end; and `run`, for a program that needs one only for itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from sandbox import _files, _spec
+from sandbox._arguments import ExecOptions, build_spec, text_of
+from sandbox._session import Session
+from sandbox._spec import ContainerSpec, Mount
+from sandbox._start import Started, start
+from sandbox._types import Argument, Size, StrPath, to_inside_path, to_size
+from sandbox._users import Identity, known, resolve
+from sandbox._wiring import PIPE, wire_up
+from sandbox.cg import Limits, Stats
+from sandbox.errors import ClosedError, SetupError, UsageError
+from sandbox.fs import Scratch
+from sandbox.process import Process, Result
+from sandbox.sec import Rlimits, Security
+
+if TYPE_CHECKING:
+    from sandbox.cg.introspect import Introspection
+
+MAX_READ: Final = 64 << 20
+MAX_COPY: Final = 1 << 30
+
+
+class Container:
+    """A container. Nothing happens before ``with``, `create` or `start`.
+
+    image: None: a read-only view of the host's programs and libraries; a path: a directory used as the root (never
+        written to).
+    memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices: limits on all programs together; see `Limits`.
+    net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's.
+    share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host.
+    mounts: `Bind`, `Tmpfs`, `Volume`. read_only: no writable layer at all; scratch: size of the writable layer or a `Scratch`.
+    env: over PATH and LANG, the only ones that are there by themselves. user: number, name or ``"user:group"``; None: 1000:1000 in a
+        view of the host, root otherwise. hostname: also in /etc/hosts.
+    security: `Security`, or the name of a profile ("default", "strict"). rlimits: `Rlimits` of every program.
+    strict: raise UnsupportedError for what was asked and cannot be enforced; False: list it in `degraded` instead.
+    time_offsets: seconds to add to the monotonic and the boot clock, in a time namespace.
+
+    Raises: UsageError for a wrong value, before anything is touched.
+    Thread-safe. A forked child must not use its parent's containers (ClosedError).
+    """
+
+    def __init__(
+        self,
+        image: StrPath | None = None,
+        *,
+        memory: Size | None = None,
+        swap: Size | None = None,
+        cpus: float | None = None,
+        cpu_weight: int | None = None,
+        cpuset: str | Iterable[int] | None = None,
+        pids: int | None = None,
+        io_weight: int | None = None,
+        io_max: Any = None,  # noqa: ANN401 - see Limits
+        hugetlb: Any = None,  # noqa: ANN401
+        devices: Iterable[str] | None = None,
+        net: Container | str | None = None,
+        share: Iterable[str] = (),
+        mounts: Iterable[Mount] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: StrPath | None = None,
+        user: int | str | None = None,
+        hostname: str = "sandbox",
+        domainname: str | None = None,
+        read_only: bool = False,
+        scratch: Scratch | Size | None = None,
+        shm: Size = "64M",
+        security: Security | str = "default",
+        rlimits: Rlimits | None = None,
+        strict: bool = True,
+        time_offsets: tuple[float, float] | None = None,
+    ) -> None:
+        limits = Limits(memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices)
+        self.spec: ContainerSpec = _spec.build(
+            image=image,
+            limits=limits,
+            net=net.spec.net if isinstance(net, Container) else net,
+            joins_net=isinstance(net, Container),
+            share=share,
+            mounts=mounts,
+            env=env,
+            cwd=cwd,
+            user=user,
+            hostname=hostname,
+            domainname=domainname,
+            read_only=read_only,
+            scratch=scratch,
+            shm=shm,
+            security=security,
+            rlimits=rlimits,
+            strict=strict,
+            time_offsets=time_offsets,
+        )
+        self._net_of = net if isinstance(net, Container) else None
+        self._started: Started | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        self._identities: dict[str, Identity] = {}
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"pid={self._started.session.pid}" if self._started else "not started"
+        return f"Container({self.spec.filesystem.root!r}, {state})"
+
+    # ---- Life ----
+
+    def create(self) -> Container:
+        """Make the container, with all its walls, but run nothing; files can be put in place then.
+
+        Raises: SetupError, UnsupportedError, UsageError (a source that is not there); ClosedError after `close`.
+        """
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the container was closed; make another one")
+            if self._started is None:
+                join = None if self._net_of is None else self._net_of.pid
+                self._started = start(self.spec, net_of=join)
+        return self
+
+    def start(self) -> Container:
+        """As `create`: a container without programs costs nothing."""
+        return self.create()
+
+    def close(self) -> None:
+        """Kill what runs and remove everything. Waits until it is gone; may be called twice, and before `start`."""
+        with self._lock:
+            self._closed = True
+            started, self._started = self._started, None
+        if started is not None:
+            started.close()
+
+    def __enter__(self) -> Self:
+        self.create()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _live(self) -> Started:
+        started = self._started
+        if started is None:
+            raise ClosedError("the container is closed" if self._closed else "the container is not started; use `with`, or start()")
+        return started
+
+    def _session(self) -> Session:
+        return self._live().session
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and its init lives."""
+        return self._started is not None and self._started.session.is_alive
+
+    @property
+    def pid(self) -> int:
+        """The pid of its init, as this process sees it. For looking only: signals go through `kill`."""
+        return self._session().pid
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """What could not be enforced or set up here, a sentence each; empty with ``strict=True`` but for optional parts."""
+        return self._live().degraded
+
+    def explain(self) -> str:
+        """The plan, an operation a line; nothing is started."""
+        from sandbox._start import explain
+
+        return explain(self.spec)
+
+    # ---- Programs ----
+
+    def exec(
+        self,
+        argv: Sequence[Argument],
+        *,
+        input: bytes | str | None = None,  # noqa: A002 - subprocess's name
+        stdin: Any = None,  # noqa: ANN401
+        stdout: Any = PIPE,  # noqa: ANN401
+        stderr: Any = PIPE,  # noqa: ANN401
+        env: Mapping[str, str] | None = None,
+        cwd: StrPath | None = None,
+        user: int | str | None = None,
+        timeout: float | None = None,
+        cpu_time: float | None = None,
+        memory: Size | None = None,
+        swap: Size | None = None,
+        cpus: float | None = None,
+        pids: int | None = None,
+        output_limit: Size = MAX_READ,
+        rlimits: Rlimits | None = None,
+        umask: int = 0o022,
+        pass_fds: Sequence[int] | Mapping[int, int] = (),
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str = "strict",
+        check: bool = False,
+        accounting: bool | None = None,
+    ) -> Result:
+        """Run a program to its end; nothing that it started outlives it.
+
+        argv: a list; without a slash the program is looked for in the container's PATH. input: sent to its standard input
+            (default: /dev/null). stdin, stdout, stderr: as in subprocess; PIPE captures, up to *output_limit* bytes each (64M), and
+            a program that writes more is killed (OUTPUT_LIMIT).
+        timeout, cpu_time: seconds of wall clock, and of CPU time of all that it starts. memory, swap, cpus, pids: limits of this run.
+        pass_fds: descriptors that it gets beside 0, 1, 2 (a mapping: number inside -> ours).
+        accounting: True gives the run a control group even without limits, for `memory_peak`, `pids_peak` and exact CPU time;
+            None: when this run or the container has limits.
+
+        Raises: UsageError, ProgramNotFoundError, SetupError, ClosedError, BrokenError; CommandError with *check*.
+        """
+        options = ExecOptions(
+            argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, pass_fds, accounting
+        )
+        decoder = text_of(text, encoding, errors)
+        data = _input_bytes(input, stdin, encoding, text=text)
+        live = self._live()
+        prepared = build_spec(options, self.spec, self._identity)
+        wiring = wire_up(PIPE if data is not None else stdin, stdout, stderr, prepared.fds, tty=False)
+        leaf = live.leaf(prepared, wiring)
+        result = live.session.run(prepared.spec, wiring, data, leaf, text=decoder, leaves=live)
+        return result.check() if check else result
+
+    def popen(
+        self,
+        argv: Sequence[Argument],
+        *,
+        stdin: Any = None,  # noqa: ANN401
+        stdout: Any = None,  # noqa: ANN401
+        stderr: Any = None,  # noqa: ANN401
+        env: Mapping[str, str] | None = None,
+        cwd: StrPath | None = None,
+        user: int | str | None = None,
+        timeout: float | None = None,
+        cpu_time: float | None = None,
+        memory: Size | None = None,
+        swap: Size | None = None,
+        cpus: float | None = None,
+        pids: int | None = None,
+        output_limit: Size = MAX_READ,
+        rlimits: Rlimits | None = None,
+        umask: int = 0o022,
+        pass_fds: Sequence[int] | Mapping[int, int] = (),
+        text: bool = False,
+        encoding: str | None = None,
+        errors: str = "strict",
+        accounting: bool | None = None,
+        tty: bool = False,
+        size: tuple[int, int] = (24, 80),
+    ) -> Process:
+        """Start a program and return a `Process`: subprocess.Popen's vocabulary. Limits as in `exec`.
+
+        stdin, stdout, stderr: None is /dev/null (never the caller's own). tty: give it a terminal of *size* (rows, columns)
+        instead of the three; `Process.terminal` is its other end.
+        """
+        options = ExecOptions(
+            argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, pass_fds, accounting, tty, size
+        )
+        decoder = text_of(text, encoding, errors)
+        live = self._live()
+        prepared = build_spec(options, self.spec, self._identity)
+        if tty and not (stdin is stdout is stderr is None):
+            raise UsageError("tty=True gives the program one terminal for stdin, stdout and stderr; leave them out")
+        wiring = wire_up(stdin, stdout, stderr, prepared.fds, tty=tty)
+        leaf = live.leaf(prepared, wiring)
+        return live.session.popen(prepared.spec, wiring, leaf, text=decoder, leaves=live)
+
+    def _identity(self, user: str) -> Identity:
+        """Who *user* is. The container's own user is looked up once, before any program could change the files."""
+        found = self._identities.get(user)
+        if found is None:
+            found = known(user, self.spec.filesystem.root)
+        if found is None:
+            passwd, group = (partial(self._read_or_nothing, f"/etc/{name}") for name in ("passwd", "group"))
+            found = resolve(user, passwd=passwd, group=group, ids=self._live().ids)
+            if user == self.spec.user:
+                self._identities[user] = found
+        return found.alone() if self._live().ids.deny_setgroups else found
+
+    def _read_or_nothing(self, path: str) -> bytes:
+        try:
+            return _files.read_bytes(self._session().request, path, max_size=1 << 20)
+        except (SetupError, UsageError):
+            return b""  # missing, a FIFO, too large: then it names nobody
+
+    def kill(self, signal: int | None = None) -> None:
+        """Kill everything in the container (SIGKILL), or send *signal* to every program in it. The container stays."""
+        import signal as signals
+
+        self._session().signal_all(signals.SIGKILL if signal is None else int(signal))
+
+    def pause(self) -> None:
+        """Freeze every program; they do not notice. Needs: the freezer of cgroup v1, or cgroup v2."""
+        self._live().pause()
+
+    def resume(self) -> None:
+        """Let frozen programs go on."""
+        self._live().resume()
+
+    def stats(self) -> Stats:
+        """What all programs use and used. Needs: a control group (any limit, or accounting)."""
+        return self._live().stats()
+
+    @property
+    def cgroup(self) -> Introspection:
+        """The container's control files as typed attributes: ``c.cgroup.memory.limit_in_bytes`` (v1), ``c.cgroup.memory.max`` (v2)."""
+        return self._live().group().files
+
+    # ---- Files ----
+
+    def write_bytes(self, path: StrPath, data: bytes, *, mode: int = 0o644, user: int | str | None = None) -> None:
+        """Create or replace the file *path* inside; it belongs to *user* (None: the container's). Its directory must exist.
+
+        Raises: SetupError (an OSError): ENOENT, ENOSPC, EROFS, ELOOP when it is a symbolic link ...
+        """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise UsageError(f"data: {type(data).__name__} is not bytes; encode text first")
+        owner = self._identity(self.spec.user if user is None else str(user))
+        _files.write_bytes(self._session().request, to_inside_path(path, what="path"), bytes(data), mode=mode & 0o7777, uid=owner.uid, gid=owner.gid)
+
+    def read_bytes(self, path: StrPath, *, max_size: Size = MAX_READ) -> bytes:
+        """Read the regular file *path* inside, up to *max_size* bytes.
+
+        Raises: SetupError: it is not there; UsageError: it is larger, or no regular file.
+        """
+        return _files.read_bytes(self._session().request, to_inside_path(path, what="path"), max_size=to_size(max_size, what="max_size"))
+
+    def make_dirs(self, path: StrPath, *, user: int | str | None = None) -> None:
+        """Make the directory *path* and its parents inside; what exists stays."""
+        owner = self._identity(self.spec.user if user is None else str(user))
+        _files.make_dirs(self._session().request, to_inside_path(path, what="path"), uid=owner.uid, gid=owner.gid)
+
+    def copy_in(self, source: StrPath, target: StrPath) -> None:
+        """Copy a file or directory of the host to *target*; it then belongs to the container's user.
+
+        A file goes into *target* if that is a directory, otherwise it becomes *target*; a directory's content goes into *target*.
+        """
+        path = os.fsdecode(source)
+        if not os.path.lexists(path):
+            raise UsageError(f"copy_in: {path}: no such file or directory")
+        owner = self._identity(self.spec.user)
+        _files.copy_in(self._session().request, path, to_inside_path(target, what="target"), uid=owner.uid, gid=owner.gid)
+
+    def copy_out(self, source: StrPath, target: StrPath, *, max_size: Size = MAX_COPY) -> None:
+        """Copy a file or directory to the host, up to *max_size* bytes; links stay links, modes lose set-id bits.
+
+        Raises: UsageError: too large, too many, too deep, or a FIFO, socket or device.
+        """
+        limit = to_size(max_size, what="max_size")
+        _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(target), max_size=limit)
+
+
+def _input_bytes(data: bytes | str | None, stdin: Any, encoding: str | None, *, text: bool) -> bytes | None:  # noqa: ANN401
+    if data is None:
+        return None
+    if stdin is not None:
+        raise UsageError("input and stdin: give one of the two")
+    if isinstance(data, str):
+        if not text and encoding is None:
+            raise UsageError("input: a str needs text=True or encoding=; or give bytes")
+        return data.encode(encoding or "utf-8")
+    return bytes(data)
+
+
+def run(argv: Sequence[Argument], image: StrPath | None = None, **options: Any) -> Result:  # noqa: ANN401 - Container's and exec's
+    """Run one program in a container of its own, and remove that; takes the arguments of `Container` and of `Container.exec`.
+
+    *memory*, *cpus*, *pids* and *swap* limit the container. Without an image: a read-only view of the host.
+    """
+    from sandbox._arguments import split_options
+
+    mine, theirs = split_options(options)
+    if image is None and not {"read_only", "scratch"} & mine.keys():
+        mine["read_only"] = True
+        mine["mounts"] = _spec.with_tmp(mine.get("mounts", ()))
+    with Container(image, **mine) as container:
+        return container.exec(argv, **theirs)
+
+

@@ -1,0 +1,189 @@
+"""One program's run, from the caller's side: its request, its streams, its end, its result.
+
+Theory of operation
+-------------------
+A run occupies one channel. The request goes out with the descriptors the program gets; init answers STARTED (when
+asked) and, once nothing that the program started is alive any more, END. Only then are the captured pipes drained to
+their end and the run's control group is read and removed. Deadlines are init's; this side has one of its own, later,
+only for an init that does not answer.
+
+Why a run ended is decided here, in `decide`, from causes that we own: our deadline, the control group's count of OOM
+kills, our output cap, the caller's kill, the system call filter; only then from the wait status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal as signals
+import time
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from sandbox._launch import codec, wire
+from sandbox._pump import GRACE_S
+from sandbox._result import Result, Status, make_result
+from sandbox._run import Spec, Text, start_error
+from sandbox._streams import Communication
+from sandbox._wiring import DEVNULL, PIPE, STDOUT, Wiring
+from sandbox.cg import Leaf
+from sandbox.errors import BrokenError, ClosedError, ProtocolError, UsageError
+
+if TYPE_CHECKING:
+    from sandbox._launch.driver import Channel
+
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "Result", "Status"]
+
+
+class Process:
+    """A program that runs beside the caller; subprocess.Popen's vocabulary.
+
+    `stdin`, `stdout`, `stderr` are binary files for what was PIPE (text files in text mode), else None; with ``tty=True``
+    `terminal` is the terminal's descriptor, and stdin and stdout are files on it. `result` is there after `wait`.
+    Safe for one thread at a time.
+    """
+
+    def __init__(self, spec: Spec, wiring: Wiring, channel: Channel, *, leaf: Leaf | None, text: Text, finish: Callable[[bool], None]) -> None:
+        self._spec, self._wiring, self._channel, self._leaf, self._text = spec, wiring, channel, leaf, text
+        self._finish = finish
+        self._result: Result | None = None
+        self._communication: Communication | None = None
+        self._captured: tuple[Any, Any, bool, bool] = (None, None, False, False)
+        self.args = tuple(os.fsdecode(arg) for arg in spec.argv)
+        self.terminal: int | None = None
+        self.pid, fds = self._started()
+        if fds:
+            self.terminal = fds[0]
+            wiring.stdin, wiring.stdout = os.dup(fds[0]), os.dup(fds[0])
+        self.stdin = self._file(wiring.stdin, "wb")
+        self.stdout = self._file(wiring.stdout, "rb")
+        self.stderr = self._file(wiring.stderr, "rb")
+        wiring.stdin = wiring.stdout = wiring.stderr = None
+
+    def _file(self, fd: int | None, mode: str) -> IO[Any] | None:
+        if fd is None:
+            return None
+        raw = open(fd, mode)  # noqa: SIM115 - the process's owner closes it
+        if self._text.encoding is None:
+            return raw
+        import io
+
+        return io.TextIOWrapper(raw, encoding=self._text.encoding, errors=self._text.errors, write_through=True)
+
+    def _started(self) -> tuple[int, list[int]]:
+        got = self._channel.receive(GRACE_S + 30)
+        if got is None:
+            raise BrokenError("the container ended before the program started")
+        event, fds = got
+        if isinstance(event, codec.End) and event.cause == wire.Cause.NOT_STARTED:
+            raise start_error(self._spec, event.status, event.detail)
+        if not isinstance(event, codec.Started):
+            raise ProtocolError(f"{type(event).__name__} instead of STARTED")
+        return event.pid, fds
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the program has ended; for event loops. Then call `wait`."""
+        return self._channel.fileno()
+
+    @property
+    def result(self) -> Result | None:
+        """The result, once `wait` or `poll` has seen the end."""
+        return self._result
+
+    @property
+    def returncode(self) -> int | None:
+        """As subprocess: None while it runs."""
+        return None if self._result is None else self._result.returncode
+
+    def poll(self) -> int | None:
+        """The return code if it has ended, else None; never blocks."""
+        try:
+            return self.wait(0).returncode
+        except TimeoutError:
+            return None
+
+    def wait(self, timeout: float | None = None) -> Result:
+        """Wait for the end of the program and of everything it started.
+
+        Raises: TimeoutError after *timeout* seconds; the program runs on. BrokenError when the container is gone.
+        """
+        if self._result is not None:
+            return self._result
+        got = self._channel.receive(timeout)
+        if got is None or not isinstance(got[0], codec.End):
+            self._finish(False)
+            raise BrokenError("the container ended while the program ran")
+        self._result = self._conclude(got[0])
+        return self._result
+
+    def _conclude(self, end: codec.End) -> Result:
+        try:
+            return make_result(self._spec, end, self._leaf, output_hit=self._captured[2] or self._captured[3], streams=self._captured)
+        finally:
+            self._finish(True)
+
+    def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002 - subprocess's name
+        """Send *input*, read the streams to their ends, and wait; returns (stdout, stderr).
+
+        Raises: TimeoutError after *timeout* seconds; call it again to go on, as with subprocess.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._communication is None:
+            files = (self.stdin, self.stdout, self.stderr)
+            self._communication = Communication(files, input, self._text, limit=self._spec.output_limit, kill=self.kill)
+        elif input:
+            raise UsageError("communicate: input was given before; the second call only goes on")
+        self._communication.move(deadline)
+        self._captured = self._communication.captured()
+        self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return self._captured[0], self._captured[1]
+
+    def send_signal(self, signal: int) -> None:
+        """Send a signal to the program's first process; nothing happens when it has ended."""
+        if self._result is None:
+            self._channel.send(wire.Msg.KILL, b"\0" + int(signal).to_bytes(4, "little"))
+
+    def terminate(self) -> None:
+        """Send SIGTERM to its first process."""
+        self.send_signal(signals.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the program and everything it started; the result says KILLED."""
+        if self._result is None:
+            self._channel.send(wire.Msg.KILL, b"\1" + signals.SIGKILL.to_bytes(4, "little"))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal its new size; the program gets SIGWINCH."""
+        if self.terminal is None:
+            raise UsageError("resize: the program has no terminal; start it with tty=True")
+        import fcntl
+        import struct
+        import termios
+
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def close(self) -> None:
+        """Kill it if it runs, and close the files. May be called twice."""
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                with contextlib.suppress(OSError):  # unflushed input that nobody reads any more
+                    file.close()
+        if self.terminal is not None:
+            os.close(self.terminal)
+            self.terminal = None
+        if self._result is None:
+            with contextlib.suppress(BrokenError, ClosedError):
+                self.kill()
+                self.wait(GRACE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is None:
+            for file in (self.stdin,):
+                if file is not None and not file.closed:
+                    file.close()
+            if self._result is None:
+                self.wait()
+        self.close()

@@ -1,0 +1,247 @@
+"""The library inside other programs: threads, forks, hosts that treat SIGCHLD badly, large processes, sudden death."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import sandbox
+from sandbox import Container
+from tests.leak.killed import run_and_kill
+from tests.support import needs
+
+pytestmark = [needs("userns"), pytest.mark.unprivileged]
+KILL_ROUNDS = int(os.environ.get("SANDBOX_KILL_ROUNDS", "12"))
+
+
+def python(code: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_64_threads_create_and_run_at_once() -> None:
+    results: list[bytes] = []
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(2):
+                out = sandbox.run(["/bin/sh", "-c", f"echo {number}; for f in /proc/self/fd/*; do echo ${{f##*/}}; done"]).stdout.split()
+                assert out[0] == b"%d" % number
+                assert set(out[1:]) <= {b"0", b"1", b"2", b"3"}
+                results.append(out[0])
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors[0]
+    assert len(results) == 128
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_64_threads_share_one_container() -> None:
+    counted: list[bytes] = []
+    with Container() as c:
+        threads = [threading.Thread(target=lambda n=n: counted.append(c.exec(["echo", str(n)]).stdout)) for n in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(map(int, counted)) == list(range(64))
+
+
+def test_a_forked_child_gets_its_own_launcher_and_cannot_use_its_parents_containers() -> None:
+    code = """
+import os, sandbox
+with sandbox.Container() as c:
+    assert c.exec(["echo", "1"]).stdout == b"1\\n"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            c.exec(["true"])
+        except sandbox.ClosedError as error:
+            assert "forked" in str(error), error
+        else:
+            os._exit(2)
+        assert sandbox.run(["echo", "child"]).stdout == b"child\\n"
+        c.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert c.exec(["echo", "2"]).stdout == b"2\\n"
+print("done")
+"""
+    done = python(code)
+    assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.parametrize("treatment", ["signal.signal(signal.SIGCHLD, signal.SIG_IGN)", "signal.signal(signal.SIGCHLD, reap)"])
+def test_a_host_that_ignores_or_reaps_sigchld(treatment: str) -> None:
+    code = f"""
+import os, signal, sandbox
+def reap(*_):
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]: pass
+    except ChildProcessError: pass
+{treatment}
+for n in range(5):
+    assert sandbox.run(["sh", "-c", "exit 7"]).exit_code == 7
+print("done")
+"""
+    done = python(code)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_the_launcher_is_no_child_of_the_host() -> None:
+    code = """
+import os, sandbox
+sandbox.run(["true"])
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    print("no children")
+"""
+    assert python(code).stdout == "no children\n"
+
+
+def test_starting_does_not_take_longer_in_a_large_process() -> None:
+    code = """
+import time, sandbox
+def fastest():
+    times = []
+    for _ in range(30):
+        began = time.perf_counter(); sandbox.run(["true"]); times.append(time.perf_counter() - began)
+    return min(times)
+sandbox.run(["true"])
+small = fastest()
+ballast = bytearray(1 << 30)
+for at in range(0, len(ballast), 4096): ballast[at] = 1
+print(fastest() / small)
+"""
+    done = python(code, timeout=120)
+    assert float(done.stdout) < 1.6, done.stderr
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_nothing_changes_in_the_host_process() -> None:
+    before = os.getcwd(), signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGPIPE), sorted(os.listdir("/proc/self/ns"))
+    namespaces = [os.readlink(f"/proc/self/ns/{kind}") for kind in before[3]]
+    umask = os.umask(0o022)
+    os.umask(umask)
+    sandbox.run(["true"])
+    assert before == (os.getcwd(), signal.getsignal(signal.SIGCHLD), signal.getsignal(signal.SIGPIPE), sorted(os.listdir("/proc/self/ns")))
+    assert namespaces == [os.readlink(f"/proc/self/ns/{kind}") for kind in before[3]]
+    now = os.umask(umask)
+    assert now == umask
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_a_hundred_rounds_leave_descriptors_and_threads_flat() -> None:
+    with Container() as c:
+        c.exec(["true"])
+        before = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for _ in range(100):
+            c.exec(["echo", "x"], input=b"y")
+        assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_a_killed_launcher_is_an_error_and_the_next_container_gets_a_new_one() -> None:
+    code = """
+import os, signal, sandbox
+c = sandbox.Container().start()
+pids = [int(p) for p in os.listdir("/proc") if p.isdigit()]
+def name(p):
+    try: return open(f"/proc/{p}/comm").read().strip(), open(f"/proc/{p}/stat").read().rpartition(")")[2].split()[1]
+    except OSError: return "", ""
+parent = int(name(c.pid)[1])
+os.kill(parent, signal.SIGKILL)
+for attempt in range(2):
+    try:
+        c.exec(["true"])
+    except (sandbox.BrokenError, sandbox.ClosedError): pass
+    else: raise SystemExit("still alive")
+c.close()
+try:
+    sandbox.run(["true"])
+except sandbox.BrokenError: pass
+assert sandbox.run(["echo", "new"]).stdout == b"new\\n"
+print("done")
+"""
+    done = python(code)
+    assert done.stdout == "done\n", done.stderr
+
+
+BUSY = """
+import os, sandbox, threading, time
+limits = dict(memory="64M", pids=32) if os.geteuid() == 0 else {}
+def work():
+    while True:
+        with sandbox.Container(**limits) as c:
+            c.popen(["sleep", "100"])
+            c.exec(["sh", "-c", "setsid sleep 100 & sleep 0.01"])
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.2)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("round_", range(KILL_ROUNDS))
+def test_kill_9_at_a_random_moment_leaves_nothing(round_: int) -> None:
+    delay = random.Random(round_).uniform(0, 0.25)
+    assert run_and_kill(BUSY, delay_s=delay, patience_s=1.0) == []
+
+
+def test_a_forked_child_does_not_keep_its_parents_containers_alive() -> None:
+    code = """
+import os, sandbox, sys, time
+c = sandbox.Container().start()
+c.popen(["sleep", "77"])
+if os.fork() == 0:
+    os.close(1)
+    time.sleep(60)
+    os._exit(0)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    left = run_and_kill(code, delay_s=0.1)
+    # The child of the host program itself lives on: that is the host's affair. Nothing of the container does.
+    assert not [line for line in left if "sandbox-" in line or "sleep" in line]
+
+
+def test_idle_for_a_while_then_used_again() -> None:
+    with Container() as c:
+        assert c.exec(["echo", "a"]).ok
+        time.sleep(0.2)
+        assert c.exec(["echo", "b"]).ok
+
+
+def test_the_binary_that_runs_is_sealed() -> None:
+    code = """
+import os, sandbox
+c = sandbox.Container().start()
+print(os.readlink(f"/proc/{c.pid}/exe") if os.geteuid() == 0 else "/memfd:sandbox-launcher (deleted)")
+"""
+    assert python(code).stdout.startswith("/memfd:sandbox-launcher")
+
+
+def test_a_host_that_has_closed_its_standard_streams() -> None:
+    code = """
+import os, sandbox
+out = os.dup(1)
+for fd in (0, 1, 2): os.close(fd)
+result = sandbox.run(["echo", "hi"])
+os.write(out, result.stdout)
+"""
+    assert python(code).stdout == "hi\n"

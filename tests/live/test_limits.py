@@ -1,0 +1,120 @@
+"""Limits by control groups: enforced, accounted for each run on its own, and removed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import sandbox
+from sandbox import Container, Status, Tmpfs
+from tests.support import needs
+
+pytestmark = [needs("root", "cgroup:memory", "cgroup:pids"), pytest.mark.usefixtures("no_leftovers")]
+SH = "/bin/sh"
+PYTHON = "/usr/bin/python3"
+
+
+@needs("program:python3")
+@pytest.mark.skipif(not os.path.exists(PYTHON), reason="no /usr/bin/python3")
+def test_memory_limit_of_a_run() -> None:
+    with Container() as c:
+        hog = c.exec([PYTHON, "-c", "x = bytearray(200 << 20)"], memory="40M", timeout=30)
+        assert (hog.status, hog.oom_killed) == (Status.MEMORY_LIMIT, True)
+        assert hog.memory_peak is not None
+        assert hog.memory_peak <= 41 << 20
+        again = c.exec(["true"], memory="40M")
+        assert again.ok
+        assert again.memory_peak is not None
+        assert again.memory_peak < 10 << 20  # nothing inherited from the run before
+
+
+@pytest.mark.skipif(not os.path.exists(PYTHON), reason="no /usr/bin/python3")
+def test_memory_limit_of_the_container_holds_for_all_its_runs() -> None:
+    with Container(memory="64M") as c:
+        assert c.exec([PYTHON, "-c", "x = bytearray(200 << 20)"], timeout=30).status is Status.MEMORY_LIMIT
+        assert c.exec(["true"]).ok
+
+
+@pytest.mark.skipif(not os.path.exists(PYTHON), reason="no /usr/bin/python3")
+def test_a_child_that_is_killed_for_memory_counts() -> None:
+    script = f"{PYTHON} -c 'x = bytearray(200 << 20)'; exit 0"
+    assert sandbox.run([SH, "-c", script], memory="40M", timeout=30).status is Status.MEMORY_LIMIT
+
+
+def test_memory_charged_to_a_tmpfs_counts() -> None:
+    with Container(mounts=[Tmpfs("/work", size="200M")]) as c:
+        result = c.exec([SH, "-c", "head -c 150000000 /dev/zero > /work/f"], memory="40M", timeout=30)
+    assert result.status is Status.MEMORY_LIMIT
+
+
+def test_fork_bomb_is_stopped() -> None:
+    script = "f() { f | f & }; f; while :; do :; done"
+    with Container() as c:
+        result = c.exec([SH, "-c", script], pids=32, timeout=1.5)
+        assert result.status in {Status.TIMEOUT, Status.EXITED, Status.SIGNALED}
+        assert result.pids_peak is None or result.pids_peak <= 32
+        assert c.exec(["echo", "alive"], pids=32).stdout == b"alive\n"
+
+
+def test_cpu_time_of_all_children_counts() -> None:
+    script = "(while :; do :; done) & (while :; do :; done) & wait"
+    result = sandbox.run([SH, "-c", script], cpu_time=0.4, timeout=30)
+    assert result.status is Status.CPU_LIMIT
+    assert 0.35 < result.cpu_time < 1.5
+
+
+def test_quota_slows_down() -> None:
+    result = sandbox.run([SH, "-c", "while :; do :; done"], cpus=0.25, timeout=1.0, accounting=True)
+    assert result.status is Status.TIMEOUT
+    assert result.cpu_time < 0.6
+
+
+def test_pause_freezes_and_resume_goes_on() -> None:
+    with Container(memory="64M", pids=32) as c:
+        p = c.popen([SH, "-c", "while :; do echo x; sleep 0.01; done"], stdout=sandbox.PIPE)
+        assert p.stdout is not None
+        assert p.stdout.read(2) == b"x\n"
+        c.pause()
+        used = c.stats().cpu_time
+        os.set_blocking(p.stdout.fileno(), False)
+        while p.stdout.read(65536):
+            pass
+        assert c.stats().cpu_time == used
+        c.resume()
+        os.set_blocking(p.stdout.fileno(), True)
+        assert p.stdout.read(2)
+        p.kill()
+        p.wait(10)
+        p.close()
+
+
+def test_stats_tell_of_all_programs() -> None:
+    with Container(memory="64M", pids=32) as c:
+        c.exec([SH, "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"])
+        stats = c.stats()
+    assert stats.cpu_time is not None
+    assert stats.cpu_time > 0
+
+
+def test_python_sees_no_difference_between_the_runs() -> None:
+    with Container(memory="64M") as c:
+        peaks = [c.exec(["true"]).memory_peak or 0 for _ in range(5)]
+    assert max(peaks) < 3 << 20
+
+
+def test_a_limit_that_cannot_be_had_is_an_error() -> None:
+    with pytest.raises((sandbox.UnsupportedError, sandbox.UsageError, sandbox.SetupError)), Container(cpuset="4000"):
+        pass
+
+
+def test_limits_are_checked_before_anything_is_touched() -> None:
+    for wrong in ({"memory": "-1"}, {"memory": "12Q"}, {"memory": 0}, {"pids": 0}, {"cpus": 0}, {"cpus": -1.0}, {"swap": "1M"}, {"cpu_weight": 0}):
+        with pytest.raises(sandbox.UsageError):
+            Container(**wrong)
+
+
+def test_control_files_are_typed_attributes() -> None:
+    with Container(memory="64M", pids=32) as c:
+        assert c.cgroup.pids.max == 32
+        assert 64 << 20 in {getattr(c.cgroup.memory, name, None) for name in ("limit_in_bytes", "max")}

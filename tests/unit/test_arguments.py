@@ -1,0 +1,103 @@
+"""Wrong calls are refused in words, before anything is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sandbox
+from sandbox import Bind, Container, Tmpfs, UsageError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"mounts": [Tmpfs("/tmp"), Tmpfs("/tmp")]}, "two mounts"),
+        ({"env": {"A=B": "c"}}, "env"),
+        ({"env": {"A": "b\0c"}}, "NUL"),
+        ({"cwd": "relative"}, "relative"),
+        ({"cwd": "/proc/self/fd/3"}, "descriptor"),
+        ({"cwd": "/a/../../b"}, r"\.\."),
+        ({"hostname": "a b"}, "host name"),
+        ({"hostname": "x" * 70}, "host name"),
+        ({"user": ""}, "user"),
+        ({"user": True}, "user"),
+        ({"net": "bridge"}, "net"),
+        ({"share": ["pid"]}, "share"),
+        ({"security": "lax"}, "profile"),
+        ({"read_only": True, "scratch": "1M"}, "scratch"),
+        ({"scratch": -1}, "size"),
+        ({"time_offsets": (1e12, 0)}, "time_offsets"),
+        ({"image": "/no/such/directory"}, "no such directory"),
+        ({"image": ""}, "image"),
+    ],
+)
+def test_a_wrong_container_is_refused(arguments: dict[str, object], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        Container(**arguments)  # type: ignore[arg-type]
+
+
+def test_an_image_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(sandbox.ImageError, match="is a file"):
+        Container(tmp_path / "file")
+
+
+def test_a_mount_target_must_be_absolute() -> None:
+    with pytest.raises(UsageError, match="relative"):
+        Tmpfs("tmp")
+    with pytest.raises(UsageError):
+        Bind("/etc", "/")
+
+
+@pytest.mark.unprivileged
+@pytest.mark.parametrize(
+    ("argv", "options", "word"),
+    [
+        ([], {}, "empty"),
+        ([""], {}, "empty"),
+        ("ls -l", {}, "one string"),
+        (["a\0b"], {}, "NUL"),
+        (["true"], {"timeout": 0}, "timeout"),
+        (["true"], {"timeout": float("nan")}, "timeout"),
+        (["true"], {"timeout": 1e12}, "timeout"),
+        (["true"], {"cpu_time": -1}, "cpu_time"),
+        (["true"], {"output_limit": "x"}, "output_limit"),
+        (["true"], {"umask": 0o7777}, "umask"),
+        (["true"], {"pass_fds": [987]}, "open descriptor"),
+        (["true"], {"pass_fds": {1: 2}}, "pass_fds"),
+        (["true"], {"input": b"x", "stdin": 0}, "input and stdin"),
+        (["true"], {"input": "text"}, "text=True"),
+        (["true"], {"encoding": "no-such-encoding"}, "encoding"),
+        (["true"], {"cwd": "/nowhere"}, "cwd"),
+        (["x" * 200_000], {}, "longer"),
+        (["no-such-program"], {}, "no such program"),
+        (["/etc/passwd"], {}, "may not execute"),
+        (["true"], {"stdout": object()}, "PIPE"),
+        (["true"], {"colour": 1}, "unknown argument"),
+    ],
+)
+def test_a_wrong_run_is_refused(argv: list[str], options: dict[str, Any], word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        sandbox.run(argv, **options)
+
+
+def test_a_missing_program_is_also_the_error_that_subprocess_raises() -> None:
+    with pytest.raises(FileNotFoundError):
+        sandbox.run(["no-such-program"])
+    with pytest.raises(sandbox.ProgramNotFoundError, match="looked at /usr/local/sbin/no-such-program"):
+        sandbox.run(["no-such-program"])
+
+
+def test_check_raises_with_the_result() -> None:
+    with pytest.raises(sandbox.CommandError, match="exited with code 1") as caught:
+        sandbox.run(["false"], check=True)
+    assert caught.value.result.exit_code == 1
+
+
+def test_nothing_happens_before_start() -> None:
+    container = Container(mounts=[Bind("/no/such/source", "/x")])
+    with pytest.raises(UsageError, match="/no/such/source"):
+        container.start()
