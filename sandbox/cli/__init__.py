@@ -1,0 +1,77 @@
+"""The command ``sandbox``: ``sandbox run`` and ``sandbox doctor``. It uses only what every importer of the library can use.
+
+Each subcommand lives in its own module with a ``main(arguments) -> exit code``, loaded when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+__all__ = ["main"]
+
+USAGE: Final = """\
+usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
+       sandbox doctor [--json]                            say what this host offers, and what is missing
+       sandbox --version
+
+'sandbox run --help' lists the options.
+"""
+WRONG_USE: Final = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line *argv* (None: this process's own) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _fill_standard_streams()
+    try:
+        code = _dispatch(arguments)
+        if sys.stdout is not None:  # it was closed when we were started
+            sys.stdout.flush()
+    except BrokenPipeError:  # sandbox ... | head: nobody reads on, and the interpreter's last flush must not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141  # 128 + SIGPIPE, what a shell reports of any other program
+    except KeyboardInterrupt:  # `sandbox run` handles signals by itself once it has begun
+        return 130  # 128 + SIGINT
+    return code
+
+
+def _fill_standard_streams() -> None:
+    """Give 0, 1 and 2 something to be where our caller had closed them: no other descriptor may get these numbers."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command == "run":
+        from sandbox.cli import run
+
+        return run.main(rest)
+    if command == "doctor":
+        from sandbox.cli import doctor
+
+        return doctor.main(rest)
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"sandbox {_version()}")
+        return 0
+    problem = f"unknown command {command!r}" if command else "no command"
+    print(f"sandbox: {problem}; there are 'run' and 'doctor' (see sandbox --help)", file=sys.stderr)
+    return WRONG_USE
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("sandbox")
+    except PackageNotFoundError:
+        return "(run from its source, not installed)"

@@ -1,0 +1,124 @@
+"""The options of ``sandbox run``: their names, Docker's where Docker has one, and their help. What they mean is `options`'s."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from sandbox.errors import UsageError
+
+DESCRIPTION: Final = "Run a program in a container of its own, which is removed afterwards. Without --root it sees the host's programs, read-only."
+EPILOG: Final = """\
+SIZE is bytes or 64K, 64M, 1.5G (binary multiples); TIME is seconds or 500ms, 3s, 2m, 1h.
+
+exit code: the program's; 128+N when signal N ended it; 124 --timeout; 152 --cpu-time; 137 memory limit, or killed;
+153 --output-limit; 159 forbidden system call (--profile strict); 2 unknown option, or no program; 125 a value that
+makes no sense, or a failure of our own; 126 the program cannot be executed; 127 there is no such program.
+"""
+
+
+class WrongUseError(UsageError):
+    """The shape of the command line is wrong: an option that there is not, a value or the program missing."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions, so that they all look alike."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise WrongUseError."""
+        raise WrongUseError(message)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Split *arguments* into options and the program; values stay as they were given.
+
+    Raises: WrongUseError; SystemExit(0) after ``--help``.
+    """
+    parsed = build().parse_args(list(arguments))
+    if parsed.program[:1] == ["--"]:
+        del parsed.program[0]
+    if not parsed.program and not parsed.explain:
+        raise WrongUseError("no program; give one after the options, as in: sandbox run -- ls -l")
+    return parsed
+
+
+def build() -> Parser:
+    """Make the parser."""
+    parser = Parser(
+        prog="sandbox run",
+        usage="sandbox run [options] [--] PROGRAM [ARGUMENT...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    _add_limits(parser)
+    _add_surroundings(parser)
+    _add_files(parser)
+    _add_security(parser)
+    _add_ours(parser)
+    parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_limits(parser: Parser) -> None:
+    group = parser.add_argument_group("limits")
+    group.add_argument("--memory", "-m", metavar="SIZE", help="memory of all its processes together; no swap unless --memory-swap")
+    group.add_argument("--memory-swap", metavar="SIZE", help="memory and swap together")
+    group.add_argument("--cpus", metavar="N", help="CPU time per second of wall clock, such as 1.5")
+    group.add_argument("--cpuset-cpus", metavar="LIST", help="CPUs it may run on, such as 0-2,5")
+    group.add_argument("--pids-limit", metavar="N", help="processes and threads")
+    group.add_argument("--ulimit", metavar="NAME=SOFT[:HARD]", action="append", default=[], help="resource limit of each process, such as nofile=64")
+    group.add_argument("--shm-size", metavar="SIZE", help="size of /dev/shm (64M)")
+    group.add_argument("--timeout", metavar="TIME", help="wall-clock time, then everything is killed")
+    group.add_argument("--cpu-time", metavar="TIME", help="CPU time of all its processes together, then everything is killed")
+    group.add_argument("--output-limit", metavar="SIZE", help="bytes on each of stdout and stderr, which become pipes; then everything is killed")
+
+
+def _add_surroundings(parser: Parser) -> None:
+    group = parser.add_argument_group("surroundings")
+    group.add_argument("--env", "-e", metavar="NAME[=VALUE]", action="append", default=[], help="set a variable; without a value: pass ours on")
+    group.add_argument("--env-file", metavar="FILE", action="append", default=[], help="variables, NAME[=VALUE] a line")
+    group.add_argument("--workdir", "-w", metavar="DIR", help="working directory inside (/)")
+    group.add_argument("--user", "-u", metavar="USER[:GROUP]", help="name or number inside")
+    group.add_argument("--hostname", "-h", metavar="NAME", help="its host name (sandbox)")
+    group.add_argument("--network", "--net", metavar="none|host", help="none: loopback only (the default)")
+    group.add_argument("--tty", "-t", action="store_true", help="give it a terminal")
+    group.add_argument(
+        "--interactive", "-i", action=argparse.BooleanOptionalAction, default=True, help="pass standard input on (the default); --no-...: it is empty"
+    )
+
+
+def _add_files(parser: Parser) -> None:
+    group = parser.add_argument_group("files")
+    group.add_argument("--root", metavar="DIR", help="use DIR as the root directory; it is never written to")
+    group.add_argument("--read-only", action="store_true", help="no writable layer at all, and no /tmp of its own")
+    group.add_argument("--scratch", metavar="SIZE", help="size of the writable layer; without --root there is none, only a writable /tmp")
+    group.add_argument("--volume", "-v", metavar="SRC:DST[:ro]", action="append", default=[], help="show a path of the host, or a volume (a name)")
+    group.add_argument("--mount", metavar="type=...,...", action="append", default=[], help="type=bind,source=S,target=T[,readonly] and the like")
+    group.add_argument("--tmpfs", metavar="DST[:OPTIONS]", action="append", default=[], help="empty, in memory; options size=, mode=, nr_inodes=")
+
+
+def _add_security(parser: Parser) -> None:
+    group = parser.add_argument_group("security")
+    group.add_argument("--profile", metavar="NAME", help="'default', or 'strict' for judging: a hostile system call ends the run")
+    group.add_argument("--cap-add", metavar="CAP", action="append", default=[], help="capability of root inside, or ALL")
+    group.add_argument("--cap-drop", metavar="CAP", action="append", default=[], help="take one away, or ALL")
+    group.add_argument(
+        "--security-opt",
+        metavar="OPTION",
+        action="append",
+        default=[],
+        help="no-new-privileges[=false], seccomp=unconfined, systempaths=unconfined, landlock=off|required, nesting",
+    )
+    group.add_argument("--best-effort", action="store_true", help="warn about what cannot be enforced here, instead of failing")
+
+
+def _add_ours(parser: Parser) -> None:
+    group = parser.add_argument_group("this command")
+    group.add_argument("--json", metavar="FILE", help="write the result to FILE, as JSON; '-' is standard error")
+    group.add_argument("--report", action="store_true", help="the same as --json -")
+    group.add_argument("--explain", action="store_true", help="print what would be done, and start nothing")
+    group.add_argument("--help", action="help", help="show this text")

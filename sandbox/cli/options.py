@@ -1,0 +1,353 @@
+"""What the options of ``sandbox run`` mean: words to the arguments of `Container` and `Container.popen`. Pure but for env files."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from attrs import fields, frozen
+
+from sandbox import Bind, Limits, Rlimits, Security, Tmpfs, UsageError, Volume
+
+Mount = Bind | Tmpfs | Volume
+
+_TIME_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}  # timeout(1)'s, and ms
+_MAX_ENV_FILE: Final = 1 << 20
+_TRUE: Final = frozenset(("", "true", "1"))
+_FALSE: Final = frozenset(("false", "0"))
+
+
+@frozen
+class Request:
+    """One checked command line: arguments of `Container` and of `popen`, and what this command does itself."""
+
+    program: tuple[str, ...]
+    container: Mapping[str, Any]
+    program_options: Mapping[str, Any]
+    output_limit: int | None
+    tty: bool
+    interactive: bool
+    report: str | None  # a file; "-" is standard error
+    explain: bool
+
+
+def to_request(parsed: Namespace, environ: Mapping[str, str]) -> Request:
+    """Give the options their meaning. Raises: UsageError, naming the option."""
+    memory, swap = _memory(parsed.memory, parsed.memory_swap)
+    container: dict[str, Any] = {
+        "image": _root(parsed.root),
+        "memory": memory,
+        "swap": swap,
+        "cpus": _given("--cpus", parsed.cpus, to_number),
+        "cpuset": parsed.cpuset_cpus,
+        "pids": _given("--pids-limit", parsed.pids_limit, to_whole),
+        "net": _network(parsed.network),
+        "env": environment(parsed.env, parsed.env_file, environ),
+        "cwd": parsed.workdir,
+        "user": parsed.user,
+        "rlimits": ulimits(parsed.ulimit),
+        "security": security(parsed),
+        "strict": not parsed.best_effort,
+        **_files(parsed),
+    }
+    container.update({name: value for name, value in (("hostname", parsed.hostname), ("shm", parsed.shm_size)) if value is not None})
+    if parsed.tty and parsed.output_limit is not None:
+        raise UsageError("--output-limit: not with --tty, where there is no end to what a terminal shows")
+    return Request(
+        program=tuple(parsed.program),
+        container=container,
+        program_options={
+            "timeout": _given("--timeout", parsed.timeout, to_time),
+            "cpu_time": _given("--cpu-time", parsed.cpu_time, to_time),
+        },
+        output_limit=_given("--output-limit", parsed.output_limit, to_bytes),
+        tty=parsed.tty,
+        interactive=parsed.interactive,
+        report="-" if parsed.report else parsed.json,
+        explain=parsed.explain,
+    )
+
+
+def _given(option: str, text: str | None, convert: Any) -> Any:  # noqa: ANN401 - whatever *convert* makes of it
+    return None if text is None else convert(option, text)
+
+
+def to_number(option: str, text: str) -> float:
+    """Read a decimal number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{option}: {text!r} is not a number") from None
+
+
+def to_whole(option: str, text: str) -> int:
+    """Read a whole number."""
+    if not (text.isascii() and text.removeprefix("-").isdigit()) or len(text) > 20:
+        raise UsageError(f"{option}: {text!r} is not a whole number")
+    return int(text)
+
+
+def to_time(option: str, text: str) -> float:
+    """Read seconds, or a number with a unit: ``500ms``, ``3s``, ``2m``, ``1h``."""
+    number = text.rstrip("smhd")
+    unit = _TIME_UNITS.get(text[len(number) :] or "s")
+    if unit is None or not number.replace(".", "", 1).isdigit() or not number.isascii() or float(number) == 0:
+        raise UsageError(f"{option}: {text!r} is not a time; write it as 3, 1.5, 500ms, 2m or 1h, above 0")
+    return float(number) * unit
+
+
+def to_bytes(option: str, text: str) -> int:
+    """Read a size, by the library's own rules: those of a limit on swap, which may be any."""
+    try:
+        return Limits(memory=4096, swap=text).swap or 0
+    except UsageError as error:
+        raise UsageError(f"{option}: {str(error).removeprefix('swap: ')}") from None
+
+
+def _memory(memory: str | None, both: str | None) -> tuple[str | int | None, int | None]:
+    """``--memory-swap`` is Docker's: memory and swap together."""
+    if both is None:
+        return memory, None
+    if memory is None:
+        raise UsageError("--memory-swap: is memory and swap together; give --memory too")
+    if both.startswith("-"):
+        raise UsageError(f"--memory-swap: {both!r}: unlimited swap is not offered; give the sum of memory and swap")
+    size = to_bytes("--memory", memory)
+    swap = to_bytes("--memory-swap", both) - size
+    if swap < 0:
+        raise UsageError(f"--memory-swap: {both!r} is less than --memory {memory!r}; it is the sum of memory and swap")
+    return size, swap
+
+
+def _root(path: str | None) -> str | None:
+    if path is None:
+        return None
+    if not path:
+        raise UsageError("--root: empty; give a directory")
+    return path if "/" in path else f"./{path}"  # a directory, whatever it is called; never the name of an image
+
+
+def _network(word: str | None) -> str | None:
+    if word in (None, "none"):
+        return None
+    if word != "host":
+        raise UsageError(f"--network: {word!r} is not offered; choose 'none' (loopback only) or 'host'")
+    return word
+
+
+# ---- Variables ----
+
+
+def environment(pairs: Iterable[str], files: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Docker's rules: files first, then ``--env``; a name without ``=`` passes the caller's own variable on, if there is one."""
+    found: dict[str, str] = {}
+    for file in files:
+        found.update(_variables(_env_lines(file), f"--env-file: {file}", environ))
+    found.update(_variables(pairs, "--env", environ))
+    return found
+
+
+def _variables(items: Iterable[str], where: str, environ: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not name or any(blank in name for blank in " \t"):
+            raise UsageError(f"{where}: {item!r} is not NAME or NAME=VALUE")
+        if equals:
+            found[name] = value
+        elif name in environ:
+            found[name] = environ[name]
+    return found
+
+
+def _env_lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            text = file.read(_MAX_ENV_FILE + 1)
+    except OSError as error:
+        raise UsageError(f"--env-file: {path}: {error.strerror}") from None
+    if len(text) > _MAX_ENV_FILE:
+        raise UsageError(f"--env-file: {path}: larger than {_MAX_ENV_FILE} characters")
+    return [line for raw in text.split("\n") if (line := raw.rstrip("\r").lstrip()) and not line.startswith("#")]
+
+
+# ---- Files ----
+
+
+def _files(parsed: Namespace) -> dict[str, Any]:
+    """The mounts and the writable layer: without a root of its own the view of the host is read-only, with a writable /tmp."""
+    mounts: list[Mount] = [*map(volume, parsed.volume), *map(mount, parsed.mount), *map(tmpfs, parsed.tmpfs)]
+    if parsed.read_only:
+        if parsed.scratch is not None:
+            raise UsageError("--scratch: is the size of what --read-only leaves out; give one of the two")
+        return {"mounts": mounts, "read_only": True}
+    if parsed.scratch is not None:
+        return {"mounts": mounts, "scratch": to_bytes("--scratch", parsed.scratch)}
+    if parsed.root is not None:
+        return {"mounts": mounts}
+    own = () if any(each.target == "/tmp" for each in mounts) else (Tmpfs("/tmp"),)  # noqa: S108 - a path inside
+    return {"mounts": [*mounts, *own], "read_only": True}
+
+
+def _named(option: str, text: str, make: Any, *args: Any, **more: Any) -> Mount:  # noqa: ANN401 - a class and its arguments
+    try:
+        made: Mount = make(*args, **more)
+    except UsageError as error:
+        raise UsageError(f"{option} {text!r}: {error}") from None
+    return made
+
+
+def volume(text: str) -> Mount:
+    """``SRC:DST[:ro]``: a source with a slash is a path, one without names a volume, as with Docker."""
+    parts = text.split(":")
+    flags = parts.pop().split(",") if len(parts) == 3 else []
+    if len(parts) != 2 or not all(parts) or set(flags) - {"ro", "rw"} or len(flags) > 1:
+        raise UsageError(f"--volume: {text!r} is not SRC:DST, SRC:DST:ro or SRC:DST:rw (a path with a colon: use --mount)")
+    return _source_mount("--volume", text, parts[0], parts[1], read_only=flags == ["ro"])
+
+
+def _source_mount(option: str, text: str, source: str, target: str, *, read_only: bool) -> Mount:
+    if "/" not in source and source not in (".", ".."):
+        return _named(option, text, Volume, source, target, read_only=read_only)
+    if not os.path.exists(source):
+        raise UsageError(f"{option} {text!r}: {source}: no such file or directory; create it first")
+    return _named(option, text, Bind, source, target, read_only=read_only)
+
+
+def tmpfs(text: str) -> Mount:
+    """``DST[:size=64M,mode=1777,nr_inodes=1000]``; what else Docker takes holds always (rw, nosuid, nodev)."""
+    target, _, words = text.partition(":")
+    options: dict[str, Any] = {}
+    for word in filter(None, words.split(",")):
+        key, _, value = word.partition("=")
+        if key in ("size", "mode", "nr_inodes") and value:
+            options.update(_tmpfs_option("--tmpfs", key, value))
+        elif word not in ("rw", "nosuid", "nodev"):
+            raise UsageError(f"--tmpfs: {text!r}: {word!r} is unknown; there are size=, mode= and nr_inodes=")
+    return _named("--tmpfs", text, Tmpfs, target, **options)
+
+
+def _tmpfs_option(option: str, key: str, value: str) -> dict[str, Any]:
+    if key == "size":
+        return {"size": value}
+    if key == "mode":
+        if not value or set(value) - set("01234567"):
+            raise UsageError(f"{option}: mode {value!r} is not an octal number")
+        return {"mode": int(value, 8)}
+    return {"inodes": to_whole(option, value)}
+
+
+_MOUNT_KEYS: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+_OF_TYPE: Final = {
+    "bind": {"source", "target", "readonly", "bind-recursive"},
+    "volume": {"source", "target", "readonly"},
+    "tmpfs": {"target", "tmpfs-size", "tmpfs-mode"},
+}
+
+
+def mount(text: str) -> Mount:
+    """``type=bind,source=S,target=T[,readonly]``, ``type=volume,...``, ``type=tmpfs,target=T[,tmpfs-size=,tmpfs-mode=]``."""
+    words = dict(_mount_word(text, word) for word in text.split(","))
+    kind = words.pop("type", "volume")
+    allowed = _OF_TYPE.get(kind)
+    if allowed is None:
+        raise UsageError(f"--mount {text!r}: type {kind!r} is not offered; choose bind, volume or tmpfs")
+    if unknown := sorted(words.keys() - allowed):
+        raise UsageError(f"--mount {text!r}: {unknown[0]!r} is not an option of type={kind}; there are {', '.join(sorted(allowed))}")
+    needed = ("target",) if kind == "tmpfs" else ("source", "target")
+    if missing := [word for word in needed if not words.get(word)]:
+        raise UsageError(f"--mount {text!r}: {missing[0]}= is missing")
+    if kind == "tmpfs":
+        options: dict[str, Any] = {}
+        for key in ("size", "mode"):
+            if f"tmpfs-{key}" in words:
+                options.update(_tmpfs_option("--mount", key, words[f"tmpfs-{key}"]))
+        return _named("--mount", text, Tmpfs, words["target"], **options)
+    read_only = _switch("--mount", "readonly", words.get("readonly"))
+    if kind == "volume":
+        return _named("--mount", text, Volume, words["source"], words["target"], read_only=read_only)
+    return _bind(text, words, read_only=read_only)
+
+
+def _bind(text: str, words: Mapping[str, str], *, read_only: bool) -> Mount:
+    recursive = words.get("bind-recursive", "enabled")
+    if recursive not in ("enabled", "disabled"):
+        raise UsageError(f"--mount {text!r}: bind-recursive is 'enabled' or 'disabled'")
+    if not os.path.exists(words["source"]):
+        raise UsageError(f"--mount {text!r}: {words['source']}: no such file or directory; create it first")
+    return _named("--mount", text, Bind, words["source"], words["target"], read_only=read_only, recursive=recursive == "enabled")
+
+
+def _mount_word(text: str, word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    key = _MOUNT_KEYS.get(key, key)
+    if not key or (not equals and key != "readonly"):
+        raise UsageError(f"--mount {text!r}: {word!r} is not KEY=VALUE")
+    return key, value
+
+
+def _switch(option: str, name: str, value: str | None) -> bool:
+    if value is None or value in _FALSE:
+        return False
+    if value not in _TRUE:
+        raise UsageError(f"{option}: {name}={value!r} is neither true nor false")
+    return True
+
+
+# ---- Walls ----
+
+
+_ULIMITS: Final = {attribute.name.removesuffix("_"): attribute.name for attribute in fields(Rlimits)}
+
+
+def ulimits(items: Iterable[str]) -> Rlimits | None:
+    """``NAME=SOFT[:HARD]``, with -1 or ``unlimited`` for none."""
+    values: dict[str, Any] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        soft, colon, hard = text.partition(":")
+        if not equals or not soft or (colon and not hard):
+            raise UsageError(f"--ulimit: {item!r} is not NAME=SOFT or NAME=SOFT:HARD")
+        if name not in _ULIMITS:
+            raise UsageError(f"--ulimit: {name!r} is not a limit; there are {', '.join(_ULIMITS)}")
+        values[_ULIMITS[name]] = (_ulimit(soft), _ulimit(hard or soft))
+    try:
+        return Rlimits(**values) if values else None
+    except UsageError as error:
+        raise UsageError(f"--ulimit: {error}") from None
+
+
+def _ulimit(text: str) -> int | str:
+    return "unlimited" if text == "-1" else int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text
+
+
+def security(parsed: Namespace) -> Security:
+    """The profile, the capabilities and each ``--security-opt``."""
+    words: dict[str, Any] = {"cap_add": parsed.cap_add, "cap_drop": parsed.cap_drop}
+    for option in parsed.security_opt:
+        words.update(_security_option(option))
+    try:
+        return Security(parsed.profile or "default", **words)
+    except UsageError as error:
+        raise UsageError(f"security: {error}") from None
+
+
+_SECURITY: Final[Mapping[str, dict[str, Any]]] = {
+    "seccomp=unconfined": {"seccomp": False},
+    "systempaths=unconfined": {"masks": False},
+    "landlock=off": {"landlock": False},
+    "landlock=required": {"landlock": True},
+    "nesting": {"nesting": True},
+}
+
+
+def _security_option(text: str) -> dict[str, Any]:
+    name, _, value = text.replace(":", "=", 1).partition("=")
+    if name == "no-new-privileges":
+        return {"no_new_privs": _switch("--security-opt", name, value)}
+    word = f"{name}={value}" if value else name
+    if word not in _SECURITY:
+        raise UsageError(f"--security-opt: {text!r} is not offered; there are no-new-privileges[=false], {', '.join(_SECURITY)}")
+    return _SECURITY[word]

@@ -1,0 +1,191 @@
+"""``sandbox run``: one program in a container of its own, with the caller's own standard streams.
+
+The program gets the caller's descriptors themselves: nothing is copied, unless ``--output-limit`` or ``--tty`` asks for
+something in between (`relay`, `terminal`). Signals that would end this command are sent on to the program, whose end then
+is this command's too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator, Sequence
+from types import FrameType
+from typing import Any, Final, Self
+
+from attrs import define, field
+
+from sandbox import DEVNULL, PIPE, Container, Process, ProgramNotFoundError, Result, SandboxError, SetupError, Status, UnsupportedError
+from sandbox.cli import options
+from sandbox.cli.report import Report
+
+OWN_FAILURE: Final = 125  # docker run's: the failure is ours, not the program's
+NOT_EXECUTABLE: Final = 126
+NOT_FOUND: Final = 127
+WRONG_USE: Final = 2
+CODES: Final = {
+    Status.TIMEOUT: 124,  # timeout(1)'s
+    Status.CPU_LIMIT: 128 + signal.SIGXCPU,  # what the kernel's own limits would have sent
+    Status.MEMORY_LIMIT: 128 + signal.SIGKILL,
+    Status.OUTPUT_LIMIT: 128 + signal.SIGXFSZ,
+    Status.SYSCALL_DENIED: 128 + signal.SIGSYS,
+    Status.KILLED: 128 + signal.SIGKILL,
+}
+FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_ENOEXEC, _EACCES = 8, 13
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what the command line says; return the exit code."""
+    from sandbox.cli.arguments import WrongUseError, parse
+
+    try:
+        request = options.to_request(parse(arguments), os.environ)
+    except WrongUseError as error:
+        return _complain(error, WRONG_USE, hint=" (see sandbox run --help)")
+    except SandboxError as error:
+        return _complain(error, OWN_FAILURE)
+    except SystemExit:  # --help
+        return 0
+    try:
+        return _explain(request) if request.explain else _run(request)
+    except SandboxError as error:
+        return _complain(error, code_of_error(error))
+
+
+def code_of_result(result: Result) -> int:
+    """The program's own exit code, or one that says what ended it."""
+    if result.status is Status.EXITED:
+        return result.exit_code or 0
+    return CODES.get(result.status, 128 + (result.signal or 0))
+
+
+def code_of_error(error: SandboxError) -> int:
+    """126 and 127 for a program that cannot be started, 125 for everything else, as docker run."""
+    if isinstance(error, ProgramNotFoundError):
+        return NOT_EXECUTABLE if error.errno == _EACCES else NOT_FOUND
+    if isinstance(error, SetupError) and error.step == "exec" and error.errno == _ENOEXEC:
+        return NOT_EXECUTABLE
+    return OWN_FAILURE
+
+
+def _complain(error: SandboxError, code: int, *, hint: str = "") -> int:
+    print(f"sandbox run: {one_line(str(error))}{hint}", file=sys.stderr)
+    return code
+
+
+def one_line(text: str) -> str:
+    """No terminal shall obey what a file's name or a program's name says."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _explain(request: options.Request) -> int:
+    print(Container(**request.container).explain())
+    for name, value in request.program_options.items():
+        if value is not None:
+            print(f"limit {name} = {value:g} s")
+    if request.program:
+        print(f"run {request.program!r}")
+    return 0
+
+
+def _run(request: options.Request) -> int:
+    with Report.to(request.report) as report, Forwarding() as forwarding:
+        try:
+            with Container(**request.container) as container:
+                for line in () if request.container["strict"] else container.degraded:
+                    _warn(line)
+                result = _program(container, request, forwarding, accounting=report.is_wanted)
+        except SandboxError as error:
+            report.failed(error, code_of_error(error))
+            raise
+        report.ended(result, code_of_result(result))
+        return code_of_result(result)
+
+
+def _program(container: Container, request: options.Request, forwarding: Forwarding, *, accounting: bool) -> Result:
+    if request.tty:
+        from sandbox.cli.terminal import Terminal
+
+        with (
+            Terminal(interactive=request.interactive) as terminal,
+            _started(container, request, accounting, tty=True, size=terminal.size) as process,
+            forwarding.to(process, terminal.resize),
+        ):
+            terminal.relay(process)
+            return process.wait()
+    stdin = 0 if request.interactive else DEVNULL
+    if request.output_limit is None:
+        with _started(container, request, accounting, stdin=stdin, stdout=1, stderr=2) as process, forwarding.to(process):
+            return process.wait()
+    from sandbox.cli.relay import relay_limited
+
+    with _started(container, request, accounting, stdin=stdin, stdout=PIPE, stderr=PIPE) as process, forwarding.to(process):
+        return relay_limited(process, request.output_limit)
+
+
+def _started(container: Container, request: options.Request, accounting: bool, **streams: Any) -> Process:  # noqa: ANN401 - popen's own
+    """Start the program; for a report with a control group of its own, where one can be had."""
+    arguments = {**request.program_options, **streams}
+    with contextlib.suppress(UnsupportedError):
+        if accounting:
+            return container.popen(request.program, accounting=True, **arguments)
+    try:
+        return container.popen(request.program, **arguments)
+    except UnsupportedError as error:
+        if request.container["strict"]:
+            raise
+        _warn(f"without a control group, for {error}")
+        return container.popen(request.program, accounting=False, **arguments)
+
+
+def _warn(text: str) -> None:
+    print(f"sandbox run: warning: {one_line(text)}", file=sys.stderr)
+
+
+@define(eq=False)
+class Forwarding:
+    """Sends signals on to the program, from before its start to after its end: what comes too early is kept for it."""
+
+    _process: Process | None = None
+    _early: list[int] = field(factory=list[int])
+    _old: dict[int, Any] = field(factory=dict[int, Any])
+
+    def __enter__(self) -> Self:
+        for number in FORWARDED:
+            # A signal that our parent chose to ignore (nohup) stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._old[number] = signal.signal(number, self._forward)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self._process is None:
+            self._early.append(number)
+        else:
+            self._send(self._process, number)
+
+    @staticmethod
+    def _send(process: Process, number: int) -> None:
+        with contextlib.suppress(SandboxError, OSError):  # it has just ended: its result says so
+            process.send_signal(number)
+
+    @contextlib.contextmanager
+    def to(self, process: Process, resize: Callable[[Process], None] | None = None) -> Generator[None]:
+        """Forward to *process* within the block; with *resize*, call that when our terminal has another size."""
+        old = None if resize is None else signal.signal(signal.SIGWINCH, lambda _number, _frame: resize(process))
+        self._process = process
+        while self._early:
+            self._send(process, self._early.pop(0))
+        try:
+            yield
+        finally:
+            self._process = None
+            if resize is not None:
+                signal.signal(signal.SIGWINCH, old)
