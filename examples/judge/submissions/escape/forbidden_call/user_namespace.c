@@ -1,0 +1,4 @@
+#define _GNU_SOURCE
+#include <sched.h>
+
+int main(void) { return unshare(CLONE_NEWUSER) == 0 ? 0 : 1; }

@@ -1,0 +1,3 @@
+#include <string>
+
+int main() { return std::string("no number"); }

@@ -1,0 +1,4 @@
+int main(void) {
+    volatile int *volatile p = 0;
+    return *p;
+}
