@@ -1,0 +1,115 @@
+"""All that the benchmarks know of `sandbox`: its public face, in one place.
+
+"Everything" is: all namespaces, a user namespace, limits on memory, processes and CPU, seccomp, Landlock, and an overlay
+over a directory. Both sides of a comparison get the same standard streams: all /dev/null, or both outputs captured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import sandbox
+
+LIMITS: dict[str, Any] = {"memory": "64M", "pids": 32, "cpus": 1.0}
+RUN_LIMITS: dict[str, Any] = {"memory": "32M", "pids": 16, "cpu_time": 10.0, "timeout": 10.0}
+NULL: dict[str, Any] = {"stdout": sandbox.DEVNULL, "stderr": sandbox.DEVNULL}
+INSIDE = "/true"
+
+
+def _expect(result: sandbox.Result) -> sandbox.Result:
+    if not result.ok:
+        raise RuntimeError(f"the payload did not run: {result}")
+    return result
+
+
+def live(stack: ExitStack, root: str, **options: Any) -> sandbox.Container:  # noqa: ANN401 - Container's own
+    """A live container over *root*; *stack* closes it."""
+    return stack.enter_context(sandbox.Container(root, **options))
+
+
+def execution(container: sandbox.Container, **options: Any) -> Callable[[], object]:  # noqa: ANN401 - exec's own
+    """Run the payload in it."""
+    return lambda: _expect(container.exec([INSIDE], **options))
+
+
+def whole(root: str, **options: Any) -> Callable[[], object]:  # noqa: ANN401 - Container's own
+    """Create a container over *root*, run the payload, destroy it."""
+
+    def run() -> object:
+        with sandbox.Container(root, **options) as container:
+            return _expect(container.exec([INSIDE], **NULL))
+
+    return run
+
+
+def host_view(directory: str) -> Callable[[], object]:
+    """`sandbox.run` in a view of the host, with limits; the payload's directory is bound into it."""
+    mounts = [sandbox.Bind(directory, "/bench", read_only=True)]
+    return lambda: _expect(sandbox.run([f"/bench{INSIDE}"], mounts=mounts, **LIMITS, **NULL))
+
+
+def started(root: str) -> sandbox.Container:
+    """A live container with limits; the caller closes it."""
+    return sandbox.Container(root, **LIMITS).create()
+
+
+def wall_overshoot(container: sandbox.Container, deadline_s: float) -> Callable[[], object]:
+    """Run a sleeper against a wall deadline."""
+
+    def run() -> object:
+        result = container.exec(["/work", "sleep"], timeout=deadline_s, **NULL)
+        if result.status is not sandbox.Status.TIMEOUT:
+            raise RuntimeError(f"no TIMEOUT: {result}")
+        return result
+
+    return run
+
+
+def cpu_overshoot(container: sandbox.Container, deadline_s: float) -> float:
+    """How much CPU time beyond its deadline a spinning program got, in seconds."""
+    result = container.exec(["/work", "spin"], cpu_time=deadline_s, timeout=60.0, **NULL)
+    if result.status is not sandbox.Status.CPU_LIMIT:
+        raise RuntimeError(f"no CPU_LIMIT: {result}")
+    return float(result.cpu_time) - deadline_s
+
+
+def write(container: sandbox.Container, count: int, stdout: Any, **options: Any) -> sandbox.Result:  # noqa: ANN401 - exec's own
+    """Run a program that writes *count* bytes to its standard output."""
+    return _expect(container.exec(["/work", "write", str(count)], stdout=stdout, stderr=sandbox.DEVNULL, **options))
+
+
+def stream(container: sandbox.Container, count: int) -> int:
+    """Read *count* bytes of a running program's output through a pipe, and drop them; return how many came."""
+    with container.popen(["/work", "write", str(count)], stdout=sandbox.PIPE) as process:
+        return drain(process.stdout)
+
+
+def drain(file: Any) -> int:  # noqa: ANN401 - a binary file of either library
+    """Read to the end; return how many bytes there were."""
+    seen = 0
+    while block := os.read(file.fileno(), 1 << 18):
+        seen += len(block)
+    return seen
+
+
+def shut_down() -> None:
+    """End the launcher of this process."""
+    sandbox.shut_down()
+
+
+PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
+
+# Creates, runs and destroys without end; `ready` is what the harness waits for before it kills.
+EMBEDDING = """
+import sandbox
+first = True
+while True:
+    with sandbox.Container(memory="64M", pids=32, cpus=1.0) as c:
+        c.exec(["/bin/true"])
+        if first:
+            print("ready", flush=True)
+            first = False
+"""
