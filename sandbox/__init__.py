@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sandbox import cg, errors, fs, ns, sec
-    from sandbox._host import landlock_abi
+    from sandbox import cg, errors, features, fs, ns, sec
     from sandbox._start import shut_down
+    from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.cg import Limits
     from sandbox.container import Container, run
     from sandbox.errors import (
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
         UsageError,
     )
     from sandbox.fs import Bind, Scratch, Tmpfs, Volume
-    from sandbox.process import DEVNULL, PIPE, STDOUT, Process, Result, Status
+    from sandbox.process import Process, Result, Status
     from sandbox.sec import Rlimits, Security
 
 _HOMES: Final = {
-    "sandbox._host": "landlock_abi",
     "sandbox._start": "shut_down",
     "sandbox.cg": "Limits",
     "sandbox.container": "Container run",
     "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
     "UnsupportedError UsageError",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
-    "sandbox.process": "DEVNULL PIPE STDOUT Process Result Status",
+    "sandbox._types": "DEVNULL PIPE STDOUT",
+    "sandbox.process": "Process Result Status",
     "sandbox.sec": "Rlimits Security",
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES: Final = frozenset(("cg", "errors", "fs", "ns", "sec"))
+_PACKAGES: Final = frozenset(("cg", "errors", "features", "fs", "ns", "sec"))
 
 __all__ = [
     "DEVNULL",
@@ -70,8 +70,8 @@ __all__ = [
     "Volume",
     "cg",
     "errors",
+    "features",
     "fs",
-    "landlock_abi",
     "ns",
     "run",
     "sec",
@@ -86,7 +86,7 @@ def __getattr__(name: str) -> object:
     if name in _PACKAGES:
         package = importlib.import_module(f"sandbox.{name}")
         if name == "ns":  # its helper processes are children of the launcher, which it must not know
-            package.bind_spawner(importlib.import_module("sandbox._spawner").Helpers())
+            package.bind_spawner(lambda: importlib.import_module("sandbox._spawner").Helpers())
         return package
     home = _HOME_OF.get(name)
     if home is None:

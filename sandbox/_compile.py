@@ -11,16 +11,13 @@ from typing import Final
 from attrs import frozen
 
 from sandbox import _plan as plan
-from sandbox import sec
+from sandbox import ns, sec
 from sandbox._launch import codec
 from sandbox._spec import ContainerSpec
 from sandbox._sys import constants as sys
 from sandbox.fs import Bind, FsPlan, Volume
 
 PROC: Final = f"@{plan.ROLE_PROC}"
-_UNSHARED: Final = {"cgroup": sys.CLONE_NEWCGROUP, "ipc": sys.CLONE_NEWIPC, "net": sys.CLONE_NEWNET, "uts": sys.CLONE_NEWUTS}
-CLONED: Final = {"user": sys.CLONE_NEWUSER, "pid": sys.CLONE_NEWPID}
-KINDS: Final = frozenset((*_UNSHARED, *CLONED, "mount", "time"))
 _PATH_DIR: Final = sys.O_PATH | sys.O_DIRECTORY
 
 
@@ -35,51 +32,39 @@ class Host:
 
 @frozen(eq=False)
 class Compiled:
-    """A plan in bytes: operations with their counts, and the names of the slots that the caller fills, in order."""
+    """A plan in bytes: operations with their counts, and the names of the slots that the caller fills, in order.
+
+    *early* and *late* are init's operations before and after *host_ops*; *early* takes nothing from outside but the root directory, so
+    containers with equal bytes there, and the same directory, can be prepared for one another.
+    """
 
     ops: plan.Plan
+    root_host_ops: bytes
+    early: bytes
     host_ops: bytes
-    init_ops: bytes
+    late: bytes
+    all_host_ops: bytes
+    all_init_ops: bytes
     names: tuple[str, ...]
+    is_complete: bool  # there is nothing late
 
 
-def setup_ops(spec: ContainerSpec, host: Host, fsplan: FsPlan, file_targets: frozenset[str]) -> tuple[plan.Op, ...]:
-    """What init carries out, in order: namespaces, names, file systems, and last the walls that forbid all that."""
-    ready = ("net",) if spec.joins_net or spare_net(spec, host) else ()
-    private = [kind for kind in _UNSHARED if kind not in (*spec.share, *ready)]
-    flags = sys.CLONE_NEWNS
-    for kind in private:
-        flags |= _UNSHARED[kind]
-    ops: list[plan.Op] = [plan.Unshare(flags)]
-    if "uts" in private:
-        ops.append(plan.SetHostname(spec.hostname))
-        if spec.domainname is not None:
-            ops.append(plan.SetDomainname(spec.domainname))
-    if "net" in private:
-        ops.append(plan.LoopbackUp())
-    ops += fsplan.init_ops(fsplan.names(spec.hostname))
-    if spec.time_offsets is not None:
-        ops += _time_ops(spec.time_offsets)
-    ops += _walls(spec, host, file_targets)
-    return tuple(ops)
+def setup_ops(spec: ContainerSpec, host: Host, fsplan: FsPlan, file_targets: frozenset[str]) -> tuple[tuple[plan.Op, ...], tuple[plan.Op, ...]]:
+    """What init carries out, in order, early and late: namespaces, names, file systems, and last the walls that forbid all that."""
+    spaces = ns.pieces(spec.namespaces, privileged=host.privileged)
+    names = fsplan.names(spec.hostname)
+    early, late = fsplan.early_ops(names), fsplan.late_ops(names)
+    first = (plan.Unshare(spaces.unshare_flags), *(op for op in spaces.early_ops if op != plan.MakePrivate()))  # fs begins with that
+    limits, walls = _walls(spec, host, file_targets)
+    if not early:
+        return first, (*late, *spaces.late_ops, *limits, *walls)
+    # What needs the container's procfs is done once that is there, and before new namespaces are forbidden.
+    early = (*first, *early, *spaces.late_ops, *limits)
+    return (early, (*late, *walls)) if late else ((*early, *walls), ())
 
 
-def spare_net(spec: ContainerSpec, host: Host) -> bool:
-    """Whether it gets one of the launcher's ready network namespaces. Not where its root shall own it: to mount sysfs, or to
-    have capabilities over it.
-    """
-    return host.privileged and spec.host_view and spec.net is None and not spec.joins_net and not spec.security.wants_capabilities
-
-
-def _time_ops(offsets: tuple[float, float]) -> tuple[plan.Op, ...]:
-    """A time namespace for the programs: the offsets count from the first execve on (time_namespaces(7))."""
-    lines = b"".join(
-        b"%b %d %d\n" % (clock, int(value // 1), int(value % 1 * 1e9)) for clock, value in zip((b"monotonic", b"boottime"), offsets, strict=True)
-    )
-    return plan.Unshare(sys.CLONE_NEWTIME), plan.WriteProc("self/timens_offsets", lines, PROC)
-
-
-def _walls(spec: ContainerSpec, host: Host, file_targets: frozenset[str]) -> tuple[plan.Op, ...]:
+def _walls(spec: ContainerSpec, host: Host, file_targets: frozenset[str]) -> tuple[tuple[plan.Op, ...], tuple[plan.Op, ...]]:
+    """The walls that stand while there is still something to mount, and those that forbid it."""
     opens: list[plan.Op] = [plan.Open(f"wall.{path}", f"/{path}", _PATH_DIR) for path in ("", "proc", "dev")]
     writable: list[str] = []
     files: list[str] = []
@@ -109,9 +94,14 @@ def _walls(spec: ContainerSpec, host: Host, file_targets: frozenset[str]) -> tup
         host_view=spec.host_view,
         clone3=host.clone3_exec,
     )
-    if not any(isinstance(op, plan.Landlock) for op in walls):
-        return walls
-    return (*opens, *walls)
+    before = tuple(op for op in walls if not _forbids_mounting(op))
+    after = tuple(op for op in walls if _forbids_mounting(op))
+    return before, (*opens, *after) if any(isinstance(op, plan.Landlock) for op in after) else after
+
+
+def _forbids_mounting(op: plan.Op) -> bool:
+    # fsmount and open_tree make a mount namespace each, without a name, which counts (alloc_mnt_ns in the kernel).
+    return isinstance(op, (plan.Landlock, plan.Seccomp)) or (isinstance(op, plan.WriteProc) and op.path == "sys/user/max_mnt_namespaces")
 
 
 def compile_plan(spec: ContainerSpec, host: Host, fsplan: FsPlan) -> Compiled:
@@ -141,21 +131,32 @@ def _compiled(  # noqa: PLR0917 - a key is by position
 ) -> Compiled:
     del found  # what fs.ops saw on the host: another key for other operations
     fsplan = uncounted.value
-    ops = setup_ops(spec, host, fsplan, files)
+    early, late = setup_ops(spec, host, fsplan, files)
     slots = codec.SlotTable(names)
     uncounted.value = None  # type: ignore[assignment]  # the cache keeps its key: not this plan's descriptors with it
+    before, first, host_ops, second = (codec.encode_ops(ops, slots) for ops in (fsplan.root_host_ops, early, fsplan.host_ops, late))
+    all_host = (*fsplan.root_host_ops, *fsplan.host_ops)
+    spaces = ns.pieces(spec.namespaces, privileged=host.privileged)
     return Compiled(
-        ops=plan.Plan(clone_flags=clone_flags(), host_ops=fsplan.host_ops, init_ops=ops),
-        host_ops=_counted(fsplan.host_ops, slots),
-        init_ops=_counted(ops, slots),
+        ops=plan.Plan(clone_flags=spaces.clone_flags, host_ops=all_host, init_ops=(*early, *late)),
+        root_host_ops=_counted(fsplan.root_host_ops, before),
+        early=_counted(early, first),
+        host_ops=_counted(fsplan.host_ops, host_ops),
+        late=_counted(late, second),
+        all_host_ops=_counted(all_host, before + host_ops),
+        all_init_ops=_counted((*early, *late), first + second),
         names=names,
+        is_complete=not late and not fsplan.host_ops,
     )
 
 
-def clone_flags() -> int:
-    """CLONE_NEW* of the clone of init itself: what cannot be entered later by the process itself."""
-    return CLONED["user"] | CLONED["pid"]
+def helper_plan(planned: plan.Plan, names: tuple[str, ...]) -> Compiled:
+    """A plan of somebody else's in bytes, for a helper process; *names* are the slots of the descriptors that it is given."""
+    slots = codec.SlotTable(names)
+    host_ops, init_ops = (_counted(tuple(ops), codec.encode_ops(ops, slots)) for ops in (planned.host_ops, planned.init_ops))
+    nothing = _counted((), b"")
+    return Compiled(planned, host_ops, init_ops, nothing, nothing, host_ops, init_ops, names, is_complete=True)
 
 
-def _counted(ops: tuple[plan.Op, ...], slots: codec.SlotTable) -> bytes:
-    return struct.pack("<I", len(ops)) + codec.encode_ops(ops, slots)
+def _counted(ops: tuple[plan.Op, ...], encoded: bytes) -> bytes:
+    return struct.pack("<I", len(ops)) + encoded

@@ -65,6 +65,34 @@ class Capture:
         return b"".join(self.chunks)
 
 
+def await_end(channel: Channel, wall_s: float | None) -> codec.End:
+    """The end of a run that has nothing to move. Raises: as `Pump.run`."""
+    give_up = None if wall_s is None else time.monotonic() + wall_s + GRACE_S
+    while True:
+        try:
+            end = _end_of(channel.receive(None if give_up is None else give_up - time.monotonic()))
+        except TimeoutError:
+            raise BrokenError(_LATE) from None
+        if end is not None:
+            return end
+
+
+def _end_of(got: tuple[codec.Event, list[int]] | None) -> codec.End | None:
+    """What an event in the middle of a run says of its end."""
+    if got is None:
+        raise BrokenError("the container ended while the program ran (killed, or out of memory on the host)")
+    event, fds = got
+    for fd in fds:
+        os.close(fd)
+    if isinstance(event, codec.End):
+        return event
+    if isinstance(event, codec.Gone):
+        raise BrokenError("the container ended while the program ran (killed, or out of memory on the host)")
+    if not isinstance(event, codec.Started):
+        raise ProtocolError(f"{type(event).__name__} in the middle of a run")
+    return None
+
+
 class Pump:
     """Moves a run's input and output until its END has come; for `exec`, in the calling thread."""
 
@@ -82,8 +110,6 @@ class Pump:
     def run(self) -> codec.End:
         """Until the end. Raises BrokenError when init went away or did not keep the deadline."""
         wiring = self._wiring
-        if wiring.stdin is None and wiring.stdout is None and wiring.stderr is None:
-            return self._just_wait()
         self._poll.register(self._channel.fileno(), select.POLLIN)
         for fd in (wiring.stdout, wiring.stderr):
             if fd is not None:
@@ -94,15 +120,6 @@ class Pump:
         while self.end is None:
             self._step()
         self._drain()
-        return self.end
-
-    def _just_wait(self) -> codec.End:
-        """There is nothing to move."""
-        while self.end is None:
-            try:
-                self._control(None if self._give_up is None else max(0.0, self._give_up - time.monotonic()))
-            except TimeoutError:
-                raise BrokenError(_LATE) from None
         return self.end
 
     def output(self, fd: int | None) -> bytes | None:
@@ -135,17 +152,8 @@ class Pump:
             self.output_hit = True
             self._channel.send(wire.Msg.KILL, b"\1" + signals.SIGKILL.to_bytes(4, "little"))
 
-    def _control(self, timeout: float | None = None) -> None:
-        got = self._channel.receive(timeout)
-        if got is None:
-            raise BrokenError("the container ended while the program ran (killed, or out of memory on the host)")
-        event, fds = got
-        for fd in fds:
-            os.close(fd)
-        if isinstance(event, codec.End):
-            self.end = event
-        elif not isinstance(event, codec.Started):
-            raise ProtocolError(f"{type(event).__name__} in the middle of a run")
+    def _control(self) -> None:
+        self.end = _end_of(self._channel.receive())
 
     def _feed(self) -> None:
         """Write input as far as the pipe takes it; close the pipe at its end, or when nobody reads it."""

@@ -115,7 +115,7 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         system = system if usage.system_time is None else usage.system_time
     signaled = os.WIFSIGNALED(end.status)
     return Result(
-        argv=tuple(os.fsdecode(arg) for arg in spec.argv),
+        argv=spec.args,
         status=status,
         exit_code=None if signaled or status is not Status.EXITED else os.waitstatus_to_exitcode(end.status),
         signal=os.WTERMSIG(end.status) if signaled else None,

@@ -35,6 +35,8 @@ class Spec:
     rows: int = 0
     columns: int = 0
     encoded: tuple[bytes, bytes] = field(init=False, eq=False, repr=False)  # what of the request is the same for each run
+    plain: bytes = field(init=False, eq=False, repr=False)  # all of it, with the three standard streams and no control group
+    args: tuple[str, ...] = field(init=False, eq=False, repr=False)  # argv, for people
 
     @encoded.default  # type: ignore[attr-defined, unused-ignore]  # attrs' own decorator
     def _encoded(self) -> tuple[bytes, bytes]:
@@ -56,6 +58,16 @@ class Spec:
         )
         return codec.exec_head(request), codec.exec_tail(request)
 
+    @plain.default  # type: ignore[attr-defined, unused-ignore]
+    def _plain(self) -> bytes:
+        head, tail = self.encoded
+        links = codec.exec_links(wire.NO_SLOT, 0, wire.NO_SLOT, (), ((0, 0), (1, 1), (2, 2)))
+        return (wire.EXEC_TTY if self.tty else 0).to_bytes(4, "little") + head + links + tail
+
+    @args.default  # type: ignore[attr-defined, unused-ignore]
+    def _args(self) -> tuple[str, ...]:
+        return tuple(map(os.fsdecode, self.argv))
+
 
 @frozen
 class Text:
@@ -74,6 +86,8 @@ class Text:
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, first: int = 0, flags: int = 0) -> tuple[bytes, list[int]]:
     """The body of EXEC and its descriptors; *first* is the reference of the first of them."""
     fds = list(wiring.inside.values())
+    if leaf is None and not first and not flags and tuple(wiring.inside) == _STANDARD:
+        return spec.plain, fds
     targets = [(first + index, target) for index, target in enumerate(wiring.inside)]
     cpu_fd, into = wire.NO_SLOT, wire.NO_SLOT
     cpu_format, joins = 0, range(0)
@@ -91,6 +105,7 @@ def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, first: int = 0, fla
     return (flags | (wire.EXEC_TTY if spec.tty else 0)).to_bytes(4, "little") + head + links + tail, fds
 
 
+_STANDARD: Final = (0, 1, 2)
 STEP_WORDS: Final = {
     wire.Step.CLONE: "clone a process for the program",
     wire.Step.CGROUP: "put the program into its control group",

@@ -16,7 +16,7 @@ from sandbox import _plan as plan
 from sandbox._compile import Compiled
 from sandbox._launch import codec, driver, wire
 from sandbox._launch.driver import Channel
-from sandbox._pump import GRACE_S, Pump
+from sandbox._pump import GRACE_S, Pump, await_end
 from sandbox._result import Result, make_result
 from sandbox._run import Spec, Text, encode, start_error
 from sandbox._wiring import Wiring
@@ -24,8 +24,9 @@ from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
 from sandbox.process import Process
 
+_NOTHING: Final = (None, None, False, False)
 START_S: Final = 60.0  # an init that says nothing for so long is broken
-GONE_S: Final = 30.0
+GONE_S: Final = 10.0
 _HINTS: Final = {
     (wire.Phase.CLONE, errno.EPERM): "user namespaces are forbidden here; `sandbox doctor` says by what",
     (wire.Phase.CLONE, errno.ENOSPC): "user.max_user_namespaces or a nesting limit is reached; raise the sysctl",
@@ -53,10 +54,15 @@ class Session:
     def __init__(self, compiled: Compiled) -> None:
         self.owner = os.getpid()
         self.compiled = compiled
+        self.launcher: driver.Launcher | None = None
+        self._host_ops_before = 0
         self.pid = 0
         self.pidfd = -1
         self.skipped: tuple[tuple[int, int], ...] = ()
         self._lock = threading.Lock()
+        self._starting: Channel | None = None
+        self._is_ending = False
+        self._is_spent = False  # the first channel is in an unknown state, and in nobody's hands
         self._control: Channel | None = None
         self._idle: list[Channel] = []
         self._closed = False
@@ -68,34 +74,81 @@ class Session:
 
         Raises: SetupError with the operation that failed; BrokenError.
         """
-        channel = driver.current().create(request, fds)
-        try:
-            self._await_ready(channel)
-        except BaseException:
-            channel.close()
-            self._drop_pidfd(kill=True)
-            raise
+        self.begin(request, fds)
+        self.await_ready()
+
+    def begin(self, request: bytes, fds: Sequence[int]) -> None:
+        """Ask for init's clone, and go on: `await_ready` waits. With CREATE_PREPARED, `complete` must come between the two."""
+        self.launcher = driver.current()
+        self._starting = self.launcher.create(request, fds)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the launcher has answered: with init's clone, or that it failed."""
+        return self._starting is not None and self._starting.has_event()
+
+    def complete(self, compiled: Compiled, fds: Sequence[int]) -> None:
+        """Have a prepared init carry out what *compiled* has beside what it was prepared with.
+
+        Raises: SetupError, BrokenError: it is not there, or no more.
+        """
+        self.compiled = compiled
+        self._host_ops_before = int.from_bytes(compiled.root_host_ops[:4], "little")
+        channel = self._starting
+        if self.launcher is None or channel is None:
+            raise AssertionError("begin() comes first")
+        with self._ending_on_failure():
+            while not self.pid:
+                self._on_event(channel)
+            self.launcher.complete(codec.encode_complete(self.pid, compiled.host_ops, compiled.late), fds)
+
+    def await_ready(self) -> None:
+        """Wait until init has carried everything out. Raises: as `start`; nothing is left then."""
+        channel = self._starting
+        if channel is None:
+            raise AssertionError("begin() comes first")
+        with self._ending_on_failure():
+            while not self._on_event(channel):
+                pass
         self._control = channel
         self._idle.append(channel)
 
-    def _await_ready(self, channel: Channel) -> None:
-        while True:
-            event, fds = self._next(channel)
-            if isinstance(event, codec.Cloned) and len(fds) == 1 and self.pidfd < 0:
-                self.pid, self.pidfd = event.pid, fds[0]
-                continue
+    @contextlib.contextmanager
+    def _ending_on_failure(self) -> Generator[None]:
+        try:
+            yield
+        except BaseException:
+            if self._starting is not None:
+                self._starting.close()
+            self._drop_pidfd(kill=True)
+            self._closed = True
+            raise
+
+    def _on_event(self, channel: Channel) -> bool:
+        """Take the next event of a start; say whether it was the last, READY."""
+        event, fds = self._next(channel)
+        if isinstance(event, codec.Cloned):
+            self._take_pidfd(event, fds)
+            return False
+        for fd in fds:
+            os.close(fd)
+        if isinstance(event, codec.Ready):
+            self.skipped = event.skipped
+            return True
+        if isinstance(event, codec.Failed):
+            error = self.setup_error(event)
+            self._await_gone(channel)
+            raise error
+        if isinstance(event, codec.Gone):
+            raise BrokenError(f"the container's init died while it was set up (wait status {event.status})")
+        raise ProtocolError(f"{type(event).__name__} before READY")
+
+    def _take_pidfd(self, event: codec.Cloned, fds: list[int]) -> None:
+        if len(fds) != 1 or self.pidfd >= 0:
             for fd in fds:
                 os.close(fd)
-            if isinstance(event, codec.Ready):
-                self.skipped = event.skipped
-                return
-            if isinstance(event, codec.Failed):
-                error = self.setup_error(event)
-                self._await_gone(channel)
-                raise error
-            if isinstance(event, codec.Gone):
-                raise BrokenError(f"the container's init died while it was set up (wait status {event.status})")
-            raise ProtocolError(f"{type(event).__name__} before READY")
+            raise ProtocolError(f"CLONED with {len(fds)} descriptors{' again' if self.pidfd >= 0 else ''}")
+        self.pid, self.pidfd = event.pid, fds[0]
 
     @staticmethod
     def _next(channel: Channel) -> tuple[codec.Event, list[int]]:
@@ -119,9 +172,11 @@ class Session:
             wire.Phase.MAPS: "write the id maps of the user namespace",
             wire.Phase.EXEC: "start the program",
             wire.Phase.REQUEST: "read the request (a bug of ours)",
+            wire.Phase.GROUPS: "make the control groups ahead",
         }.get(phase, "set up")
         if ops is not None:
-            words = ops[failed.index].describe() if failed.index < len(ops) else f"{phase.name.lower()} operation {failed.index}"
+            index = failed.index + (self._host_ops_before if phase is wire.Phase.HOST else 0)
+            words = ops[index].describe() if index < len(ops) else f"{phase.name.lower()} operation {index}"
         return SetupError(words, failed.errno, step=phase.name.lower(), hint=_HINTS.get((phase, failed.errno), ""))
 
     # ---- Channels ----
@@ -159,10 +214,12 @@ class Session:
             if sound and not self._closed:
                 self._idle.append(channel)
                 return
-        if channel is not self._control:
+            is_life = channel is self._control and not self._closed
+            self._is_spent |= is_life
+        if is_life:
+            self.kill()  # `close` closes it
+        else:
             channel.close()
-        elif not self._closed:
-            self.kill()
 
     def _check(self) -> Channel:
         driver.check_owner(self.owner)
@@ -184,11 +241,9 @@ class Session:
             body, fds = encode(spec, wiring, leaf)
             channel.send(wire.Msg.EXEC, body, fds)
             wiring.close_lent()
-            if leaf is not None:
-                leaves.tidy()
-            pump = Pump(channel, wiring, spec, data)
+            leaves.tidy()
             try:
-                end = self._pumped(pump)
+                end, streams = self._wait(channel, wiring, spec, data, text)
             except (BrokenError, ProtocolError):
                 raise
             except BaseException:  # Ctrl-C, say: the program ends before we go on
@@ -197,8 +252,12 @@ class Session:
             sound = True
             if end.cause == wire.Cause.NOT_STARTED:
                 raise start_error(spec, end.status, end.detail)
-            streams = self._streams(pump, wiring, text)
-            return make_result(spec, end, leaf, output_hit=pump.output_hit, streams=streams)
+            return make_result(spec, end, leaf, output_hit=streams[2] or streams[3], streams=streams)
+        except (BrokenError, OSError) as error:
+            # Another thread has closed the container, and with it the channel or the run's control group.
+            if (self._closed or self._is_ending) and not isinstance(error, SetupError):
+                raise ClosedError("the container was closed while the program ran") from error
+            raise
         finally:
             self.give_channel(channel, sound=sound)
             self._discard(wiring, leaf, leaves)
@@ -208,9 +267,15 @@ class Session:
         out, err = wiring.stdout, wiring.stderr
         return text.decode(pump.output(out)), text.decode(pump.output(err)), pump.truncated(out), pump.truncated(err)
 
-    def _pumped(self, pump: Pump) -> codec.End:
+    def _wait(
+        self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None, text: Text
+    ) -> tuple[codec.End, tuple[Any, Any, bool, bool]]:
+        """Move input and output until the end, and give it with what was captured."""
         try:
-            return pump.run()
+            if wiring.is_plain:
+                return await_end(channel, spec.wall_s), _NOTHING
+            pump = Pump(channel, wiring, spec, data)
+            return pump.run(), self._streams(pump, wiring, text)
         except (BrokenError, ProtocolError):
             self.kill()
             raise
@@ -298,29 +363,58 @@ class Session:
         poll.register(self.pidfd, select.POLLIN)
         return not poll.poll(0)
 
+    def abandon(self) -> None:
+        """Let go of it: in a forked child of its copies only, else it ends. Does not wait."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        for channel in {id(channel): channel for channel in (*self._idle, self._control, self._starting) if channel is not None}.values():
+            channel.close()  # the last one that is open is init's life
+        self._drop_pidfd(kill=self.owner == os.getpid())
+
+    def end(self) -> None:
+        """Kill everything, and wait until it is dead; `close` then waits until the launcher has reaped it and removed what was left."""
+        if self.owner != os.getpid() or self.pidfd < 0:
+            return
+        self._is_ending = True
+        self.kill()
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        poll.poll(GONE_S * 1000)
+
     def close(self) -> None:
-        """Kill everything, and wait until the launcher has removed what was left. May be called twice."""
+        """Kill everything, and wait until the launcher has removed what was left. May be called twice.
+
+        A call in another thread that waits for a program's end gets it, or ClosedError; its channel is its own to close.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             channels, self._idle = self._idle, []
-        if self.owner != os.getpid():
-            self._drop_pidfd(kill=False)  # a forked child lets go of its copies; the container is the parent's
-            return
-        self.kill()
-        control = self._control
-        if control is not None:
-            self._await_gone(control)
-            control.close()
-        for channel in channels:
-            if channel is not control:
+            control = self._control or self._starting
+            is_ours = control is not None and (control in channels or self._control is None or self._is_spent)
+        try:
+            if self.owner == os.getpid():
+                self.kill()
+                if control is not None and is_ours:
+                    self._await_gone(control)
+        except TimeoutError:
+            raise BrokenError(f"the launcher did not say within {GONE_S:.0f} s that the container is gone; is it stopped?") from None
+        finally:
+            # In a forked child only its copies are closed: the container is the parent's.
+            for channel in {id(channel): channel for channel in (*channels, control if is_ours else None) if channel is not None}.values():
                 channel.close()
-        self._drop_pidfd(kill=False)
+            self._drop_pidfd(kill=False)
 
     def _await_gone(self, channel: Channel) -> None:
         deadline = time.monotonic() + GONE_S
         while got := channel.receive(max(0.0, deadline - time.monotonic())):
+            if isinstance(got[0], codec.Cloned):  # it was ended before anybody asked who it is
+                self._take_pidfd(got[0], got[1])
+                self.kill()
+                continue
             for fd in got[1]:
                 os.close(fd)
             if isinstance(got[0], codec.Gone):

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
 from collections.abc import Generator
 from typing import Any, Final
 
 from sandbox import _plan as plan
 from sandbox import _spec
 from sandbox._arguments import ExecOptions, build_spec, text_of
-from sandbox._compile import Compiled
+from sandbox._compile import helper_plan
 from sandbox._launch import codec, wire
 from sandbox._result import Result
 from sandbox._session import Session
+from sandbox._types import PIPE
 from sandbox._users import Identity
-from sandbox._wiring import PIPE, wire_up
-from sandbox.cg import Leaf, Limits
+from sandbox._wiring import wire_up
+from sandbox.cg import Leaf
 from sandbox.errors import UsageError
 from sandbox.sec import Rlimits
 
@@ -80,9 +80,8 @@ class _NoLeaves:
 def _start(planned: plan.Plan, flags: int) -> Session:
     names = tuple(planned.fds)
     slots = codec.SlotTable(names)
-    host_ops = struct.pack("<I", len(planned.host_ops)) + codec.encode_ops(planned.host_ops, slots)
-    init_ops = struct.pack("<I", len(planned.init_ops)) + codec.encode_ops(planned.init_ops, slots)
-    session = Session(Compiled(ops=planned, host_ops=host_ops, init_ops=init_ops, names=names))
+    compiled = helper_plan(planned, names)
+    session = Session(compiled)
     request = codec.CreateRequest(
         clone_flags=planned.clone_flags,
         flags=flags | (wire.CREATE_DENY_SETGROUPS if planned.deny_setgroups else 0),
@@ -92,8 +91,9 @@ def _start(planned: plan.Plan, flags: int) -> Session:
         gid_map=codec.encode_maps(planned.gid_map),
         joins=tuple((slots.number(name), kind) for name, kind in planned.joins),
         cleanup=(),
-        host_ops=host_ops,
-        init_ops=init_ops,
+        groups=b"",
+        host_ops=compiled.all_host_ops,
+        init_ops=compiled.all_init_ops,
         exec=b"",
     )
     session.start(codec.encode_create(request), list(planned.fds.values()))
@@ -123,7 +123,6 @@ def _exec_options(argv: tuple[bytes, ...], options: dict[str, Any]) -> ExecOptio
 def _container() -> _spec.ContainerSpec:
     return _spec.build(
         image=None,
-        limits=Limits(),
         net=None,
         joins_net=False,
         share=(),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from attrs import field, frozen
+from attrs import frozen
 
+from sandbox import ns
 from sandbox._types import StrPath, to_env, to_inside_path, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UnsupportedError, UsageError
@@ -30,17 +32,24 @@ def to_root(image: StrPath | None) -> HostView | Directory:
     path = os.fsdecode(to_text(image, what="image"))
     if not path:
         raise UsageError("image: empty; give a directory, or None for a view of the host's programs")
-    if isinstance(image, str) and "/" not in path and path not in (".", "..") and not os.path.isdir(path):
+    try:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        _refuse_missing(path, error, is_reference=isinstance(image, str) and "/" not in path and path not in (".", ".."))
+    if not is_directory:
+        raise ImageError(f"image: {path} is a file; give the directory of an unpacked root file system")
+    return Directory(path)
+
+
+def _refuse_missing(path: str, error: OSError, *, is_reference: bool) -> NoReturn:
+    if is_reference:
         raise UnsupportedError(
             f"image {path!r}: there is no image store yet, and no directory of that name",
             feature="images",
             remedy="unpack the image and give its directory, with a slash in the path",
         )
-    if not os.path.exists(path):
-        raise UsageError(f"image: {path}: no such directory")
-    if not os.path.isdir(path):
-        raise ImageError(f"image: {path} is a file; give the directory of an unpacked root file system")
-    return Directory(path)
+    words = "no such directory" if isinstance(error, FileNotFoundError) else error.strerror
+    raise UsageError(f"image: {path}: {words}; give the directory of an unpacked root file system") from error
 
 
 def to_mounts(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
@@ -89,18 +98,16 @@ class ContainerSpec:
     """One container, checked. Equal specs share their compiled plan."""
 
     filesystem: FilesystemSpec
+    namespaces: ns.Namespaces  # one that it joins is the host's here: init is in it before it carries out anything
     security: Security
     limits: Limits
     rlimits: Rlimits
     net: str | None  # None: a network namespace of its own; "host"
-    share: tuple[str, ...]  # kinds of namespaces shared with the host
     hostname: str
-    domainname: str | None
     env: tuple[tuple[str, str], ...]
     cwd: str
     user: str
-    time_offsets: tuple[float, float] | None = None
-    strict: bool = field(default=True)
+    strict: bool = True
     joins_net: bool = False  # it gets the network namespace of another container
 
     @property
@@ -150,7 +157,6 @@ def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own 
 def _build(
     root: HostView | Directory,
     *,
-    limits: Limits,
     net: str | None,
     joins_net: bool,
     share: Iterable[str],
@@ -167,9 +173,11 @@ def _build(
     rlimits: Rlimits | None,
     strict: bool,
     time_offsets: tuple[float, float] | None,
+    **limits: Any,  # noqa: ANN401 - the fields of Limits
 ) -> ContainerSpec:
     shared = _to_share(share, net)
     walls = security if isinstance(security, Security) else Security(security)
+    name = to_host_name(hostname)
     layer = scratch if scratch is None or isinstance(scratch, Scratch) else Scratch(scratch)
     return ContainerSpec(
         filesystem=filesystem(
@@ -182,23 +190,22 @@ def _build(
             private_ipc="ipc" not in shared,
             private_net="net" not in shared and not joins_net,
         ),
+        namespaces=_to_namespaces(ns.Uts(name, domainname), (*shared, "net") if joins_net else shared, time_offsets),
         security=walls,
-        limits=limits,
+        limits=Limits(**limits),
         rlimits=rlimits or Rlimits(),
         net=net,
-        share=shared,
-        hostname=to_host_name(hostname),
-        domainname=None if domainname is None else to_host_name(domainname, what="domainname"),
+        hostname=name,
         env=to_environment(env),
         cwd=to_cwd(cwd),
         user=to_user(user, root),
-        time_offsets=_to_offsets(time_offsets),
         strict=strict,
         joins_net=joins_net,
     )
 
 
-_cached_build: Final = lru_cache(maxsize=256)(_build)
+# Typed: 1 and True are equal, but one of the two is refused.
+_cached_build: Final = lru_cache(maxsize=256, typed=True)(_build)
 
 
 def _to_share(share: Iterable[str], net: str | None) -> tuple[str, ...]:
@@ -214,11 +221,11 @@ def _to_share(share: Iterable[str], net: str | None) -> tuple[str, ...]:
     return tuple(sorted(kinds))
 
 
-def _to_offsets(value: tuple[float, float] | None) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    monotonic, boottime = value
-    for offset in (monotonic, boottime):
-        if not isinstance(offset, (int, float)) or not abs(offset) < 10**9:
-            raise UsageError(f"time_offsets: {offset!r} is not a number of seconds below 10**9")
-    return float(monotonic), float(boottime)
+def _to_namespaces(uts: ns.Uts, shared: Iterable[str], time_offsets: tuple[float, float] | None) -> ns.Namespaces:
+    choices: dict[str, Any] = {"uts": uts}
+    if time_offsets is not None:
+        if not isinstance(time_offsets, tuple) or len(time_offsets) != 2:
+            raise UsageError(f"time_offsets: {time_offsets!r} is not a pair of seconds, (monotonic, boottime)")
+        choices["time"] = ns.Time(*time_offsets)
+    choices |= {kind: ns.Host() for kind in shared}
+    return ns.Namespaces(**choices)

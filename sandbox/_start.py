@@ -6,86 +6,32 @@ import contextlib
 import itertools
 import os
 import threading
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
-from sandbox import _host, fs, sec
+from sandbox import _host, _spares, fs, ns, sec
 from sandbox._arguments import Prepared
-from sandbox._compile import Compiled, clone_flags, compile_plan, spare_net
-from sandbox._ids import Ids
-from sandbox._ids import ids as take_ids
+from sandbox._compile import Compiled, Host, compile_plan
+from sandbox._ids import Ids, allot, shape
 from sandbox._launch import codec, driver, wire
+from sandbox._leaves import Leaves
 from sandbox._session import Session
+from sandbox._spares import Kind, Spare, spares
 from sandbox._spec import ContainerSpec
+from sandbox._sys.constants import CLONE_NEWNET
+from sandbox._users import MAX_FILE, Identity, known, resolve
 from sandbox._wiring import Wiring
-from sandbox.cg import Group, Leaf, Limits, Stats, close_owner, owner_paths
-from sandbox.errors import SandboxError, UnsupportedError
+from sandbox.cg import LEAF_ACCOUNTING, Blueprint, Group, Leaf, Limits, Stats, check_limits, close_owner, limits_need_v2, owner_paths
+from sandbox.errors import BrokenError, UnsupportedError, UsageError
+from sandbox.ns.time import check_clocks
 
+T = TypeVar("T")
 _numbers: Final = itertools.count(1)
 _NO_LIMITS: Final = Limits()
-_announced: dict[int, tuple[str, ...]] = {}
-
-
-@define(eq=False)
-class Leaves:
-    """The control groups of one container's runs. Each run gets a fresh one; what making and removing them costs (0.4 ms on
-    cgroup v1) is paid while a program runs: the one of the run before is removed then, and one made for the next.
-    """
-
-    _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1))
-    _spare: Leaf | None = None
-    _limits: Limits | None = None  # the spare's, and the last run's
-    _retired: list[Leaf] = field(factory=list[Leaf])
-    _lock: threading.Lock = field(factory=threading.Lock)
-
-    def take(self, group: Group, limits: Limits | None) -> Leaf:
-        """A fresh leaf."""
-        with self._lock:
-            spare, fits = self._spare, self._limits == limits
-            self._limits = limits
-            if spare is not None:
-                self._spare = None
-                if fits:
-                    return spare
-                self._retired.append(spare)
-        return self._make(group, limits)
-
-    def _make(self, group: Group, limits: Limits | None) -> Leaf:
-        return group.make_leaf(f"exec-{next(self._numbers)}", limits)
-
-    def retire(self, leaf: Leaf) -> None:
-        """Have it removed at the next occasion."""
-        leaf.close()
-        with self._lock:
-            self._retired.append(leaf)
-
-    def tidy(self, group: Group) -> None:
-        """Remove what is retired, and make a spare."""
-        with self._lock:
-            retired, self._retired = self._retired, []
-            make = self._spare is None
-            limits = self._limits
-        for leaf in retired:
-            leaf.remove()
-        if not make:
-            return
-        with contextlib.suppress(OSError, SandboxError):  # the run that needs one will say what is wrong
-            spare = self._make(group, limits)
-            with self._lock:
-                if self._spare is None and self._limits == limits:
-                    self._spare = spare
-                    return
-            self.retire(spare)
-
-    def clear(self) -> None:
-        """Remove all."""
-        with self._lock:
-            retired, self._retired = self._retired, []
-            spare, self._spare = self._spare, None
-        for leaf in retired if spare is None else [*retired, spare]:
-            with contextlib.suppress(OSError):  # a program is still in it: it goes with the container, and then its group
-                leaf.remove()
+_announced: dict[int, tuple[driver.Launcher, tuple[str, ...], tuple[str, ...]]] = {}
+_announcing = threading.Lock()
 
 
 @define(eq=False)
@@ -97,15 +43,32 @@ class Started:
     name: str
     ids: Ids
     degraded: tuple[str, ...]
+    identity: Identity | None  # of the container's own user, where the files that tell it are known already
+    _starting: _Starting
     _stack: contextlib.ExitStack
-    _group: Group | None = None
-    _leaves: Leaves = field(factory=Leaves)
+    _group: Group | None = field(alias="group")
+    _leaves: Leaves = field(alias="leaves")
+    _has_successor: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def close(self) -> None:
         """Undo everything. A failure does not hide an earlier one."""
-        self._leaves.clear()
-        self._stack.close()
+        try:
+            self._prepare_successor()
+            self.session.end()
+            # While the launcher reaps init. (Not while init dies: both would take the kernel's locks from one another.)
+            self._leaves.clear()
+            if self._group is not None and self._group.init_fd is None:
+                self._group.remove_if_idle()
+        finally:  # Ctrl-C, say
+            self._stack.close()
+
+    def _prepare_successor(self) -> None:
+        """Ask for the next container of this kind to be made ahead, once."""
+        is_current = self.session.launcher is driver.known()  # else it has died, or was shut down
+        if not self._has_successor and self._starting.kind is not None and is_current:
+            self._has_successor = True
+            spares().prepare(self._starting.kind, self._starting.spare)
 
     def leaf(self, prepared: Prepared, wiring: Wiring) -> Leaf | None:
         """The run's own control group, where there is a reason for one; closes *wiring* when that fails."""
@@ -117,11 +80,18 @@ class Started:
         try:
             limits = None if prepared.limits == _NO_LIMITS else prepared.limits
             return self._leaves.take(self.group(), limits)
-        except UnsupportedError:
-            if self.spec.strict or prepared.limits == _NO_LIMITS:
+        except UnsupportedError as error:
+            if self.spec.strict:
                 wiring.close()
                 raise
-            return None
+            if (line := f"a run's control group: {error}") not in self.degraded:
+                self.degraded = (*self.degraded, line)
+            return None  # init adds the CPU time of processes up, which a program that disowns its children escapes
+        except OSError as error:
+            wiring.close()
+            if self.session.is_alive:
+                raise
+            raise BrokenError("the container has ended; start another one") from error
         except BaseException:
             wiring.close()
             raise
@@ -131,7 +101,8 @@ class Started:
         self._leaves.retire(leaf)
 
     def tidy(self) -> None:
-        """Work on leaves that can be done while a program runs."""
+        """Work that can be done while a program runs."""
+        self._prepare_successor()
         if self._group is not None:
             self._leaves.tidy(self._group)
 
@@ -140,7 +111,9 @@ class Started:
         if self._group is None:
             with self._lock:
                 if self._group is None:
-                    self._group = make_group(self.name, self.spec.limits, self._stack)
+                    group = make_group(self.name, self.spec.limits)
+                    self._stack.callback(group.remove)
+                    self._group = group
         return self._group
 
     def pause(self) -> None:
@@ -156,89 +129,266 @@ class Started:
         return self.group().stats()
 
 
-def make_group(name: str, limits: Limits, stack: contextlib.ExitStack) -> Group:
-    """Make the control group, to be removed with *stack*; the launcher is told what to remove if we cannot."""
-    group = Group(name, limits).create()
-    stack.callback(group.remove)
-    paths = owner_paths()
-    if _announced.get(os.getpid()) != paths:
-        driver.current().set_cleanup(tuple(os.fsencode(path) for path in paths))
-        _announced.clear()
-        _announced[os.getpid()] = paths
-    return group
+def make_group(name: str, limits: Limits, *, adopt: bool = False) -> Group:
+    """Make a control group, or adopt what the launcher has made of it; the launcher is told first what to remove if we cannot."""
+    _announce()
+    return Group(name, limits, controllers=LEAF_ACCOUNTING).create(adopt=adopt)
 
 
-def _group_for(spec: ContainerSpec, name: str, stack: contextlib.ExitStack, degraded: list[str]) -> Group | None:
-    """v1: when there are limits. v2: init must be in the group from its clone on, so one is made where that is possible."""
-    asked = spec.limits != _NO_LIMITS
-    if not asked and not _host.host().clone3_exec:
+def _announce(tree: str | None = None) -> None:
+    """Tell the launcher what it has to remove when this process ends: our control groups, and the scratch layers on disk."""
+    launcher, pid, groups = driver.current(), os.getpid(), owner_paths()
+    with _announcing:
+        known = _announced.get(pid)
+        trees = known[2] if known is not None else ()
+        if tree is not None:
+            trees = (*(path for path in trees if os.path.lexists(path)), tree)
+        if known != (launcher, groups, trees):
+            launcher.set_cleanup(tuple(map(os.fsencode, groups)), tuple(map(os.fsencode, trees)))
+            _announced.clear()
+            _announced[pid] = launcher, groups, trees
+
+
+class _Starting:
+    """One container on its way: what it needs, what was found ready, and what has to be made."""
+
+    def __init__(self, spec: ContainerSpec, net_of: int | None) -> None:
+        self.spec = spec
+        self.host = _host.host()
+        self.name = f"c{next(_numbers)}"
+        self.degraded: list[str] = []
+        self.shape = shape(privileged=self.host.privileged, uid=_first_number(spec.user))
+        self.net_of = net_of
+        self.kind: Kind | None = None
+        self.compiled: Compiled | None = None
+        self.leaves = Leaves()
+        self.adopt = False
+        self.identity: Identity | None = None
+
+    def start(self, stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
+        """Everything, in order; *stack* takes it back."""
+        spec = self.spec
+        self._check()
+        joined = stack.enter_context(contextlib.closing(_join_net(self.net_of, self.host))) if self.net_of is not None else None
+        fsplan = stack.enter_context(_open_sources(spec, self.host, self.shape))
+        compiled = compile_plan(spec, self.host, fsplan)
+        fds = [fsplan.fds[slot] for slot in compiled.names]
+        if joined is None and self._needs_group_first() == self.host.clone3_exec:
+            limited = spec.limits if self._is_limited and not self.host.clone3_exec else None
+            self.kind = Kind(compiled.early, None if fsplan.root is None else fsplan.root[1], self.shape.only, limited)
+        self.compiled = compiled
+        self._root = None if fsplan.root is None else fsplan.root[0]
+        started = self._by_spare(compiled, fds, fsplan, stack) or self._finish(self._begin(compiled, fds, joined, stack), fsplan, stack)
+        fsplan.release(keep_root=self.kind is not None)  # the next one of this kind will be over it
+        return started
+
+    def _by_spare(
+        self, compiled: Compiled, fds: list[int], fsplan: fs.FsPlan, stack: contextlib.ExitStack
+    ) -> tuple[Session, Ids, Group | None] | None:
+        """Start it from a spare; None when there is none, or when that fails: a new one then does, or says why not."""
+        ready = self.kind and spares().take(self.kind)
+        if not ready:
+            return None
+        try:
+            with contextlib.ExitStack() as mine:
+                started = self._finish(self._complete(ready, compiled, fds, mine), fsplan, mine)
+                if not started[0].is_alive:  # it said that it was ready, but that may be long ago
+                    return None
+                stack.push(mine.pop_all())
+                return started
+        except (BrokenError, OSError):
+            self.leaves, self.adopt, self.name = Leaves(), False, f"c{next(_numbers)}"
+            return None
+
+    def _finish(
+        self, started: tuple[Session, Ids, Group | None], fsplan: fs.FsPlan, stack: contextlib.ExitStack
+    ) -> tuple[Session, Ids, Group | None]:
+        """What can be done while init is at work; then wait for it."""
+        session, ids, group = started
+        if group is None and self._is_limited:
+            group = self._limited_group(stack)
+        if group is not None:
+            stack.callback(self.leaves.clear)
+            self.leaves.prepare(group, adopt=self.adopt)
+        self.identity = _identify(self.spec, fsplan, ids)
+        session.await_ready()
+        return session, ids, group
+
+    @property
+    def _is_limited(self) -> bool:
+        return self.spec.limits != _NO_LIMITS
+
+    def _check(self) -> None:
+        """Refuse what this host cannot do, before anything is touched."""
+        if isinstance(self.spec.namespaces.time, ns.Time):
+            check_clocks(self.spec.namespaces.time)
+        if self._is_limited:
+            self._or_degrade(lambda: check_limits(self.spec.limits))
+
+    def _or_degrade(self, attempt: Callable[[], T]) -> T | None:
+        """What *attempt* gives; with ``strict=False``, None and a line in `degraded` where the host cannot do it."""
+        try:
+            return attempt()
+        except UnsupportedError as error:
+            if self.spec.strict:
+                raise
+            if (line := f"limits: {error}") not in self.degraded:
+                self.degraded.append(line)
+            return None
+
+    def _needs_group_first(self) -> bool:
+        """Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible."""
+        return self.host.clone3_exec or (self._is_limited and limits_need_v2(self.spec.limits))
+
+    def _limited_group(self, stack: contextlib.ExitStack) -> Group | None:
+        if self.degraded:
+            return None
+        group = self._or_degrade(lambda: make_group(self.name, self.spec.limits, adopt=self.adopt))
+        if group is not None:
+            stack.callback(group.remove)
+        return group
+
+    def _first_group(self, stack: contextlib.ExitStack) -> Group | None:
+        if self._is_limited:
+            return self._limited_group(stack)
+        with contextlib.suppress(UnsupportedError):  # nobody asked for limits
+            group = make_group(self.name, _NO_LIMITS)
+            stack.callback(group.remove)
+            return group
         return None
-    try:
-        return make_group(name, spec.limits, stack)
-    except UnsupportedError as error:
-        if asked and spec.strict:
-            raise
-        if asked:
-            degraded.append(f"limits: {error}")
-        return None
+
+    def _begin(
+        self, compiled: Compiled, fds: list[int], joined: ns.Namespace | None, stack: contextlib.ExitStack
+    ) -> tuple[Session, Ids, Group | None]:
+        ids = allot(self.shape)
+        stack.callback(ids.release)
+        group = self._first_group(stack) if self._needs_group_first() else None
+        joins: list[tuple[int, int]] = []
+        if joined is not None:
+            fds.append(joined.fileno())
+            joins.append((len(fds), CLONE_NEWNET))
+        session = _cloned(compiled, ids, group, fds, joins=joins)
+        stack.callback(session.close)
+        return session, ids, group
+
+    def _complete(self, ready: Spare, compiled: Compiled, fds: list[int], stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
+        """Have a spare carry out what it still lacks. Raises: BrokenError, SetupError: it is not there any more."""
+        stack.callback(ready.close)
+        if compiled.is_complete:
+            ready.session.compiled = compiled
+        else:
+            ready.session.complete(compiled, fds)
+        self.name = ready.name
+        if ready.group is not None and self._is_limited:
+            ready.group.limit(self.spec.limits)
+        self.adopt = ready.blueprint is not None
+        return ready.session, ready.ids, ready.group
+
+    def spare(self) -> Spare:
+        """Have one more container of this kind made, as far as init goes."""
+        compiled, kind = self.compiled, self.kind
+        if compiled is None or kind is None:
+            raise AssertionError("start() comes first")
+        name = f"c{next(_numbers)}"
+        with contextlib.ExitStack() as stack:
+            ids = allot(self.shape)
+            stack.callback(ids.release)
+            group = blueprint = None
+            if self.host.clone3_exec:
+                group = make_group(name, _NO_LIMITS)
+                stack.callback(group.remove)
+            elif kind.limits is not None:
+                blueprint = Group(name, kind.limits, controllers=LEAF_ACCOUNTING).blueprint(Leaves.FIRST)
+            session = _cloned(compiled, ids, group, [] if self._root is None else [self._root], blueprint=blueprint, ahead=True)
+            stack.pop_all()
+            return Spare(session, ids, name, group, blueprint)
+        raise AssertionError("unreachable")
+
+
+def _cloned(
+    compiled: Compiled,
+    ids: Ids,
+    group: Group | None,
+    fds: list[int],
+    *,
+    joins: Sequence[tuple[int, int]] = (),
+    blueprint: Blueprint | None = None,
+    ahead: bool = False,
+) -> Session:
+    """Ask the launcher for a clone; with *ahead*, one for later, which carries out the early operations and waits for the others, if any."""
+    into = wire.NO_SLOT
+    if group is not None and group.init_fd is not None:
+        group.own(ids.root)
+        fds.append(group.init_fd)
+        into = len(fds)
+    maps = ids.maps
+    request = codec.CreateRequest(
+        clone_flags=compiled.ops.clone_flags,
+        flags=(wire.CREATE_DENY_SETGROUPS if maps.deny_setgroups else 0)
+        | (wire.CREATE_CAN_WAIT if ahead else 0)
+        | (wire.CREATE_PREPARED if ahead and not compiled.is_complete else 0),
+        uid=ids.init_uid,
+        gid=ids.init_gid,
+        uid_map=codec.encode_maps(maps.uid_map),
+        gid_map=codec.encode_maps(maps.gid_map),
+        joins=tuple(joins),
+        cleanup=() if blueprint is None else tuple(map(os.fsencode, blueprint.groups)),
+        groups=b"" if blueprint is None else _encode_blueprint(blueprint),
+        host_ops=compiled.root_host_ops if ahead else compiled.all_host_ops,
+        init_ops=compiled.early if ahead else compiled.all_init_ops,
+        exec=b"",
+        into_cgroup=into,
+    )
+    session = Session(compiled)
+    session.begin(codec.encode_create(request), fds)
+    return session
+
+
+def _encode_blueprint(blueprint: Blueprint) -> bytes:
+    directories = [os.fsencode(path) for path in (*blueprint.groups, *blueprint.leaves)]
+    return codec.encode_groups(directories, [(os.fsencode(path), value.encode()) for path, value in blueprint.settings])
 
 
 def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
     """Start a container. Raises what `Container.create` says; nothing is left behind then."""
-    host = _host.host()
-    name = f"c{next(_numbers)}"
-    degraded: list[str] = []
+    starting = _Starting(spec, net_of)
     with contextlib.ExitStack() as stack:
-        ids = take_ids(privileged=host.privileged, uid=_first_number(spec.user))
-        stack.callback(ids.release)
-        fsplan = stack.enter_context(fs.ops(spec.filesystem, privileged=host.privileged, ids=ids.count, only_id=ids.only, id_mapping=_host.can_map))
-        compiled = compile_plan(spec, host, fsplan)
-        group = _group_for(spec, name, stack, degraded)
-        session = Session(compiled)
-        fds = [fsplan.fds[slot] for slot in compiled.names]
-        joins: list[tuple[int, int]] = []
-        if net_of is not None:
-            joins, opened = _join_net(net_of, len(fds) + 1)
-            stack.callback(os.close, opened)
-            fds.append(opened)
-        into = wire.NO_SLOT
-        if group is not None and group.init_fd is not None:
-            group.own(ids.root)
-            into = len(fds) + 1
-            fds.append(group.init_fd)
-        stack.callback(session.close)
-        session.start(_create_request(compiled, ids, wire.CREATE_SPARE_NET if spare_net(spec, host) else 0, joins, into), fds)
-        fsplan.release()
-        degraded += _skipped(compiled, session)
-        degraded += sec.unenforced(spec.security, landlock_abi=host.landlock_abi)
-        return Started(session, spec, name, ids, tuple(degraded), stack.pop_all(), group)
+        session, ids, group = starting.start(stack)
+        degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
+        return Started(
+            session, spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves
+        )
     raise AssertionError("unreachable")
 
 
-def _create_request(compiled: Compiled, ids: Ids, more: int, joins: list[tuple[int, int]], into: int) -> bytes:
-    flags = more | (wire.CREATE_DENY_SETGROUPS if ids.deny_setgroups else 0) | (wire.CREATE_MAP_HELPERS if ids.helpers else 0)
-    request = codec.CreateRequest(
-        clone_flags=clone_flags(),
-        flags=flags,
-        uid=ids.init_uid,
-        gid=ids.init_gid,
-        uid_map=codec.encode_maps(ids.uid_map),
-        gid_map=codec.encode_maps(ids.gid_map),
-        joins=tuple(joins),
-        cleanup=(),
-        host_ops=compiled.host_ops,
-        init_ops=compiled.init_ops,
-        exec=b"",
-        into_cgroup=into,
-    )
-    return codec.encode_create(request)
+def _open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = _announce) -> fs.FsPlan:
+    return fs.ops(spec.filesystem, privileged=host.privileged, ids=ids.count, only_id=ids.only, id_mapping=_host.can_map, announce=announce)
 
 
-def _join_net(pid: int, slot: int) -> tuple[list[tuple[int, int]], int]:
-    """Join the network namespace of another container's init before the clone."""
-    from sandbox._sys.constants import CLONE_NEWNET
+def _join_net(pid: int, host: Host) -> ns.Namespace:
+    """The network namespace of another container's init, to be joined before the clone.
 
-    return [(slot, CLONE_NEWNET)], os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    Raises: UnsupportedError without privileges: it belongs to that container's user namespace.
+    """
+    join = ns.Join.of(pid, "net")
+    try:
+        ns.pieces(ns.Namespaces(net=join), privileged=host.privileged)
+    except BaseException:
+        join.namespace.close()
+        raise
+    return join.namespace
+
+
+def _identify(spec: ContainerSpec, fsplan: fs.FsPlan, ids: Ids) -> Identity | None:
+    """The container's user by the files of its root, unless the caller mounts something over them; None: to be asked inside."""
+    if any(mount.target == "/etc" or mount.target.startswith("/etc/") for mount in spec.filesystem.mounts):
+        return None
+    if spec.host_view:
+        return known(spec.user, spec.filesystem.root)
+    try:
+        return resolve(spec.user, passwd=lambda: fsplan.read("/etc/passwd", MAX_FILE), group=lambda: fsplan.read("/etc/group", MAX_FILE), ids=ids)
+    except UsageError:  # it may yet be put there
+        return None
 
 
 def _first_number(user: str) -> int:
@@ -246,23 +396,22 @@ def _first_number(user: str) -> int:
     return int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
 
 
-def _skipped(compiled: Compiled, session: Session) -> list[str]:
-    ops = compiled.ops.init_ops
+def _skipped(session: Session) -> list[str]:
+    ops = session.compiled.ops.init_ops
     return [f"{ops[index].describe()[:200]}: {os.strerror(error)}" for index, error in session.skipped if index < len(ops)]
 
 
 def explain(spec: ContainerSpec) -> str:
     """The plan in words; opens the sources, starts nothing."""
     host = _host.host()
-    with fs.ops(spec.filesystem, privileged=host.privileged, id_mapping=_host.can_map) as fsplan:
+    ids = shape(privileged=host.privileged, uid=_first_number(spec.user))
+    with _open_sources(spec, host, ids, announce=lambda path: None) as fsplan:
         compiled = compile_plan(spec, host, fsplan)
-    from attrs import evolve
-
-    ids = take_ids(privileged=host.privileged, uid=_first_number(spec.user))
+    example = allot(ids)
     try:
-        lines = [evolve(compiled.ops, uid_map=ids.uid_map, gid_map=ids.gid_map).explain()]
+        lines = [evolve(compiled.ops, uid_map=example.maps.uid_map, gid_map=example.maps.gid_map).explain()]
     finally:
-        ids.release()
+        example.release()
     lines += [f"limit {field_} = {value}" for field_, value in _set_limits(spec.limits)]
     return "\n".join(lines)
 
@@ -273,13 +422,20 @@ def _set_limits(limits: Limits) -> list[tuple[str, object]]:
     return [(a.name, getattr(limits, a.name)) for a in attrs.fields(Limits) if getattr(limits, a.name) is not None]
 
 
-
-
 def shut_down() -> None:
     """End this process's launcher, its containers, and remove its directories in the control groups; a later use starts afresh.
 
     Not needed: all of that happens when the process ends, in whatever way.
     """
+    _spares.close()
     driver.shut_down()
     _announced.clear()
     close_owner()
+
+
+def _after_fork_in_child() -> None:
+    global _announcing
+    _announcing = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

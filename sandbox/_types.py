@@ -14,6 +14,11 @@ StrPath = str | os.PathLike[str]
 Size = int | str
 Argument = str | bytes | os.PathLike[str]
 
+# subprocess's words for a program's standard streams, and its numbers.
+PIPE: Final = -1
+STDOUT: Final = -2
+DEVNULL: Final = -3
+
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\s*", re.IGNORECASE | re.ASCII)
 MAX_SIZE: Final = (1 << 63) - 1

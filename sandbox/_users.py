@@ -77,6 +77,9 @@ def resolve(user: int | str, *, passwd: Callable[[], bytes], group: Callable[[],
         raise UsageError(f"user: {name!r} is not in the container's /etc/passwd; give a number, or a user that is")
     home = row[5] if row is not None and len(row) > 5 and row[5].startswith("/") else None
     gid = ids.init_gid if row is None else (_field(row, 3, ids) or ids.init_gid)
+    number = _number(group_name, "gid", ids) if group_name else None
+    if number is not None:  # nothing else of the group file counts
+        return Identity(uid, number, (number,), home)
     rows = _lines(group(), 3) if group_name or row is not None else []
     if group_name:
         gid = _group(rows, group_name, ids)
@@ -92,10 +95,8 @@ def _find(rows: list[list[str]], name: str, uid: int | None, ids: Ids) -> list[s
 
 
 def _group(rows: list[list[str]], name: str, ids: Ids) -> int:
-    gid = _number(name, "gid", ids)
-    if gid is None:
-        row = next((row for row in rows if row[0] == name), None)
-        gid = None if row is None else _field(row, 2, ids)
+    row = next((row for row in rows if row[0] == name), None)
+    gid = None if row is None else _field(row, 2, ids)
     if gid is None:
         raise UsageError(f"user: group {name!r} is not in the container's /etc/group; give a number, or a group that is")
     return gid

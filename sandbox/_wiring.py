@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from attrs import define, field
 
+from sandbox._types import DEVNULL, PIPE, STDOUT
 from sandbox.errors import UsageError
-
-PIPE: Final = -1
-STDOUT: Final = -2
-DEVNULL: Final = -3
 
 
 @define
@@ -24,6 +21,11 @@ class Wiring:
     stdout: int | None = None
     stderr: int | None = None
     _lent: list[int] = field(factory=list[int])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing to move."""
+        return self.stdin is None and self.stdout is None and self.stderr is None
 
     def lend(self, fd: int) -> int:
         """Note a descriptor to be closed once the program has its copy."""

@@ -1,4 +1,8 @@
-"""`Container`: one container, from its spec to its end; and `run`, for a program that needs one only for itself."""
+"""`Container`: one container, from its spec to its end; and `run`, for a program that needs one only for itself.
+
+What a container takes is imported when the first one is made: most of its 100 ms go into making the classes of specs and plans, and a
+program that imports this library may never use it.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sandbox import _files, _spec
-from sandbox._arguments import ExecOptions, build_spec, text_of
-from sandbox._session import Session
-from sandbox._spec import ContainerSpec, Mount
-from sandbox._start import Started, start
-from sandbox._types import Argument, Size, StrPath, to_inside_path, to_size
-from sandbox._users import Identity, known, resolve
-from sandbox._wiring import PIPE, wire_up
-from sandbox.cg import Limits, Stats
+from sandbox._types import PIPE, Argument, Size, StrPath, to_inside_path, to_size
 from sandbox.errors import ClosedError, SetupError, UsageError
-from sandbox.fs import Scratch
-from sandbox.process import Process, Result
-from sandbox.sec import Rlimits, Security
 
 if TYPE_CHECKING:
+    from sandbox._session import Session
+    from sandbox._spec import ContainerSpec, Mount
+    from sandbox._start import Started
+    from sandbox._users import Identity
+    from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
+    from sandbox.fs import Scratch
+    from sandbox.process import Process, Result
+    from sandbox.sec import Rlimits, Security
 
 MAX_READ: Final = 64 << 20
 MAX_COPY: Final = 1 << 30
@@ -78,10 +79,13 @@ class Container:
         strict: bool = True,
         time_offsets: tuple[float, float] | None = None,
     ) -> None:
-        limits = Limits(memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices)
+        from sandbox import _spec
+
+        limits: dict[str, Any] = {"memory": memory, "swap": swap, "cpus": cpus, "cpu_weight": cpu_weight, "cpuset": cpuset, "pids": pids}
+        limits |= {"io_weight": io_weight, "io_max": io_max, "hugetlb": hugetlb, "devices": devices}
         self.spec: ContainerSpec = _spec.build(
             image=image,
-            limits=limits,
+            **limits,
             net=net.spec.net if isinstance(net, Container) else net,
             joins_net=isinstance(net, Container),
             share=share,
@@ -116,6 +120,8 @@ class Container:
 
         Raises: SetupError, UnsupportedError, UsageError (a source that is not there); ClosedError after `close`.
         """
+        from sandbox._start import start
+
         with self._lock:
             if self._closed:
                 raise ClosedError("the container was closed; make another one")
@@ -132,9 +138,10 @@ class Container:
         """Kill what runs and remove everything. Waits until it is gone; may be called twice, and before `start`."""
         with self._lock:
             self._closed = True
-            started, self._started = self._started, None
+            started = self._started
         if started is not None:
-            started.close()
+            started.close()  # if that is interrupted, calling this again goes on
+            self._started = None
 
     def __enter__(self) -> Self:
         self.create()
@@ -214,6 +221,9 @@ class Container:
 
         Raises: UsageError, ProgramNotFoundError, SetupError, ClosedError, BrokenError; CommandError with *check*.
         """
+        from sandbox._arguments import ExecOptions, build_spec, text_of
+        from sandbox._wiring import wire_up
+
         options = ExecOptions(
             argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, pass_fds, accounting
         )
@@ -258,6 +268,9 @@ class Container:
         stdin, stdout, stderr: None is /dev/null (never the caller's own). tty: give it a terminal of *size* (rows, columns)
         instead of the three; `Process.terminal` is its other end.
         """
+        from sandbox._arguments import ExecOptions, build_spec, text_of
+        from sandbox._wiring import wire_up
+
         options = ExecOptions(
             argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, pass_fds, accounting, tty, size
         )
@@ -273,9 +286,11 @@ class Container:
     def _identity(self, user: str) -> Identity:
         """Who *user* is. The container's own user is looked up once, before any program could change the files."""
         found = self._identities.get(user)
+        if found is None and user == self.spec.user:
+            found = self._live().identity
         if found is None:
-            found = known(user, self.spec.filesystem.root)
-        if found is None:
+            from sandbox._users import resolve
+
             passwd, group = (partial(self._read_or_nothing, f"/etc/{name}") for name in ("passwd", "group"))
             found = resolve(user, passwd=passwd, group=group, ids=self._live().ids)
             if user == self.spec.user:
@@ -283,6 +298,8 @@ class Container:
         return found.alone() if self._live().ids.deny_setgroups else found
 
     def _read_or_nothing(self, path: str) -> bytes:
+        from sandbox import _files
+
         try:
             return _files.read_bytes(self._session().request, path, max_size=1 << 20)
         except (SetupError, UsageError):
@@ -318,6 +335,8 @@ class Container:
 
         Raises: SetupError (an OSError): ENOENT, ENOSPC, EROFS, ELOOP when it is a symbolic link ...
         """
+        from sandbox import _files
+
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise UsageError(f"data: {type(data).__name__} is not bytes; encode text first")
         owner = self._identity(self.spec.user if user is None else str(user))
@@ -328,10 +347,14 @@ class Container:
 
         Raises: SetupError: it is not there; UsageError: it is larger, or no regular file.
         """
+        from sandbox import _files
+
         return _files.read_bytes(self._session().request, to_inside_path(path, what="path"), max_size=to_size(max_size, what="max_size"))
 
     def make_dirs(self, path: StrPath, *, user: int | str | None = None) -> None:
         """Make the directory *path* and its parents inside; what exists stays."""
+        from sandbox import _files
+
         owner = self._identity(self.spec.user if user is None else str(user))
         _files.make_dirs(self._session().request, to_inside_path(path, what="path"), uid=owner.uid, gid=owner.gid)
 
@@ -340,6 +363,8 @@ class Container:
 
         A file goes into *target* if that is a directory, otherwise it becomes *target*; a directory's content goes into *target*.
         """
+        from sandbox import _files
+
         path = os.fsdecode(source)
         if not os.path.lexists(path):
             raise UsageError(f"copy_in: {path}: no such file or directory")
@@ -351,6 +376,8 @@ class Container:
 
         Raises: UsageError: too large, too many, too deep, or a FIFO, socket or device.
         """
+        from sandbox import _files
+
         limit = to_size(max_size, what="max_size")
         _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(target), max_size=limit)
 
@@ -372,6 +399,7 @@ def run(argv: Sequence[Argument], image: StrPath | None = None, **options: Any) 
 
     *memory*, *cpus*, *pids* and *swap* limit the container. Without an image: a read-only view of the host.
     """
+    from sandbox import _spec
     from sandbox._arguments import split_options
 
     mine, theirs = split_options(options)

@@ -25,7 +25,8 @@ from sandbox._pump import GRACE_S
 from sandbox._result import Result, Status, make_result
 from sandbox._run import Spec, Text, start_error
 from sandbox._streams import Communication
-from sandbox._wiring import DEVNULL, PIPE, STDOUT, Wiring
+from sandbox._types import DEVNULL, PIPE, STDOUT
+from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, UsageError
 
@@ -49,7 +50,7 @@ class Process:
         self._result: Result | None = None
         self._communication: Communication | None = None
         self._captured: tuple[Any, Any, bool, bool] = (None, None, False, False)
-        self.args = tuple(os.fsdecode(arg) for arg in spec.argv)
+        self.args = spec.args
         self.terminal: int | None = None
         self.pid, fds = self._started()
         if fds:

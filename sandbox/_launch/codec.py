@@ -34,7 +34,11 @@ def block(raw: bytes) -> bytes:
 
 
 class SlotTable(dict[str, int]):
-    """Names of slots to numbers, given out in the order of first use; 0 is the channel."""
+    """Names of slots to numbers, given out in the order of first use; 0 is the channel.
+
+    *names* are the descriptors that come with the request, from *first* on; what operations open is numbered from *own* on. So
+    operations that take nothing from outside get the same bytes, whatever else a request has.
+    """
 
     def number(self, name: str) -> int:
         """The number of *name*; HOST is NO_SLOT, ``@ROLE`` a directory that init keeps."""
@@ -42,16 +46,22 @@ class SlotTable(dict[str, int]):
             return wire.NO_SLOT
         if name[0] == "@":
             return _ROLES[name]
-        number = self.setdefault(name, len(self) + self.first)
-        if number >= wire.SLOTS:
-            raise ProtocolError(f"a plan with more than {wire.SLOTS} descriptors")
-        return number
+        found = self.get(name)
+        if found is None:
+            found = self[name] = self._next
+            self._next += 1
+            if found >= wire.SLOTS:
+                raise ProtocolError(f"a plan with more than {wire.SLOTS} descriptors")
+        return found
 
-    def __init__(self, names: Iterable[str] = (), *, first: int = 1) -> None:
+    def __init__(self, names: Iterable[str] = (), *, first: int = 1, own: int = wire.OWN_SLOTS) -> None:
         super().__init__()
-        self.first = first
+        self._next = first
         for name in names:
             self.number(name)
+        if self._next > own:
+            raise ProtocolError(f"a request with more than {own - first} descriptors")
+        self._next = own
 
 
 def _new_fs(op: plan.NewFs, s: SlotTable) -> bytes:
@@ -209,6 +219,7 @@ class CreateRequest:
     gid_map: bytes
     joins: tuple[tuple[int, int], ...]
     cleanup: tuple[bytes, ...]
+    groups: bytes
     host_ops: bytes
     init_ops: bytes
     exec: bytes
@@ -224,11 +235,23 @@ def encode_create(c: CreateRequest) -> bytes:
         struct.pack("<HH", c.into_cgroup, len(c.joins)),
         b"".join([struct.pack("<HI", slot, kind) for slot, kind in c.joins]),
         encode_paths(c.cleanup),
+        block(c.groups),
         block(c.host_ops),
         block(c.init_ops),
         block(c.exec),
     ]
     return b"".join(parts)
+
+
+def encode_complete(pid: int, host_ops: bytes, init_ops: bytes) -> bytes:
+    """The body of COMPLETE; both blocks with their counts."""
+    return _U32(pid) + block(host_ops) + block(init_ops)
+
+
+def encode_groups(directories: Sequence[bytes], settings: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Control groups to be made ahead: directories, parents first, and what is written to which of their files."""
+    flat = tuple(text for pair in settings for text in pair)
+    return encode_paths(tuple(directories)) + _U32(len(settings)) + b"".join([text(part) for part in flat])
 
 
 def encode_paths(paths: tuple[bytes, ...]) -> bytes:

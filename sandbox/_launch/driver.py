@@ -12,8 +12,10 @@ datagram is one message, so threads may send to the launcher without a lock.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import struct
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -34,6 +36,8 @@ _ALL_SEALS: Final = 0x1F  # seal, shrink, grow, write, future write
 _RECEIVE: Final = 4096
 _EXPECTED_FDS: Final = 16
 _LEAVE_S: Final = 10.0
+_SOL_SOCKET, _SCM_RIGHTS = 1, 1  # <asm-generic/socket.h>, <linux/socket.h>: `socket` itself is imported late
+_ints: Final = struct.Struct("=3i")  # the descriptors of most messages: the three standard streams
 
 
 class Channel:
@@ -72,6 +76,10 @@ class Channel:
             send_message(self.sock, kind, body, fds)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise BrokenError("the container has ended; start another one") from error
+        except OSError as error:
+            if self.sock.fileno() >= 0:
+                raise
+            raise ClosedError("the container was closed meanwhile") from error  # by another thread
 
     def receive(self, timeout: float | None = None) -> tuple[Event, list[int]] | None:
         """The next event and its descriptors (the caller's to close); None when the other side has closed.
@@ -94,18 +102,17 @@ class Channel:
                 os.close(fd)
             raise
 
+    def has_event(self) -> bool:
+        """Whether `receive` would not wait."""
+        return bool(self._poll.poll(0))
+
     def close(self) -> None:
         """Close this end; a program that runs on this channel is killed, and with the first channel the container ends."""
         self.sock.close()
 
 
 def _unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    import array
-
-    fds = array.array("i")
-    for _, _, data in ancillary:
-        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return list(fds)
+    return [fd for _, _, data in ancillary for (fd,) in struct.iter_unpack("=i", data[: len(data) // 4 * 4])]
 
 
 def send_message(sock: socket.socket, kind: wire.Msg, body: bytes, fds: Sequence[int]) -> None:
@@ -126,10 +133,7 @@ def _send(sock: socket.socket, raw: bytes, fds: Sequence[int]) -> None:
     if not fds:
         sock.send(raw)
         return
-    import array
-    import socket as socket_module
-
-    sock.sendmsg([raw], [(socket_module.SOL_SOCKET, socket_module.SCM_RIGHTS, array.array("i", fds))])
+    sock.sendmsg([raw], [(_SOL_SOCKET, _SCM_RIGHTS, _ints.pack(*fds) if len(fds) == 3 else struct.pack(f"={len(fds)}i", *fds))])
 
 
 class Launcher:
@@ -176,9 +180,19 @@ class Launcher:
             os.close(theirs)
         return channel
 
-    def set_cleanup(self, paths: tuple[bytes, ...]) -> None:
-        """Name the control groups to remove when this process has ended."""
-        send_message(self._sock, wire.Msg.CLEANUP, codec.encode_paths(paths), ())
+    def complete(self, body: bytes, fds: Sequence[int]) -> None:
+        """Have a prepared container completed; the answers come on its channel. *fds* fill the slots from 1 on (copied).
+
+        Raises: BrokenError when the launcher has died.
+        """
+        try:
+            send_message(self._sock, wire.Msg.COMPLETE, body, fds)
+        except OSError as error:
+            raise BrokenError("the launcher of this process has died; its containers went with it") from error
+
+    def set_cleanup(self, groups: tuple[bytes, ...], trees: tuple[bytes, ...] = ()) -> None:
+        """Name the control groups, and the directories with all that is in them, to remove when this process has ended."""
+        send_message(self._sock, wire.Msg.CLEANUP, codec.encode_paths(groups) + codec.encode_paths(trees), ())
 
     def close(self) -> None:
         """End it, and with it every container of this process; wait until it has removed them and has gone."""
@@ -225,15 +239,17 @@ def _spawn(binary: int, sock: int) -> None:
     """posix_spawn it with the socket as descriptor 3, and wait for its first process, which ends at once."""
     import fcntl
 
-    # Not 3 already: a dup2 onto itself would leave close-on-exec set.
-    high = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 64)
+    # Neither may be 3 already, as in a process that has closed its standard streams: the dup2 would leave close-on-exec set on
+    # the one, and replace the other.
+    high, program = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAUNCHER_FD + 1) for fd in (sock, binary))
     try:
         actions = [(os.POSIX_SPAWN_DUP2, high, _LAUNCHER_FD)]
-        pid = os.posix_spawn(f"/proc/self/fd/{binary}", ["sandbox-launcher", str(os.getpid())], {}, file_actions=actions)
+        pid = os.posix_spawn(f"/proc/self/fd/{program}", ["sandbox-launcher", str(os.getpid())], {}, file_actions=actions)
     except OSError as error:
         raise SetupError("start the launcher", error.errno or 0, step="launcher", hint="/proc must be mounted, and memfds executable") from error
     finally:
         os.close(high)
+        os.close(program)
     try:
         _, status = os.waitpid(pid, 0)
     except ChildProcessError:
@@ -255,7 +271,13 @@ def current() -> Launcher:
     with _lock:
         if _current is None:
             _current = Launcher.start()
+            atexit.register(_at_exit)
         return _current
+
+
+def known() -> Launcher | None:
+    """The launcher of this process, if there is one."""
+    return _current
 
 
 def _forget(launcher: Launcher) -> None:
@@ -274,6 +296,7 @@ def shut_down() -> None:
         if _current is not None:
             _current.close()
             _current = None
+            atexit.unregister(_at_exit)
 
 
 def _after_fork_in_child() -> None:
@@ -286,6 +309,12 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _at_exit() -> None:
+    """Close the socket: the launcher then ends, and the interpreter has nothing to warn of."""
+    if _current is not None and _current.pid == os.getpid():
+        _current.drop()
 
 
 def check_owner(pid: int) -> None:

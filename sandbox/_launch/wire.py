@@ -12,6 +12,7 @@ INLINE: Final = 65536  # bytes of a body in a datagram; a larger one travels in 
 MAX_BODY: Final = 16 << 20
 MAX_FDS: Final = 250
 SLOTS: Final = 256
+OWN_SLOTS: Final = 110  # from here on, operations number what they open; below are the descriptors that come with a request
 NO_SLOT: Final = 0xFFFF
 ROLE_SLOT: Final = 0xFF00  # + ROLE_*: a directory that init keeps
 
@@ -26,6 +27,7 @@ class Msg(enum.IntEnum):
     OPS = 5
     SIGNAL_ALL = 6
     CLEANUP = 7
+    COMPLETE = 8
     CLONED = 64
     GONE = 65
     FAILED = 66
@@ -44,6 +46,7 @@ class Phase(enum.IntEnum):
     INIT = 4
     EXEC = 5
     REQUEST = 6
+    GROUPS = 7
 
 
 class Step(enum.IntEnum):
@@ -85,6 +88,7 @@ CREATE_ONESHOT: Final = 1
 CREATE_DENY_SETGROUPS: Final = 2
 CREATE_DIRECT: Final = 4
 CREATE_MAP_HELPERS: Final = 8
-CREATE_SPARE_NET: Final = 16
+CREATE_PREPARED: Final = 16
+CREATE_CAN_WAIT: Final = 32
 EXEC_REPORT_START: Final = 1
 EXEC_TTY: Final = 2

@@ -11,9 +11,9 @@ this process (`owner_paths`), which a janitor can remove when the process was ki
 from __future__ import annotations
 
 from sandbox.cg.available import Availability, available
-from sandbox.cg.bundle import Events
+from sandbox.cg.bundle import Events, check_limits, limits_need_v2
 from sandbox.cg.cgroup import Cgroup
-from sandbox.cg.group import Group
+from sandbox.cg.group import LEAF_ACCOUNTING, Blueprint, Group
 from sandbox.cg.hosts import Hierarchy, Host, Mode, detect
 from sandbox.cg.leaf import CpuFormat, Leaf, Usage
 from sandbox.cg.limits import IoMax, Limits, Write, writes
@@ -21,7 +21,9 @@ from sandbox.cg.stats import IoStats, Pressure, Stall, Stats
 from sandbox.cg.tree import close_owner, make_room, owner_paths
 
 __all__ = [
+    "LEAF_ACCOUNTING",
     "Availability",
+    "Blueprint",
     "Cgroup",
     "CpuFormat",
     "Events",
@@ -39,8 +41,10 @@ __all__ = [
     "Usage",
     "Write",
     "available",
+    "check_limits",
     "close_owner",
     "detect",
+    "limits_need_v2",
     "make_room",
     "owner_paths",
     "writes",

@@ -14,7 +14,7 @@ from functools import lru_cache
 from attrs import define, frozen
 
 from sandbox.cg import files
-from sandbox.cg.hosts import Hierarchy, Host, missing_controller
+from sandbox.cg.hosts import Hierarchy, Host, detect, missing_controller
 from sandbox.cg.limits import Limits, Write, controllers, writes
 from sandbox.cg.tree import owner, prepare_v1
 from sandbox.errors import SetupError, UsageError
@@ -74,6 +74,20 @@ def planned_writes(limits: Limits, host: Host) -> tuple[Write, ...]:
     return writes(limits, host.versions)
 
 
+def check_limits(limits: Limits) -> None:
+    """Say whether this host knows how to enforce *limits*; touches nothing, so we may still not be allowed to.
+
+    Raises: UnsupportedError: it does not.
+    """
+    planned_writes(limits, detect())
+
+
+def limits_need_v2(limits: Limits) -> bool:
+    """Say whether any of *limits* is cgroup v2's to enforce here."""
+    host = detect()
+    return any(hierarchy.version == 2 for name in controllers(limits) if (hierarchy := host.find(name)) is not None)
+
+
 @define
 class Bundle:
     """The places of one group; *name* is its path below the owner's directory."""
@@ -101,8 +115,11 @@ class Bundle:
                 raise missing_controller(write.controller, self.host)
             files.apply(place.path, write)
 
-    def add(self, hierarchy: Hierarchy, path: str) -> Place:
-        """Make the group's directory *path* in *hierarchy*."""
+    def add(self, hierarchy: Hierarchy, path: str, *, adopt: bool = False) -> Place:
+        """Make the group's directory *path* in *hierarchy*; *adopt*: it is there."""
+        if adopt:
+            place = self.places[hierarchy.mount] = Place(hierarchy, path)
+            return place
         files.make_directory(path)
         try:
             prepare_v1(path, hierarchy)

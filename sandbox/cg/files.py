@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 
 from sandbox.cg.limits import Write
 from sandbox.errors import SandboxError, SetupError, UnsupportedError, UsageError
@@ -89,6 +90,14 @@ def apply(directory: str, write: Write, *, dir_fd: int | None = None) -> None:
     except OSError as error:
         shown = "a copy of the parent's" if write.value is None else write.value
         raise refusal(f"write {shown!r} to {path}", error, controller=write.controller) from error
+
+
+@lru_cache(maxsize=256)
+def existing(directory: str, write: Write) -> Write | None:
+    """Give what `apply` would write in a group like *directory* (not a root, which has no limits); None: nothing. Remembered."""
+    if os.path.exists(f"{directory}/{write.file}"):
+        return write
+    return existing(directory, write.instead) if write.instead is not None else None
 
 
 def make_directory(path: str) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from attrs import frozen
+
 from sandbox.cg import files
 from sandbox.cg.bundle import Bundle, Events, Place, hierarchies_for, planned_writes
 from sandbox.cg.hosts import Hierarchy, detect
@@ -32,6 +34,15 @@ if TYPE_CHECKING:
 LEAF_ACCOUNTING: Final = frozenset({"memory", "pids", "cpuacct"})
 NO_LIMITS: Final = Limits()
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@frozen
+class Blueprint:
+    """Directories to be made, the groups' before the leaf's; and what is to be written to which files of theirs."""
+
+    groups: tuple[str, ...]
+    leaves: tuple[str, ...]
+    settings: tuple[tuple[str, str], ...]
 
 
 class Group:
@@ -59,8 +70,27 @@ class Group:
     def __repr__(self) -> str:
         return f"Group({self._name!r}, {'live' if self._bundle else 'not created'})"
 
-    def create(self) -> Self:
-        """Make the directories and set the limits.
+    def blueprint(self, leaf: str) -> Blueprint | None:
+        """Give what somebody else may do ahead of `create` with *adopt*, a first *leaf* included. None: v2 and cpusets want more."""
+        host = detect()
+        found = hierarchies_for(host, controllers_of(self._limits), self._wished)
+        if any(hierarchy.version == 2 or "cpuset" in hierarchy.controllers for hierarchy in found):
+            return None
+        above = {hierarchy: owner().directory(hierarchy, self._wished) for hierarchy in found}
+        own = {hierarchy: f"{path}/{self._name}" for hierarchy, path in above.items()}
+        leaves = tuple(f"{path}/{leaf}" for hierarchy, path in own.items() if not self._wished.isdisjoint(hierarchy.controllers))
+        settings: list[tuple[str, str]] = []
+        for write in planned_writes(self._limits, host):
+            hierarchy = host.require(write.controller)
+            there = files.existing(above[hierarchy], write)
+            if there is not None:
+                settings.append((f"{own[hierarchy]}/{there.file}", there.value or ""))
+            elif not write.optional and write.instead is None:
+                return None  # `create` will say what is missing
+        return Blueprint(tuple(own.values()), leaves, tuple(settings))
+
+    def create(self, *, adopt: bool = False) -> Self:
+        """Make the directories, and set the limits. *adopt*: what `blueprint` says has been done.
 
         Raises: UnsupportedError: the host lacks a controller, or we may not use it.
         """
@@ -69,21 +99,34 @@ class Group:
         self._bundle = Bundle(host, self._name, {})
         try:
             for hierarchy in hierarchies_for(host, controllers_of(self._limits), self._wished):
-                self._add(hierarchy)
-            self._bundle.apply(planned)
+                self._add(hierarchy, adopt=adopt)
+            if not adopt:
+                self._bundle.apply(planned)
         except BaseException:
             self._abandon()
             raise
         return self
 
-    def _add(self, hierarchy: Hierarchy) -> None:
+    def limit(self, limits: Limits) -> None:
+        """Set *limits* on a group that has none yet, and no leaf.
+
+        Raises: as `create`; the group stays as far as it is.
+        """
+        bundle = self._live()
+        planned = planned_writes(limits, bundle.host)
+        self._limits = limits
+        for hierarchy in hierarchies_for(bundle.host, controllers_of(limits)):
+            self._extend(hierarchy, controllers_of(limits))
+        bundle.apply(planned)
+
+    def _add(self, hierarchy: Hierarchy, *, adopt: bool = False) -> None:
         bundle = self._live()
         wanted = self._wished | controllers_of(self._limits)
         path = f"{owner().directory(hierarchy, wanted)}/{self._name}"
         if hierarchy.version == 2:
             self._add_v2(hierarchy, path, wanted_v2(hierarchy, wanted))
         else:
-            bundle.add(hierarchy, path)
+            bundle.add(hierarchy, path, adopt=adopt)
         self._fds[hierarchy.mount] = os.open(bundle.places[hierarchy.mount].path, _DIRECTORY)
 
     def _add_v2(self, hierarchy: Hierarchy, path: str, wanted: set[str]) -> None:
@@ -112,22 +155,32 @@ class Group:
         if self._container is not None:
             os.chown(f"{self._container}/cgroup.procs", uid, -1)
 
-    def make_leaf(self, name: str, limits: Limits | None = None, *, controllers: frozenset[str] | None = None) -> Leaf:
-        """Make a fresh group for one program.
+    def make_leaf(self, name: str, limits: Limits | None = None, *, controllers: frozenset[str] | None = None, adopt: bool = False) -> Leaf:
+        """Make a fresh group for one program. *adopt*: its directories may be there, fresh (see `places`).
 
         *limits* are its own, beside the container's. *controllers*: what to account for (None: what the group was made for);
         for the container's other hierarchies the program joins the container's own group.
         Raises: UnsupportedError, SetupError: a limit cannot be set. OSError: mkdir failed (EEXIST: the name is taken).
         """
+        leaf = Leaf(self, name.encode(), self._shape_of(limits, controllers), self._uid, adopt=adopt)
+        self._leaves.add(leaf)
+        return leaf
+
+    def limit_leaf(self, leaf: Leaf, limits: Limits) -> bool:
+        """Give a fresh leaf that has no limits its own; False: not on a leaf like this one, make another.
+
+        Raises: as `make_leaf`.
+        """
+        return leaf.limit(self._shape_of(limits, None))
+
+    def _shape_of(self, limits: Limits | None, controllers: frozenset[str] | None) -> Shape:
         self._live()
         wanted = self._wished if controllers is None else controllers
         shape = self._shapes.get((limits, wanted))
         if shape is None:
             with self._lock:
                 shape = self._shapes[limits, wanted] = self._shape(limits or NO_LIMITS, wanted)
-        leaf = Leaf(self, name.encode(), shape, self._uid)
-        self._leaves.add(leaf)
-        return leaf
+        return shape
 
     def _shape(self, limits: Limits, wanted: frozenset[str]) -> Shape:
         bundle = self._live()
@@ -239,6 +292,21 @@ class Group:
 
         return Introspection(self._live())
 
+    def remove_if_idle(self) -> bool:
+        """Remove everything if nobody is in it; False: somebody is, and what is left waits for `remove`."""
+        bundle = self._bundle
+        if bundle is None:
+            return True
+        try:
+            for path in self._directories(bundle):
+                os.rmdir(path)
+        except OSError:
+            return False
+        self._bundle = None
+        if not self._leaves:
+            self._close()
+        return True
+
     def remove(self) -> None:
         """Remove everything; programs that are left are killed first. Twice is fine. Init must have ended."""
         bundle = self._bundle
@@ -251,12 +319,13 @@ class Group:
             if not self._leaves:
                 self._close()
 
+    def _directories(self, bundle: Bundle) -> list[str]:
+        found = [place.path for place in bundle.places.values()]
+        return found if self._container is None else [*found, f"{self._container}/init", self._container]
+
     def _remove_directories(self, bundle: Bundle) -> None:
-        quick = [place.path for place in bundle.places.values()]
-        if self._container is not None:
-            quick += [f"{self._container}/init", self._container]
         try:
-            for path in quick:
+            for path in self._directories(bundle):
                 os.rmdir(path)
         except OSError:  # a leaf or a process is left, or a janitor was faster
             bundle.kill()

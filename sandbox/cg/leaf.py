@@ -61,15 +61,22 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC
 
 
-def _read(name: bytes, directory: int) -> bytes | None:
+def _read(name: bytes, directory: int, most: int = 4096) -> bytes | None:
     try:
         fd = os.open(name, _READ, dir_fd=directory)
     except FileNotFoundError:  # an older kernel
         return None
     try:
-        return os.read(fd, 4096)
+        return os.read(fd, most)
     finally:
         os.close(fd)
+
+
+def _open_if_there(tasks: bytes, directory: int) -> int | None:
+    try:
+        return os.open(tasks, _TASKS, dir_fd=directory)
+    except FileNotFoundError:
+        return None
 
 
 def _value(text: bytes, key: bytes) -> int | None:
@@ -85,7 +92,7 @@ class Leaf:
 
     __slots__ = ("_group", "_own_fds", "_shape", "cpu_fd", "cpu_format", "into_fd", "join_fds", "name")
 
-    def __init__(self, group: Group, name: bytes, shape: Shape, owner_uid: int | None) -> None:
+    def __init__(self, group: Group, name: bytes, shape: Shape, owner_uid: int | None, *, adopt: bool = False) -> None:
         self._group = group
         self._shape = shape
         self._own_fds: list[int] = []
@@ -99,18 +106,21 @@ class Leaf:
         self.cpu_format = CpuFormat.NONE
         made: list[int] = []
         try:
-            self._create(owner_uid, made)
+            self._create(owner_uid, made, adopt=adopt)
         except BaseException:
             self._discard(made)
             raise
 
-    def _create(self, owner_uid: int | None, made: list[int]) -> None:
+    def _create(self, owner_uid: int | None, made: list[int], *, adopt: bool) -> None:
         name, shape, own, mkdir, open_ = self.name, self._shape, self._own_fds, os.mkdir, os.open
         tasks = name + b"/tasks"
         for directory in shape.v1:
-            mkdir(name, 0o755, dir_fd=directory)
+            fd = _open_if_there(tasks, directory) if adopt else None
+            if fd is None:
+                mkdir(name, 0o755, dir_fd=directory)
+                fd = open_(tasks, _TASKS, dir_fd=directory)
             made.append(directory)
-            own.append(open_(tasks, _TASKS, dir_fd=directory))
+            own.append(fd)
         self.join_fds = [*own, *shape.shared]
         if shape.v2 is not None:
             mkdir(name, 0o755, dir_fd=shape.v2)
@@ -126,6 +136,16 @@ class Leaf:
             self.cpu_fd = open_(name + (b"/cpuacct.usage" if version == 1 else b"/cpu.stat"), _READ, dir_fd=directory)
             own.append(self.cpu_fd)
             self.cpu_format = CpuFormat.NANOSECONDS if version == 1 else CpuFormat.CPU_STAT
+
+    def limit(self, shape: Shape) -> bool:
+        """Set the limits of *shape* on a fresh leaf that has none; False: *shape* takes other directories."""
+        mine = self._shape
+        if (shape.v1, shape.v2, shape.shared) != (mine.v1, mine.v2, mine.shared):
+            return False
+        for directory, write in shape.writes:
+            files.apply(self.name.decode(), write, dir_fd=directory)
+        self._shape = shape
+        return True
 
     def _directories(self) -> tuple[int, ...]:
         return self._shape.v1 if self._shape.v2 is None else (*self._shape.v1, self._shape.v2)
@@ -173,13 +193,12 @@ class Leaf:
         if self.cpu_format is CpuFormat.CPU_STAT:
             total, user, system = (_value(text, key) for key in (b"usage_usec ", b"user_usec ", b"system_usec "))
             return _micro(total), _micro(user), _micro(system)
-        directory = self._shape.cpu[1]
         exact = int(text)
-        user_text = _read(self.name + b"/cpuacct.usage_user", directory)
-        system_text = _read(self.name + b"/cpuacct.usage_sys", directory)
-        if user_text is None or system_text is None:
+        sampled = _read(self.name + b"/cpuacct.usage_all", self._shape.cpu[1], 1 << 20)
+        if sampled is None:  # before Linux 4.8
             return exact / 1e9, None, None
-        user, system = split_cpu(exact, int(user_text), int(system_text))
+        rows = [line.split() for line in sampled.splitlines()[1:]]  # under "cpu user system", a line for each CPU
+        user, system = split_cpu(exact, sum(int(row[1]) for row in rows), sum(int(row[2]) for row in rows))
         return exact / 1e9, user / 1e9, system / 1e9
 
     def pids(self) -> set[int]:

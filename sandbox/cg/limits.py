@@ -268,7 +268,8 @@ def _cpu(limits: Limits, version: int) -> list[Write]:
         if version == 2:
             result.append(Write("cpu", "cpu.max", f"{quota} {PERIOD_US}"))
         else:
-            result += [Write("cpu", "cpu.cfs_period_us", str(PERIOD_US)), Write("cpu", "cpu.cfs_quota_us", str(quota))]
+            # The period is left at the kernel's default, which is PERIOD_US: each write to either file walks the tree of all groups.
+            result.append(Write("cpu", "cpu.cfs_quota_us", str(quota)))
     if limits.cpu_weight is not None:
         if version == 2:
             result.append(Write("cpu", "cpu.weight", str(limits.cpu_weight)))

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from sandbox.fs._host import host_trees
 from sandbox.fs._names import name_ops, to_host_name
 from sandbox.fs._open import FsPlan, ops
 from sandbox.fs._specs import (
@@ -38,6 +39,7 @@ __all__ = [
     "Tmpfs",
     "Volume",
     "VolumeStore",
+    "host_trees",
     "name_ops",
     "ops",
     "to_host_name",

@@ -55,6 +55,11 @@ class HostFiles:
     has_mqueue: bool = True
 
 
+def host_trees() -> tuple[str, ...]:
+    """List the trees of the host that a view of it shows."""
+    return host_files().trees
+
+
 def host_files() -> HostFiles:
     """Look at the host, again only when a name came to or went from /etc: package managers and ldconfig rename into place."""
     try:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-from sandbox._plan import Op, Unlink, WriteFile
+from sandbox._plan import Op, Slot, WriteFile
 from sandbox.errors import UsageError
 
 ROOT: Final = "fs.root"
-NAME_FILES: Final = ("etc/hostname", "etc/hosts", "etc/resolv.conf")
+NAME_FILES: Final = ("hostname", "hosts", "resolv.conf")
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST_NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*", re.ASCII)
 _HOSTS_HEAD: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -33,20 +33,19 @@ def name_ops(
     hosts: Iterable[tuple[str, str]] = (),
     nameservers: Iterable[str] = (),
     search: Iterable[str] = (),
-    links: Iterable[str] = (),
+    etc: tuple[Slot, str] = (ROOT, "etc"),
 ) -> tuple[Op, ...]:
-    """Return the operations that write /etc/hostname, hosts and resolv.conf into the root; cached.
+    """Return the operations that write hostname, hosts and resolv.conf into *etc*, a slot and a path below it; cached.
 
-    *hosts* are (address, name) pairs beside localhost and, on 127.0.1.1, the host's own name. *links* are those of the
-    three files that the root has as symlinks: they are replaced, not followed.
+    *hosts* are (address, name) pairs beside localhost and, on 127.0.1.1, the host's own name.
     Raises: UsageError: a name or an address is none.
     """
-    return _name_ops(hostname, tuple(hosts), tuple(nameservers), tuple(search), frozenset(links))
+    return _name_ops(hostname, tuple(hosts), tuple(nameservers), tuple(search), etc)
 
 
 @lru_cache(maxsize=256)
 def _name_ops(
-    hostname: str, hosts: tuple[tuple[str, str], ...], nameservers: tuple[str, ...], search: tuple[str, ...], links: frozenset[str]
+    hostname: str, hosts: tuple[tuple[str, str], ...], nameservers: tuple[str, ...], search: tuple[str, ...], etc: tuple[Slot, str]
 ) -> tuple[Op, ...]:
     name = to_host_name(hostname)
     own = "" if any(entry == name for _, entry in hosts) else f"127.0.1.1\t{name}\n"
@@ -55,9 +54,8 @@ def _name_ops(
     if search:
         resolv += f"search {' '.join(to_host_name(domain, what='search', most=253) for domain in search)}\n"
     texts = (f"{name}\n", _HOSTS_HEAD + own + lines, resolv)
-    ops: list[Op] = [Unlink(path, ROOT) for path in NAME_FILES if path in links]
-    ops += [WriteFile(path, text.encode("ascii"), ROOT) for path, text in zip(NAME_FILES, texts, strict=True)]
-    return tuple(ops)
+    slot, directory = etc
+    return tuple(WriteFile(f"{directory}/{name}", text.encode("ascii"), slot) for name, text in zip(NAME_FILES, texts, strict=True))
 
 
 def _to_address(value: str) -> str:

@@ -8,19 +8,23 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, Self
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from sandbox._plan import Op, Slot
+from sandbox._sys.calls import openat2
+from sandbox._sys.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV
 from sandbox.errors import UnsupportedError, UsageError
 from sandbox.fs._build import Host, Source, Sources, Static, build
 from sandbox.fs._host import host_files, submounts
-from sandbox.fs._names import NAME_FILES, name_ops
+from sandbox.fs._names import name_ops
 from sandbox.fs._scratch import ScratchDirectory, make_scratch
 from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Mount, Tmpfs, Volume
 from sandbox.fs.volumes import VolumeStore
 
 IdMapping = bool | Callable[[int], bool]
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
+_ROOT_SOURCE: Final = "fs.src.root"
+_IDS: Final = 65536  # of a privileged caller's container
 
 
 @define(eq=False)
@@ -32,28 +36,43 @@ class FsPlan:
 
     static: Static
     fds: dict[Slot, int]
-    links: tuple[str, ...] = ()
     _scratch: ScratchDirectory | None = field(default=None, alias="scratch")
 
     @property
+    def root_host_ops(self) -> tuple[Op, ...]:
+        """What the launcher does, outside, before *early_ops*."""
+        return self.static.root_host_ops
+
+    @property
+    def root(self) -> tuple[int, object] | None:
+        """The descriptor that *early_ops* need, and what tells whether it leads to the very same directory at another time."""
+        fd = self.fds.get(_ROOT_SOURCE)
+        if fd is None or self.static.needs_sources:
+            return None
+        # A name that came to or went from it, or from its /etc, changes the times: an overlay that knew the old one is not taken.
+        return fd, (_state_of(".", fd), _state_of("etc", fd))
+
+    @property
     def host_ops(self) -> tuple[Op, ...]:
-        """What the launcher does, outside."""
+        """What the launcher does, outside, before *late_ops*."""
         return self.static.host_ops
 
-    @property
-    def root_ops(self) -> tuple[Op, ...]:
-        """What init does first, right after `Unshare`."""
-        return self.static.root_ops
+    def early_ops(self, names: tuple[Op, ...] = ()) -> tuple[Op, ...]:
+        """What init does first, with *names* in their place; it needs no descriptor but that of *root*."""
+        return self.static.early(names)
+
+    def late_ops(self, names: tuple[Op, ...] = ()) -> tuple[Op, ...]:
+        """What init does last. What comes last of all is `Pivot`, here or, when this is empty, in *early_ops*."""
+        return self.static.late(names)
+
+    def init_ops(self, names: tuple[Op, ...] = ()) -> tuple[Op, ...]:
+        """Return all that init does."""
+        return (*self.early_ops(names), *self.late_ops(names))
 
     @property
-    def mount_ops(self) -> tuple[Op, ...]:
-        """What init does after the names; ends with `Pivot`."""
-        return self.static.mount_ops
-
-    @property
-    def key(self) -> tuple[object, ...]:
+    def key(self) -> object:
         """What the operations depend on, cheap to hash: plans with equal keys differ in their descriptors only."""
-        return self.static, self.links
+        return self.static
 
     def names(
         self,
@@ -64,17 +83,26 @@ class FsPlan:
         search: Iterable[str] = (),
     ) -> tuple[Op, ...]:
         """Return what writes /etc/hostname, hosts and resolv.conf; see `name_ops`."""
-        return name_ops(hostname, hosts=hosts, nameservers=nameservers, search=search, links=self.links)
+        return name_ops(hostname, hosts=hosts, nameservers=nameservers, search=search, etc=self.static.etc)
 
-    def init_ops(self, names: tuple[Op, ...] = ()) -> tuple[Op, ...]:
-        """Return all that init does, with *names* in their place."""
-        return (*self.static.root_ops, *names, *self.static.mount_ops)
+    def read(self, path: str, most: int) -> bytes:
+        """Read up to *most* bytes of the file *path* of a root `Directory`, following links within it; b"" when it is no regular file."""
+        root = self.fds.get(_ROOT_SOURCE)
+        if root is None:
+            return b""
+        try:
+            found = openat2(path.lstrip("/"), _PATH, dir_fd=root, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV)
+        except OSError:
+            return b""
+        try:
+            return _read_regular(found, most)
+        finally:
+            os.close(found)
 
-    def release(self) -> None:
-        """Close the sources: the container holds its own mounts of them. May be called twice."""
-        fds, self.fds = self.fds, {}
-        for fd in fds.values():
-            os.close(fd)
+    def release(self, *, keep_root: bool = False) -> None:
+        """Close the sources, but for the root with *keep_root*: the container holds its own mounts of them. May be called twice."""
+        for slot in [slot for slot in self.fds if not (keep_root and slot == _ROOT_SOURCE)]:
+            os.close(self.fds.pop(slot))
 
     def close(self) -> None:
         """Close everything, and remove a scratch layer on disk. May be called twice."""
@@ -97,19 +125,21 @@ def ops(
     only_id: int | None = None,
     id_mapping: IdMapping = True,
     volumes: VolumeStore | None = None,
+    announce: Callable[[str], None] = lambda path: None,
 ) -> FsPlan:
     """Open what *spec* names and return the operations that set it up.
 
     *privileged*: the launcher may mount in the caller's namespaces (the caller is root). *ids*: how many ids the
     container has, from 0 on; *only_id*: one that it has beside them. *id_mapping*: whether the file system behind a
     descriptor can be id-mapped, or a function that says so; it counts for privileged callers only. *volumes*: where `Volume` names are looked up.
+    *announce* is told the path of a scratch layer on disk before that is made, so that somebody can remove it when this process is killed.
 
     Raises: UsageError: a source is missing or of the wrong kind; nothing was touched.
         UnsupportedError: the spec takes id-mapped mounts, which that file system does not offer.
     """
     if not isinstance(spec, FilesystemSpec):
         raise UsageError(f"spec: {spec!r} is not a FilesystemSpec")
-    opener = _Opener(privileged, id_mapping, volumes)
+    opener = _Opener(privileged, id_mapping, volumes, announce)
     try:
         return opener.open(spec, ids, only_id)
     except BaseException:
@@ -124,6 +154,7 @@ class _Opener:
     privileged: bool
     id_mapping: IdMapping
     volumes: VolumeStore | None
+    announce: Callable[[str], None]
     fds: dict[Slot, int] = field(factory=dict[Slot, int])
     scratch: ScratchDirectory | None = None
 
@@ -132,11 +163,10 @@ class _Opener:
         root = self._root(spec.root) if isinstance(spec.root, Directory) else None
         mounts = tuple(self._mount(mount, index) for index, mount in enumerate(spec.mounts))
         _check_nested(spec.mounts, mounts, self.fds)
-        links = _linked_names(self.fds[root.slot]) if root is not None else ()
         # Last, as it makes something.
         disk = self._disk(spec.scratch.disk) if spec.scratch is not None and spec.scratch.disk is not None else None
         static = build(spec, host, Sources(mounts, root, disk))
-        return FsPlan(static, self.fds, links, self.scratch)
+        return FsPlan(static, self.fds, self.scratch)
 
     def close(self) -> None:
         for fd in self.fds.values():
@@ -165,13 +195,13 @@ class _Opener:
             os.close(fd)
 
     def _root(self, directory: Directory) -> Source:
-        fd = self._keep("fs.src.root", _open_source(directory.path, what="root", kinds=(stat.S_IFDIR,)))
+        fd = self._keep(_ROOT_SOURCE, _open_source(directory.path, what="root", kinds=(stat.S_IFDIR,)))
         if self.privileged and not self._can_map(fd):
             _refuse(f"root: {directory.path!r}", "copy it to ext4, xfs, btrfs or tmpfs")
-        return self._source("fs.src.root", id_map=True)
+        return evolve(self._source(_ROOT_SOURCE, id_map=True), etc=_look_at_etc(fd) if self.privileged else None)
 
     def _disk(self, base: str) -> Source:
-        self.scratch = make_scratch(base)
+        self.scratch = make_scratch(base, self.announce)
         fd = self._keep("fs.src.scratch", os.open(".", _PATH | os.O_DIRECTORY, dir_fd=self.scratch.fd))
         if self.privileged and not self._can_map(fd):
             _refuse(f"scratch: {base!r}", "use ext4, xfs, btrfs or tmpfs, or a scratch layer in memory")
@@ -242,21 +272,34 @@ def _has(directory: int, path: str) -> bool:
     return True
 
 
-def _linked_names(root: int) -> tuple[str, ...]:
-    """Say which of the files that we write are symlinks in the directory *root*."""
+def _state_of(path: str, directory: int) -> tuple[int, ...]:
     try:
-        # /etc itself a link: MakeDir will refuse it, so nothing is to be found out here.
-        etc = os.open("etc", _PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+        found = os.stat(path, dir_fd=directory, follow_symlinks=False)
     except OSError:
         return ()
-    try:
-        return tuple(path for path in NAME_FILES if _is_link(path.removeprefix("etc/"), etc))
-    finally:
-        os.close(etc)
+    return found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _is_link(name: str, directory: int) -> bool:
+def _read_regular(found: int, most: int) -> bytes:
+    # Looked at before it is opened: to open a device, which an image may have, can do something.
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        return b""
     try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
+        return b""
+    try:
+        return os.read(fd, most)
+    finally:
+        os.close(fd)
+
+
+def _look_at_etc(root: int) -> tuple[int, int, int] | None:
+    """Mode, uid and gid of the directory /etc below *root*; None when there is none, or its owner is no id of a container."""
+    try:
+        status = os.stat("etc", dir_fd=root, follow_symlinks=False)
+    except OSError:
+        return None
+    if not stat.S_ISDIR(status.st_mode) or max(status.st_uid, status.st_gid) >= _IDS:
+        return None
+    return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid

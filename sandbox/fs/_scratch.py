@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from typing import Final
 
 from attrs import define
@@ -38,8 +39,8 @@ class ScratchDirectory:
             os.close(parent)
 
 
-def make_scratch(base: str) -> ScratchDirectory:
-    """Make a scratch directory below *base*, after removing those that dead processes left there.
+def make_scratch(base: str, announce: Callable[[str], None] = lambda path: None) -> ScratchDirectory:
+    """Make a scratch directory below *base*, after removing those that dead processes left there. *announce* is told its path first.
 
     Raises: UsageError: *base* is not a directory that the caller can write to.
     """
@@ -49,7 +50,7 @@ def make_scratch(base: str) -> ScratchDirectory:
         raise UsageError(f"scratch: {base!r}: {error.strerror}; give an existing directory of yours") from error
     try:
         _sweep(parent)
-        return _make(parent)
+        return _make(parent, os.path.abspath(base), announce)
     except OSError as error:
         os.close(parent)
         raise UsageError(f"scratch: cannot make a directory in {base!r}: {error.strerror}; give a directory of yours") from error
@@ -58,9 +59,10 @@ def make_scratch(base: str) -> ScratchDirectory:
         raise
 
 
-def _make(parent: int) -> ScratchDirectory:
+def _make(parent: int, base: str, announce: Callable[[str], None]) -> ScratchDirectory:
     while True:
         name = _PREFIX + os.urandom(8).hex()
+        announce(f"{base}/{name}")
         os.mkdir(name, 0o700, dir_fd=parent)
         fd = -1
         try:

@@ -15,7 +15,7 @@ from sandbox.errors import UsageError
 
 PAGE: Final = 4096
 MAX_ID: Final = (1 << 32) - 2
-MAX_MOUNTS: Final = 128  # each takes a slot of the plan, which has 256
+MAX_MOUNTS: Final = 96  # each takes a slot for its source, and one for its rule of Landlock: wire.OWN_SLOTS
 DEFAULT_SCRATCH: Final = 256 << 20
 _VOLUME_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _USER_NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}", re.ASCII)

@@ -6,7 +6,7 @@ This package must not know the launcher; whoever does (the facade) binds a `Spaw
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from sys import modules
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -44,22 +44,22 @@ class Spawner(Protocol):
         ...
 
 
-_spawner: Spawner | None = None
+_make_spawner: Callable[[], Spawner] | None = None
 
 
-def bind_spawner(spawner: Spawner) -> None:
-    """Say who starts processes; the facade does."""
-    global _spawner
-    _spawner = spawner
+def bind_spawner(make: Callable[[], Spawner]) -> None:
+    """Say who starts processes, once one is needed; the facade does."""
+    global _make_spawner
+    _make_spawner = make
 
 
 def _bound() -> Spawner:
-    if _spawner is None:
+    if _make_spawner is None:
         # ``from sandbox.ns import Namespace`` loads this package past the face. Asked for its `ns`, the face binds.
         modules["sandbox"].__getattr__("ns")
-    if _spawner is None:
+    if _make_spawner is None:
         raise ClosedError("nothing starts processes: the package `sandbox` has bound no spawner")
-    return _spawner
+    return _make_spawner()
 
 
 def carry_out(planned: plan.Plan) -> None:

@@ -38,6 +38,7 @@ def creation(init_ops: Sequence[plan.Op], *, flags: int = 0, request: codec.Exec
             gid_map=gid_map,
             joins=(),
             cleanup=(),
+            groups=b"",
             host_ops=encoded((), codec.SlotTable()),
             init_ops=encoded(ready, codec.SlotTable()),
             exec=codec.encode_exec(request) if request else b"",
@@ -104,7 +105,7 @@ def drive_two_at_once(launcher: driver.Launcher) -> None:
     assert end.cause == wire.Cause.KILLED
     second.close()
     operations = encoded((plan.Open("a", "/etc", 0o10000000), plan.Unlink("/no/such", optional=True)), codec.SlotTable(first=0))
-    first.send(wire.Msg.OPS, codec.block(operations) + struct.pack("<IH", 1, 0))
+    first.send(wire.Msg.OPS, codec.block(operations) + struct.pack("<IH", 1, wire.OWN_SLOTS))
     done = expect(first, codec.Done)
     assert isinstance(done, codec.Done)
     assert done.errno == 0, done
@@ -132,6 +133,41 @@ def drive_other_ways(launcher: driver.Launcher) -> None:
     assert refused.phase == wire.Phase.REQUEST
 
 
+def drive_ahead(launcher: driver.Launcher) -> None:
+    """Containers made ahead: completed, found complete, failing late, let go of before and after they were made."""
+    nothing = encoded((), codec.SlotTable())
+    prepared = launcher.create(creation((), flags=wire.CREATE_PREPARED | wire.CREATE_CAN_WAIT), ())
+    cloned = expect(prepared, codec.Cloned)
+    assert isinstance(cloned, codec.Cloned)
+    launcher.complete(codec.encode_complete(cloned.pid, nothing, encoded((plan.Chdir("/"),), codec.SlotTable())), ())
+    expect(prepared, codec.Ready)
+    assert status_of(end_of(prepared, program("/bin/true"))) == 0
+    launcher.complete(codec.encode_complete(cloned.pid, nothing, nothing), ())  # once is enough: it is not prepared any more
+    assert status_of(end_of(prepared, program("/bin/true"))) == 0
+    finish(prepared)
+    failing = launcher.create(creation((), flags=wire.CREATE_PREPARED), ())
+    cloned = expect(failing, codec.Cloned)
+    assert isinstance(cloned, codec.Cloned)
+    launcher.complete(codec.encode_complete(cloned.pid, nothing, encoded((plan.Chdir("/no/such"),), codec.SlotTable())), ())
+    failed = expect(failing, codec.Failed)
+    assert isinstance(failed, codec.Failed)
+    assert (failed.phase, failed.index) == (wire.Phase.INIT, 4)  # counted on from the early ones
+    expect(failing, codec.Gone)
+    malformed = launcher.create(creation((), flags=wire.CREATE_PREPARED), ())
+    cloned = expect(malformed, codec.Cloned)
+    assert isinstance(cloned, codec.Cloned)
+    launcher.complete(codec.encode_complete(cloned.pid, nothing, nothing) + b"more", ())
+    failed = expect(malformed, codec.Failed)
+    assert isinstance(failed, codec.Failed)
+    assert failed.phase == wire.Phase.REQUEST
+    expect(malformed, codec.Gone)
+    launcher.create(creation((), flags=wire.CREATE_CAN_WAIT), ()).close()
+    dropped = launcher.create(creation((), flags=wire.CREATE_PREPARED | wire.CREATE_CAN_WAIT), ())
+    expect(dropped, codec.Cloned)
+    finish(dropped)
+    finish(start(launcher, creation((), flags=wire.CREATE_CAN_WAIT)))
+
+
 def finish(channel: driver.Channel) -> None:
     """A half-closed channel is a closed one to init; GONE still comes back."""
     channel.sock.shutdown(1)
@@ -147,6 +183,7 @@ def main(binary: str, reports: Path) -> None:
             drive_one_at_a_time(launcher)
             drive_two_at_once(launcher)
             drive_other_ways(launcher)
+            drive_ahead(launcher)
     finally:
         launcher.close()
         # ASan warns that _exit in a child of CLONE_VM is on a stack that it does not know; that is no error.

@@ -14,8 +14,8 @@ static void read_all(const struct create *k, int nfds) {
             abort();
     if (k->into_cgroup >= 1000 + nfds)
         abort();
-    const struct reader *blocks[] = {&k->host_ops, &k->start.init_ops, &k->start.exec};
-    for (int i = 0; i < 3; i++)
+    const struct reader *blocks[] = {&k->groups, &k->host_ops, &k->start.init_ops, &k->start.exec};
+    for (int i = 0; i < 4; i++)
         for (const uint8_t *at = blocks[i]->at; at < blocks[i]->end; at++)
             sum += *at;
     (void)sum;

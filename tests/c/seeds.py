@@ -66,6 +66,9 @@ EXECS = (
 )
 
 
+GROUPS = codec.encode_groups((b"/sys/fs/cgroup/x", b"/sys/fs/cgroup/x/exec-1"), ((b"/sys/fs/cgroup/x/pids.max", b"64"),))
+
+
 def write(directory: Path, name: str, seeds: list[bytes]) -> None:
     folder = directory / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def encoded(ops: tuple[plan.Op, ...]) -> bytes:
 def creation(request: codec.ExecRequest) -> bytes:
     maps = codec.encode_maps((plan.IdMap(0, 100000, 65536),))
     return codec.encode_create(
-        codec.CreateRequest(0x30000000, 0, 0, 0, maps, maps, ((1, 0x40000000),), (b"/sys/fs/cgroup/x",), encoded(OPS[:8]), encoded(OPS), codec.encode_exec(request))
+        codec.CreateRequest(0x30000000, 0, 0, 0, maps, maps, ((1, 0x40000000),), (b"/sys/fs/cgroup/x",), GROUPS, encoded(OPS[:8]), encoded(OPS), codec.encode_exec(request))
     )
 
 

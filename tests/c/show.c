@@ -90,6 +90,7 @@ static int show_create(struct reader body, int nfds) {
         printf("join %d %u\n", k.joins[i].fd, k.joins[i].kind);
     for (const char *path = k.cleanup; *path; path += strlen(path) + 1)
         text("cleanup", path);
+    hex("groups", k.groups.at, (size_t)(k.groups.end - k.groups.at));
     hex("host_ops", k.host_ops.at, (size_t)(k.host_ops.end - k.host_ops.at));
     hex("init_ops", k.start.init_ops.at, (size_t)(k.start.init_ops.end - k.start.init_ops.at));
     hex("exec", k.start.exec.at, (size_t)(k.start.exec.end - k.start.exec.at));

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -245,3 +246,98 @@ result = sandbox.run(["echo", "hi"])
 os.write(out, result.stdout)
 """
     assert python(code).stdout == "hi\n"
+
+
+def test_an_interpreter_that_ends_has_nothing_to_complain_of() -> None:
+    code = """
+import sandbox, time
+for _ in range(4):
+    sandbox.run(["true"])
+    time.sleep(0.01)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-X", "dev", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_close_in_the_middle_of_a_run_ends_it_with_a_closed_error(threads: int) -> None:
+    for delay in (0.0, 0.001, 0.003, 0.01, 0.03) * 4:
+        container = Container(**({"memory": "64M"} if os.geteuid() == 0 else {})).create()
+        said: list[str] = []
+
+        def work(container: Container = container, said: list[str] = said) -> None:
+            try:
+                while True:
+                    container.exec(["sleep", "0.002"])
+            except sandbox.SandboxError as error:
+                said.append(type(error).__name__)
+
+        workers = [threading.Thread(target=work) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        time.sleep(delay)  # the moment is what is tried out
+        container.close()
+        for worker in workers:
+            worker.join(10)
+        assert not any(worker.is_alive() for worker in workers)
+        assert set(said) <= {"ClosedError", "BrokenError"}
+        assert len(said) == threads
+
+
+@needs("overlay", "userns")
+def test_kill_9_leaves_no_scratch_layer_on_disk_however_it_was_filled(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        (tmp_path / "scratch").mkdir()
+    else:
+        (tmp_path / "scratch").mkdir(mode=0o700)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    code = f"""
+import sandbox, time
+from sandbox import Container, Scratch
+fill = "cd /tmp; mkdir closed; echo x > closed/x; chmod 0 closed; ln -s {outside} link; mkfifo pipe; for i in $(seq 2000); do : > f$i; done; " \\
+       "i=0; while [ $i -lt 600 ]; do mkdir d; cd d; : > f; i=$((i+1)); done; chmod 0 .; sleep 60"
+c = Container(scratch=Scratch(disk={str(tmp_path / "scratch")!r})).start()
+c.popen(["sh", "-c", fill])
+time.sleep(1.0)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    assert run_and_kill(code, patience_s=5.0) == []
+    deadline = time.monotonic() + 5.0  # a tree of this kind takes its time, but not for ever
+    while list((tmp_path / "scratch").iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert (outside / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize("setup", ["resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))", "[os.close(fd) for fd in (0, 1, 2)]", "[os.close(fd) for fd in (0, 2)]"])
+def test_few_descriptors_and_closed_standard_streams(setup: str) -> None:
+    code = f"""
+import os, resource, sandbox
+out = os.dup(1)
+os.dup2(out, 40)
+os.close(out)
+{setup}
+for _ in range(3):
+    result = sandbox.run(["echo", "hi"])
+os.write(40, result.stdout)
+"""
+    assert python(code).stdout == "hi\n"
+
+
+@needs("root", "cgroup:memory")
+def test_a_stopped_launcher_is_an_error_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox._session.GONE_S", 0.5)
+    sandbox.shut_down()
+    container = Container().create()
+    launcher = int(Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(launcher, signal.SIGSTOP)
+    try:
+        with pytest.raises(sandbox.BrokenError, match="is it stopped"):
+            container.close()
+    finally:
+        os.kill(launcher, signal.SIGCONT)
+    assert sandbox.run(["true"]).ok

@@ -118,3 +118,16 @@ def test_control_files_are_typed_attributes() -> None:
     with Container(memory="64M", pids=32) as c:
         assert c.cgroup.pids.max == 32
         assert 64 << 20 in {getattr(c.cgroup.memory, name, None) for name in ("limit_in_bytes", "max")}
+
+
+def test_cpu_time_without_a_control_group_is_refused_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise sandbox.UnsupportedError("no groups here", feature="cgroup", remedy="ask for one")
+
+    monkeypatch.setattr("sandbox._start.make_group", refuse)
+    with Container() as c, pytest.raises(sandbox.UnsupportedError, match="no groups here; ask for one"):
+        c.exec(["true"], cpu_time=1.0)
+    with Container(strict=False) as c:
+        result = c.exec(["sh", "-c", "while :; do :; done"], cpu_time=0.1, timeout=20)
+        assert result.status is Status.CPU_LIMIT
+        assert [line for line in c.degraded if "no groups here" in line]

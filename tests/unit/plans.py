@@ -87,6 +87,7 @@ def creations(draw: st.DrawFn, fds: int) -> codec.CreateRequest:
         gid_map=codec.text(draw(WORDS)),
         joins=tuple(draw(st.lists(st.tuples(slots, U32), max_size=16))),
         cleanup=tuple(draw(st.lists(paths, max_size=5))),
+        groups=draw(st.binary(max_size=50)),
         host_ops=draw(st.binary(max_size=50)),
         init_ops=draw(st.binary(max_size=50)),
         exec=draw(st.binary(max_size=50)),

@@ -29,7 +29,7 @@ from sandbox import Bind, Container, Tmpfs, UsageError
         ({"security": "lax"}, "profile"),
         ({"read_only": True, "scratch": "1M"}, "scratch"),
         ({"scratch": -1}, "size"),
-        ({"time_offsets": (1e12, 0)}, "time_offsets"),
+        ({"time_offsets": (1e12, 0)}, "time offset"),
         ({"image": "/no/such/directory"}, "no such directory"),
         ({"image": ""}, "image"),
     ],

@@ -62,7 +62,7 @@ def test_swap_that_was_asked_for_has_no_way_out():
 
 def test_cpus():
     assert pairs(Limits(cpus=1.5), V2) == [("cpu.max", "150000 100000")]
-    assert pairs(Limits(cpus=1.5), V1) == [("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "150000")]
+    assert pairs(Limits(cpus=1.5), V1) == [("cpu.cfs_quota_us", "150000")]
     assert pairs(Limits(cpu_weight=100), V2) == [("cpu.weight", "100")]
     assert pairs(Limits(cpu_weight=100), V1) == [("cpu.shares", "1024")]
 

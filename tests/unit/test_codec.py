@@ -74,9 +74,9 @@ def read_create(raw: bytes) -> codec.CreateRequest:
     into, count = b.numbers(2, 2)
     joins = tuple((b.number(2), b.number(4)) for _ in range(count))
     cleanup = b.texts(b.number(4))
-    host_ops, init_ops, request = b.block(), b.block(), b.block()
+    groups, host_ops, init_ops, request = b.block(), b.block(), b.block(), b.block()
     b.end()
-    return codec.CreateRequest(clone_flags, flags, uid, gid, maps[0], maps[1], joins, cleanup, host_ops, init_ops, request, into)
+    return codec.CreateRequest(clone_flags, flags, uid, gid, maps[0], maps[1], joins, cleanup, groups, host_ops, init_ops, request, into)
 
 
 @given(executions(250))
@@ -123,9 +123,12 @@ def test_operations_are_joined_without_a_gap(ops: list[plan.Op]) -> None:
 
 @given(st.lists(st.text(min_size=1).filter(lambda name: name[0] != "@"), max_size=100), st.integers(0, 3))
 def test_slots_are_numbered_in_the_order_of_first_use(names: list[str], first: int) -> None:
-    table = codec.SlotTable(first=first)
+    theirs, own = names[:3], names[3:]
+    table = codec.SlotTable(theirs, first=first)
     given_out = [table.number(name) for name in names]
-    assert given_out == [first + list(dict.fromkeys(names)).index(name) for name in names]
+    order = list(dict.fromkeys(theirs))
+    ours = [name for name in dict.fromkeys(own) if name not in order]
+    assert given_out == [first + order.index(name) if name in order else wire.OWN_SLOTS + ours.index(name) for name in names]
     assert [table.number(name) for name in names] == given_out
 
 
@@ -136,9 +139,19 @@ def test_host_and_roles_are_no_numbers_of_the_table() -> None:
 
 
 def test_more_slots_than_there_are_is_an_error() -> None:
-    table = codec.SlotTable(str(n) for n in range(wire.SLOTS - 1))
+    table = codec.SlotTable()
+    for n in range(wire.OWN_SLOTS, wire.SLOTS):
+        table.number(str(n))
     with pytest.raises(ProtocolError, match="more than"):
         table.number("one more")
+    with pytest.raises(ProtocolError, match="more than"):
+        codec.SlotTable(str(n) for n in range(wire.OWN_SLOTS))
+
+
+def test_operations_that_take_nothing_from_outside_have_the_same_bytes_in_every_request() -> None:
+    ops = [plan.NewFs("a", "tmpfs"), plan.Attach("a", "/")]
+    alone, beside = codec.SlotTable(), codec.SlotTable(["x", "y"])
+    assert codec.encode_ops(ops, alone) == codec.encode_ops(ops, beside)
 
 
 def test_a_nul_in_a_string_never_reaches_the_wire() -> None:

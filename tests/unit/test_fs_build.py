@@ -67,13 +67,24 @@ def make(spec, *, privileged=True, ids=65536, submounts=()):
 
 
 def init_ops(static):
-    return (*static.root_ops, *name_ops("box"), *static.mount_ops)
+    names = name_ops("box", etc=static.etc)
+    return (*static.early(names), *static.late(names))
+
+
+def host_ops(static):
+    return (*static.root_host_ops, *static.host_ops)
 
 
 def given_slots(spec):
     """What the caller hands in."""
     slots = {f"fs.mount{index}" for index, mount in enumerate(spec.mounts) if not isinstance(mount, Tmpfs)}
     return slots | {"fs.src.root", "fs.src.scratch"}
+
+
+def is_the_callers(target, spec):
+    """Whether a `MakeTarget` is for a mount that the caller asked for."""
+    path = f"/dev/{target.path}" if target.at == "fs.dev" else target.path
+    return path in {mount.target for mount in spec.mounts}
 
 
 def kinds(ops, kind):
@@ -92,7 +103,7 @@ def reads(op):
 def test_every_slot_is_filled_before_it_is_used(spec, privileged):
     static = make(spec, privileged=privileged)
     filled = given_slots(spec)
-    for op in (*static.host_ops, *init_ops(static)):
+    for op in (*host_ops(static), *init_ops(static)):
         assert reads(op) <= filled, op.describe()
         filled |= {op.out} if hasattr(op, "out") else set()
 
@@ -101,7 +112,7 @@ def test_every_slot_is_filled_before_it_is_used(spec, privileged):
 def test_a_parent_is_mounted_before_what_lies_inside_it(spec, privileged):
     targets = [
         f"/dev/{op.path}" if op.at == "fs.dev" else f"/{op.path.lstrip('/')}"
-        for op in kinds(make(spec, privileged=privileged).mount_ops, plan.Attach)
+        for op in kinds(init_ops(make(spec, privileged=privileged)), plan.Attach)
     ]
     user = [target for target in targets if target in {mount.target for mount in spec.mounts}]
     assert sorted(user) == sorted(mount.target for mount in spec.mounts)
@@ -112,35 +123,37 @@ def test_a_parent_is_mounted_before_what_lies_inside_it(spec, privileged):
 @given(specs, st.booleans())
 def test_nothing_is_written_outside_the_root_and_its_own_layers(spec, privileged):
     static = make(spec, privileged=privileged)
-    ours = {ROOT, "fs.scratch", "fs.dev"}
+    ours = {ROOT, "fs.base", "fs.dev"}
     for op in init_ops(static):
         if isinstance(op, (plan.MakeDir, plan.WriteFile, plan.Symlink, plan.Unlink, plan.MakeTarget)):
             assert op.at in ours, op.describe()
-    assert not any(isinstance(op, (plan.MakeDir, plan.WriteFile, plan.Symlink, plan.MakeTarget, plan.BindMount)) for op in static.host_ops)
+    assert not any(isinstance(op, (plan.MakeDir, plan.WriteFile, plan.Symlink, plan.MakeTarget, plan.BindMount)) for op in host_ops(static))
 
 
 @given(specs, st.booleans())
 def test_names_are_written_before_anything_of_the_caller_is_mounted(spec, privileged):
     ops = init_ops(make(spec, privileged=privileged))
-    written = max(index for index, op in enumerate(ops) if isinstance(op, plan.WriteFile) and op.path == "etc/resolv.conf")
-    first = [index for index, op in enumerate(ops) if isinstance(op, plan.Attach) and op.slot.startswith(("fs.mount", "fs.tmpfs"))]
+    written = max(index for index, op in enumerate(ops) if isinstance(op, plan.WriteFile) and op.path.endswith("etc/resolv.conf"))
+    first = [index for index, op in enumerate(ops) if isinstance(op, plan.MakeTarget) and is_the_callers(op, spec)]
     assert not first or written < first[0]
 
 
 @given(specs, st.booleans())
-def test_proc_covers_every_mount_outside_dev_and_comes_before_its_masks(spec, privileged):
-    ops = make(spec, privileged=privileged).mount_ops
-    proc = next(index for index, op in enumerate(ops) if isinstance(op, plan.Attach) and op.slot == "fs.proc")
+def test_proc_comes_before_its_masks_and_over_a_directory_covers_every_mount_outside_dev(spec, privileged):
+    ops = init_ops(make(spec, privileged=privileged))
+    made = next(index for index, op in enumerate(ops) if isinstance(op, plan.Attach) and op.slot == "fs.proc")
+    placed = max(index for index, op in enumerate(ops) if isinstance(op, plan.Attach) and op.slot == "fs.proc")
+    assert (made < placed) == isinstance(spec.root, Directory)
     for index, op in enumerate(ops):
-        if isinstance(op, plan.Attach) and op.slot.startswith(("fs.mount", "fs.tmpfs")):
-            assert index < proc or op.path.lstrip("/").startswith("dev/") or op.at == "fs.dev"
+        if isinstance(op, plan.MakeTarget) and op.at == ROOT and isinstance(spec.root, Directory):
+            assert index < placed
         if isinstance(op, (plan.Mask, plan.ReadOnlyPath)):
-            assert index > proc
+            assert index > made
 
 
 @given(specs, st.booleans())
 def test_every_path_of_proc_that_is_asked_for_is_masked_in_procfs_itself(spec, privileged):
-    ops = make(spec, privileged=privileged).mount_ops
+    ops = init_ops(make(spec, privileged=privileged))
     for path in spec.masked:
         if path.startswith("/proc/"):
             assert plan.Mask(path.removeprefix("/proc/"), "fs.proc", "fs.null", "fs.empty") in ops
@@ -152,7 +165,11 @@ def test_every_path_of_proc_that_is_asked_for_is_masked_in_procfs_itself(spec, p
 def test_a_plan_ends_with_the_pivot_and_the_root_is_closed_right_before(spec, privileged):
     ops = init_ops(make(spec, privileged=privileged))
     assert ops[0] == plan.MakePrivate()
-    assert ops[-1] == plan.Pivot(ROOT)
+    (pivot,) = kinds(ops, plan.Pivot)
+    assert pivot == plan.Pivot(ROOT)
+    after_pivot = ops[ops.index(pivot) + 1 :]
+    # Only where everything that is still to come is known by its descriptor.
+    assert not after_pivot or (privileged and isinstance(spec.root, HostView) and not any(getattr(op, "src", ROOT) == plan.HOST for op in after_pivot))
     assert {op.role for op in kinds(ops, plan.Sethook)} == {plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS}
     closed = plan.SetAttr(ROOT, set=sys.MOUNT_ATTR_RDONLY, recursive=False)
     assert (closed in ops) == (spec.scratch is None)
@@ -172,8 +189,8 @@ def test_every_tmpfs_is_limited_in_bytes_and_inodes(spec, privileged):
 @given(specs)
 def test_sources_are_private_and_mapped_by_the_launcher_and_never_opened_by_path(spec):
     static = make(spec)
-    changed = kinds(static.host_ops, plan.SetAttr)
-    assert len(changed) == len(kinds(static.host_ops, plan.CloneTree))
+    changed = kinds(host_ops(static), plan.SetAttr)
+    assert len(changed) == len(kinds(host_ops(static), plan.CloneTree))
     for op in changed:
         assert op.idmap
         assert op.propagation == sys.MS_PRIVATE
@@ -185,7 +202,7 @@ def test_sources_are_private_and_mapped_by_the_launcher_and_never_opened_by_path
 @given(specs)
 def test_without_privileges_init_opens_sources_and_compares_them(spec):
     static = make(spec, privileged=False)
-    assert static.host_ops == ()
+    assert host_ops(static) == ()
     opened = [op for op in kinds(init_ops(static), plan.Open) if op.at == plan.HOST]
     assert all(op.same_as and op.flags & sys.O_NOFOLLOW for op in opened)
     assert not any(op.idmap for op in kinds(init_ops(static), plan.SetAttr))
@@ -206,7 +223,7 @@ def test_host_paths_are_bound_read_only_and_never_mapped(spec, privileged):
 @pytest.mark.parametrize("privileged", [True, False])
 def test_a_read_only_bind_is_read_only_all_the_way_down(privileged):
     static = make(FilesystemSpec(mounts=[Bind("/srv", "/srv", read_only=True)]), privileged=privileged)
-    (change,) = [op for op in kinds((*static.host_ops, *static.mount_ops), plan.SetAttr) if op.slot == "fs.mount0"]
+    (change,) = [op for op in kinds((*host_ops(static), *init_ops(static)), plan.SetAttr) if op.slot == "fs.mount0"]
     assert change.set & sys.MOUNT_ATTR_RDONLY
     assert change.recursive
 
@@ -215,14 +232,14 @@ def test_a_read_only_bind_is_read_only_all_the_way_down(privileged):
 @pytest.mark.parametrize("recursive", [True, False])
 def test_a_bind_copies_what_lies_below_only_when_asked(privileged, recursive):
     static = make(FilesystemSpec(mounts=[Bind("/srv", "/srv", recursive=recursive)]), privileged=privileged)
-    (clone,) = [op for op in kinds((*static.host_ops, *static.mount_ops), plan.CloneTree) if op.out == "fs.mount0"]
+    (clone,) = [op for op in kinds((*host_ops(static), *init_ops(static)), plan.CloneTree) if op.out == "fs.mount0"]
     assert clone.recursive is recursive
 
 
 def test_on_a_directory_our_own_mounts_go_to_real_directories_only():
-    ops = make(FilesystemSpec(root=Directory("/srv/root"))).mount_ops
+    ops = init_ops(make(FilesystemSpec(root=Directory("/srv/root"))))
     for slot, path in (("fs.proc", "proc"), ("fs.dev", "dev"), ("fs.sys", "sys")):
-        at = next(index for index, op in enumerate(ops) if isinstance(op, plan.Attach) and op.slot == slot)
+        at = max(index for index, op in enumerate(ops) if isinstance(op, plan.Attach) and op.slot == slot)
         opened = ops[at - 1]
         assert isinstance(opened, plan.Open)
         assert (opened.path, opened.out) == (path, ops[at].at)
@@ -233,49 +250,49 @@ def test_on_a_directory_our_own_mounts_go_to_real_directories_only():
 
 def test_a_directory_is_only_ever_a_lower_layer():
     static = make(FilesystemSpec(root=Directory("/srv/root"), scratch=SMALL))
-    (overlay,) = [op for op in kinds(static.root_ops, plan.NewFs) if op.fstype == "overlay"]
+    (overlay,) = [op for op in kinds(init_ops(static), plan.NewFs) if op.fstype == "overlay"]
     assert dict(overlay.options) == {
         "lowerdir": plan.FdPath("fs.lower"),
-        "upperdir": plan.FdPath("fs.scratch", "/upper"),
-        "workdir": plan.FdPath("fs.scratch", "/work"),
+        "upperdir": plan.FdPath("fs.base", "/upper"),
+        "workdir": plan.FdPath("fs.base", "/work"),
         "userxattr": None,
     }
-    assert [op.set & sys.MOUNT_ATTR_RDONLY for op in kinds(static.host_ops, plan.SetAttr)] == [sys.MOUNT_ATTR_RDONLY]
+    assert [op.set & sys.MOUNT_ATTR_RDONLY for op in kinds(host_ops(static), plan.SetAttr)] == [sys.MOUNT_ATTR_RDONLY]
 
 
 def test_a_scratch_layer_on_disk_is_not_synced():
     static = make(FilesystemSpec(root=Directory("/srv/root"), scratch=Scratch(disk="/srv/scratch")))
-    (overlay,) = [op for op in kinds(static.root_ops, plan.NewFs) if op.fstype == "overlay"]
+    (overlay,) = [op for op in kinds(init_ops(static), plan.NewFs) if op.fstype == "overlay"]
     assert ("volatile", None) in overlay.options
 
 
 def test_one_scratch_file_system_carries_all_layers_and_its_limits():
     static = make(FilesystemSpec(root=HostView(overlay=True), scratch=SMALL), submounts=(("/usr", ("/usr/local",)), ("/lib64", ())))
-    (scratch,) = [op for op in kinds(static.root_ops, plan.NewFs) if op.out == "fs.scratch"]
+    (scratch,) = [op for op in kinds(init_ops(static), plan.NewFs) if op.out == "fs.base"]
     assert dict(scratch.options)["size"] == str(8 << 20)
     assert dict(scratch.options)["nr_inodes"] == "100"
-    uppers = [dict(op.options)["upperdir"] for op in kinds(static.root_ops, plan.NewFs) if op.fstype == "overlay"]
-    assert uppers == [plan.FdPath("fs.scratch", "/upper0"), plan.FdPath("fs.scratch", "/upper1")]
-    attached = [op.path for op in kinds(static.root_ops, plan.Attach)]
+    uppers = [dict(op.options)["upperdir"] for op in kinds(init_ops(static), plan.NewFs) if op.fstype == "overlay"]
+    assert uppers == [plan.FdPath("fs.base", "/upper0"), plan.FdPath("fs.base", "/upper1")]
+    attached = [op.path for op in kinds(init_ops(static), plan.Attach)]
     assert attached.index("/usr") < attached.index("/usr/local")
 
 
 @pytest.mark.parametrize(("ids", "expected"), [(65536, True), (6, True), (5, False), (1, False)])
 def test_the_group_tty_is_used_where_it_exists(ids, expected):
-    (pts,) = [op for op in kinds(make(FilesystemSpec(), ids=ids).mount_ops, plan.NewFs) if op.fstype == "devpts"]
+    (pts,) = [op for op in kinds(init_ops(make(FilesystemSpec(), ids=ids)), plan.NewFs) if op.fstype == "devpts"]
     assert (("gid", "5") in pts.options) is expected
 
 
 @pytest.mark.parametrize(("ids", "expected"), [(65536, True), (1001, True), (1000, False), (1, False)])
 def test_the_sandbox_user_has_an_account_where_its_ids_exist(ids, expected):
-    ops = make(FilesystemSpec(), ids=ids).root_ops
+    ops = init_ops(make(FilesystemSpec(), ids=ids))
     (passwd,) = [op.data for op in kinds(ops, plan.WriteFile) if op.path == "etc/passwd"]
     assert (b"sandbox:x:1000:1000:" in passwd) is expected
     assert [op.path for op in kinds(ops, plan.MakeDir) if op.uid == 1000] == (["home/sandbox"] if expected else [])
 
 
 def test_parents_of_the_files_of_etc_are_made_first_and_once():
-    ops = make(FilesystemSpec()).root_ops
+    ops = init_ops(make(FilesystemSpec()))
     made = [op.path for op in kinds(ops, plan.MakeDir) if op.path == "/etc/ssl"]
     assert made == ["/etc/ssl"]
     written = next(index for index, op in enumerate(ops) if isinstance(op, plan.WriteFile) and op.path == "/etc/ssl/openssl.cnf")
@@ -283,21 +300,22 @@ def test_parents_of_the_files_of_etc_are_made_first_and_once():
 
 
 def test_shm_of_the_caller_replaces_ours():
-    ops = make(FilesystemSpec(mounts=[Tmpfs("/dev/shm", size="1M")], scratch=SMALL)).mount_ops
-    assert [op.slot for op in kinds(ops, plan.Attach) if op.path == "shm"] == ["fs.tmpfs0"]
+    ops = init_ops(make(FilesystemSpec(mounts=[Tmpfs("/dev/shm", size="1M")], scratch=SMALL)))
+    assert [dict(op.options)["size"] for op in kinds(ops, plan.NewFs) if op.fstype == "tmpfs"] == [str(8 << 20), str(1 << 20)]
+    assert [op.at for op in kinds(ops, plan.Attach) if op.path == "shm"] == ["fs.dev"]
 
 
 def test_a_kernel_without_queues_gets_an_empty_directory():
     static = build(FilesystemSpec(), Host(HostFiles((), (), (), (), (), has_mqueue=False)), Sources())
-    assert not [op for op in kinds(static.mount_ops, plan.NewFs) if op.fstype == "mqueue"]
-    assert plan.MakeDir("dev/mqueue", ROOT) in static.mount_ops
+    assert not [op for op in kinds(init_ops(static), plan.NewFs) if op.fstype == "mqueue"]
+    assert plan.MakeDir("mqueue", "fs.dev") in init_ops(static)
 
 
 @pytest.mark.parametrize(("sysfs", "optional"), [(None, True), (True, False)])
 def test_sysfs_is_optional_only_when_nobody_asked_for_it(sysfs, optional):
-    ops = make(FilesystemSpec(root=Directory("/srv/root"), sysfs=sysfs)).mount_ops
+    ops = init_ops(make(FilesystemSpec(root=Directory("/srv/root"), sysfs=sysfs)))
     assert [op.optional for op in kinds(ops, plan.NewFs) if op.fstype == "sysfs"] == [optional]
-    assert [op.optional for op in kinds(ops, plan.Attach) if op.slot == "fs.sys"] == [False]
+    assert [op.optional for op in kinds(ops, plan.Attach) if op.slot == "fs.sys"] == [False, False]
 
 
 @given(specs, st.booleans())
@@ -310,14 +328,14 @@ def test_what_may_be_skipped_leaves_a_slot_that_is_filled_already(spec, privileg
 
 
 def test_the_throttles_of_each_cpu_are_masked_with_sysfs_only():
-    path = FILES.throttles[0]
-    assert [op.path for op in kinds(make(FilesystemSpec(sysfs=True)).mount_ops, plan.Mask)].count(path) == 1
-    assert path not in [op.path for op in kinds(make(FilesystemSpec()).mount_ops, plan.Mask)]
+    path = FILES.throttles[0].removeprefix("/sys/")
+    assert [op.path for op in kinds(init_ops(make(FilesystemSpec(sysfs=True))), plan.Mask)].count(path) == 1
+    assert path not in [op.path for op in kinds(init_ops(make(FilesystemSpec())), plan.Mask)]
 
 
 @pytest.mark.parametrize(("suid", "expected"), [(False, sys.MOUNT_ATTR_NOSUID), (True, 0)])
 def test_set_user_id_bits_of_the_root_work_only_when_asked(suid, expected):
-    ops = make(FilesystemSpec(root=Directory("/srv/root"), suid=suid)).root_ops
+    ops = init_ops(make(FilesystemSpec(root=Directory("/srv/root"), suid=suid)))
     (overlay,) = [op for op in kinds(ops, plan.NewFs) if op.fstype == "overlay"]
     assert overlay.attrs & sys.MOUNT_ATTR_NOSUID == expected
     assert overlay.attrs & sys.MOUNT_ATTR_NODEV
@@ -333,7 +351,7 @@ def test_equal_specs_share_one_plan():
 @given(specs, st.booleans())
 def test_fd_paths_are_used_only_while_the_proc_of_the_host_is_in_sight(spec, privileged):
     ops = init_ops(make(spec, privileged=privileged))
-    proc = next(index for index, op in enumerate(ops) if isinstance(op, plan.NewFs) and op.fstype == "proc")
+    pivot = next(index for index, op in enumerate(ops) if isinstance(op, plan.Pivot))
     for index, op in enumerate(ops):
         if isinstance(op, plan.NewFs) and any(isinstance(value, plan.FdPath) for _, value in op.options):
-            assert index < proc
+            assert index < pivot

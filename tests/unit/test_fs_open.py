@@ -78,7 +78,7 @@ def test_a_root_that_is_a_file_is_refused(tree):
 def test_without_privileges_the_plan_has_the_real_path(tree):
     (tree / "link").symlink_to("src")
     with bound(tree, Bind(tree / "link", "/src"), privileged=False, ids=1) as opened:
-        (op,) = [op for op in opened.mount_ops if isinstance(op, plan.Open) and op.same_as]
+        (op,) = [op for op in opened.init_ops() if isinstance(op, plan.Open) and op.same_as]
         assert op.path == os.path.realpath(tree / "src")
         assert opened.host_ops == ()
 
@@ -124,20 +124,54 @@ def test_a_writable_usr_is_for_privileged_callers():
         ops(FilesystemSpec(root=HostView(overlay=True), scratch=Scratch()), privileged=False)
 
 
-def test_links_in_the_place_of_our_files_are_found_without_following_them(tree):
+def test_our_files_over_a_directory_never_go_through_its_links(tree):
     (tree / "root" / "etc" / "resolv.conf").symlink_to("/etc/passwd")
     (tree / "root" / "etc" / "hosts").write_text("kept")
     with ops(FilesystemSpec(root=Directory(tree / "root")), privileged=True) as opened:
-        assert opened.links == ("etc/resolv.conf",)
-        assert opened.names("box")[0] == plan.Unlink("etc/resolv.conf", "fs.root")
+        written = [op for op in opened.names("box") if isinstance(op, plan.WriteFile)]
+        assert {(op.at, os.path.dirname(op.path)) for op in written} == {("fs.base", "upper/etc")}
     assert (tree / "root" / "etc" / "hosts").read_text() == "kept"
 
 
-def test_an_etc_that_is_a_link_is_not_looked_into(tree):
+def test_our_etc_has_the_mode_and_the_owner_of_the_directory_it_covers(tree):
+    (tree / "root" / "etc").chmod(0o750)
+    owner = os.getuid(), os.getgid()
+    with ops(FilesystemSpec(root=Directory(tree / "root")), privileged=True) as opened:
+        assert plan.MakeDir("upper/etc", "fs.base", 0o750, *owner) in opened.early_ops()
+
+
+def test_an_etc_that_is_a_link_is_covered_and_not_looked_into(tree):
     (tree / "root" / "etc").rmdir()
     (tree / "root" / "etc").symlink_to("/etc")
     with ops(FilesystemSpec(root=Directory(tree / "root")), privileged=True) as opened:
-        assert opened.links == ()
+        assert plan.MakeDir("upper/etc", "fs.base") in opened.early_ops()
+        assert opened.read("/etc/passwd", 100) == b""
+
+
+def test_a_file_of_the_root_is_read_below_it_and_only_when_it_is_one(tree):
+    root = tree / "root"
+    (root / "etc" / "passwd").write_text("a" * 50)
+    (root / "etc" / "group").symlink_to("/etc/passwd")
+    os.mkfifo(root / "etc" / "fifo")
+    with ops(FilesystemSpec(root=Directory(root)), privileged=True) as opened:
+        assert opened.read("/etc/passwd", 10) == b"a" * 10
+        assert opened.read("/etc/group", 100) == b"a" * 50  # its own /etc/passwd, not the host's
+        assert opened.read("/etc/fifo", 100) == opened.read("/etc", 100) == opened.read("/missing", 100) == b""
+
+
+def test_the_state_of_a_root_changes_with_what_comes_and_goes(tree):
+    def state():
+        with ops(FilesystemSpec(root=Directory(tree / "root")), privileged=True) as opened:
+            assert opened.root is not None
+            return opened.root[1]
+
+    before = state()
+    assert state() == before
+    (tree / "root" / "etc" / "new").write_text("")
+    changed = state()
+    assert changed != before
+    (tree / "root" / "new").write_text("")
+    assert state() not in (before, changed)
 
 
 def test_plans_of_equal_specs_have_equal_keys_and_others_have_not(tree):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox._plan import Unlink, WriteFile
+from sandbox._plan import WriteFile
 from sandbox.errors import UsageError
 from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Scratch, Tmpfs, Volume, name_ops
 
@@ -169,10 +169,9 @@ def test_an_address_given_for_the_own_name_replaces_the_default():
     assert written(name_ops("box", hosts=[("10.0.0.2", "box")]))["etc/hosts"].count("box") == 1
 
 
-def test_a_link_is_replaced_before_its_place_is_written_to():
-    ops = name_ops("box", links=["etc/resolv.conf"])
-    assert ops[0] == Unlink("etc/resolv.conf", "fs.root")
-    assert sum(isinstance(op, Unlink) for op in ops) == 1
+def test_names_go_to_the_etc_that_is_named():
+    ops = name_ops("box", etc=("fs.base", "upper/etc"))
+    assert [(op.at, op.path) for op in ops] == [("fs.base", f"upper/etc/{name}") for name in ("hostname", "hosts", "resolv.conf")]
 
 
 @given(st.text(max_size=70))

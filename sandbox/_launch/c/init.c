@@ -21,6 +21,7 @@
 
 #include <dirent.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -656,27 +657,47 @@ static _Noreturn void serve(void) {
 
 // ---- Set-up ----
 
-static int await_go(struct init_start *s) {
-    // A buffer of its own: the shared one still holds the request to create this container, which init reads in place.
-    static uint8_t space[1024];
-    static struct message m = {.space = space, .room = sizeof space};
+// Waits for the launcher's word and takes over the slots that it filled; gives what follows them in the message.
+static struct reader await_launcher(struct init_start *s, struct message *m) {
     int got;
-    while ((got = message_receive(s->go, 0, &m)) < 0 && errno == EINTR)
+    while ((got = message_receive(s->go, 0, m)) < 0 && errno == EINTR)
         ;
     if (got <= 0)
         _exit(1); // the launcher gave up, and has said why
-    uint32_t count = rd_uint32(&m.body);
+    uint32_t count = rd_uint32(&m->body);
     for (uint32_t i = 0; i < count; i++) {
-        uint16_t slot = rd_uint16(&m.body);
-        if (m.body.bad || slot >= SLOTS || (int)i >= m.nfds)
+        uint16_t slot = rd_uint16(&m->body);
+        if (m->body.bad || slot >= SLOTS || (int)i >= m->nfds)
             fail_setup(s->channel, PHASE_CLONE, 0, 0, EPROTO);
         if (s->ops.slots[slot] >= 0)
             close(s->ops.slots[slot]);
-        s->ops.slots[slot] = m.fds[i];
-        m.fds[i] = -1;
+        s->ops.slots[slot] = m->fds[i];
+        m->fds[i] = -1;
     }
-    message_drop(&m);
-    return close(s->go);
+    m->nfds = 0;
+    return m->body;
+}
+
+static void await_go(struct init_start *s) {
+    // A buffer of its own: the shared one still holds the request to create this container, which init reads in place.
+    static uint8_t space[1024];
+    static struct message m = {.space = space, .room = sizeof space};
+    await_launcher(s, &m);
+    if (!(s->flags & CREATE_PREPARED))
+        close(s->go);
+}
+
+// The rest of a prepared container's operations, read in place: the shared buffer is free once the first ones are done.
+static struct reader await_complete(struct init_start *s) {
+    static struct message m;
+    struct pollfd fds[] = {{.fd = s->go, .events = POLLIN}, {.fd = s->channel, .events = POLLIN}};
+    while (poll(fds, 2, -1) < 0 && errno == EINTR)
+        ;
+    if (!(fds[0].revents & POLLIN))
+        _exit(0); // whoever had it prepared has let go of it
+    struct reader rest = await_launcher(s, &m);
+    close(s->go);
+    return rd_block(&rest);
 }
 
 static int take_ids(struct init_start *s) {
@@ -713,6 +734,12 @@ static _Noreturn void become_program(struct init_start *s) {
     fail_setup(s->channel, PHASE_EXEC, 0, (uint32_t)request.step, request.error);
 }
 
+static void set_up(struct init_start *s, struct reader block) {
+    if (ops_run(&s->ops, block) < 0)
+        fail_setup(s->channel, PHASE_INIT, s->ops.index, 0, errno);
+    s->ops.before = s->ops.index;
+}
+
 void init_main(struct init_start *s) {
     int *slots = s->ops.slots;
     prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
@@ -724,8 +751,9 @@ void init_main(struct init_start *s) {
     if (take_ids(s) < 0)
         fail_setup(s->channel, PHASE_MAPS, 1, 0, errno);
     s->ops.setup = true;
-    if (ops_run(&s->ops, s->init_ops) < 0)
-        fail_setup(s->channel, PHASE_INIT, s->ops.index, 0, errno);
+    set_up(s, s->init_ops);
+    if (s->flags & CREATE_PREPARED)
+        set_up(s, await_complete(s));
     s->ops.setup = false;
     if (s->flags & CREATE_DIRECT) {
         if (s->exec.at != s->exec.end)
@@ -739,6 +767,7 @@ void init_main(struct init_start *s) {
     if (getpid() != 1) // kill(-1) is for PID 1 only: elsewhere it reaches all that the user has
         fail_setup(s->channel, PHASE_INIT, s->ops.index, 3, EPERM);
     context = &s->ops;
+    context->before = 0;
     signal(SIGCHLD, on_child);
     oneshot = s->flags & CREATE_ONESHOT;
     epoll = epoll_create1(EPOLL_CLOEXEC);

@@ -18,6 +18,7 @@
 
 #include <dirent.h>
 #include <limits.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -36,6 +37,7 @@ enum { FD_SOCKET = 3 };
 struct container {
     int pid; // 0: free; -1: dead, its control groups still to be removed
     int channel;
+    int go; // to an init that is prepared and waits for COMPLETE; else -1
     bool direct;
     int status;
     struct rusage usage;
@@ -44,7 +46,7 @@ struct container {
 
 static struct container *containers;
 static size_t ncontainers;
-static char *own_cleanup; // of the embedding process as a whole
+static char *own_cleanup, *own_trees; // of the embedding process as a whole
 static int epoll, signals, parent = -1;
 static bool pending; // some control group was busy
 
@@ -74,6 +76,38 @@ static bool remove_all(const char *paths) {
     for (const char *path = paths; path && *path; path += strlen(path) + 1)
         done &= remove_group(AT_FDCWD, path, 0) == 0;
     return done;
+}
+
+static int write_text(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    ssize_t n = write(fd, text, strlen(text));
+    int error = errno;
+    close(fd);
+    errno = error;
+    return n < 0 ? -1 : 0;
+}
+
+// Control groups that are made ahead: directories, parents first; then files and what is written to them.
+static int make_groups(struct reader r) {
+    uint32_t count = rd_uint32(&r);
+    for (uint32_t i = 0; i < count; i++) {
+        const char *path = rd_str(&r);
+        if (r.bad || path[0] != '/' || strstr(path, ".."))
+            return errno = EPROTO, -1;
+        if (mkdir(path, 0755) < 0 && errno != EEXIST)
+            return -1;
+    }
+    count = rd_uint32(&r);
+    for (uint32_t i = 0; i < count; i++) {
+        const char *path = rd_str(&r), *value = rd_str(&r);
+        if (r.bad || path[0] != '/' || strstr(path, ".."))
+            return errno = EPROTO, -1;
+        if (write_text(path, value) < 0)
+            return -1;
+    }
+    return r.bad || r.at != r.end ? (errno = EPROTO, -1) : 0;
 }
 
 // u32 count, then strings -> one block of C strings; only absolute paths, never "..".
@@ -107,6 +141,8 @@ static void announce(struct container *c) {
     wr_u64(&w, (uint64_t)c->usage.ru_maxrss);
     message_send(c->channel, MSG_GONE, &w, NULL, 0);
     close(c->channel);
+    if (c->go >= 0)
+        close(c->go);
     free(c->cleanup);
     c->pid = 0;
 }
@@ -143,11 +179,95 @@ static void reap(int options) {
     }
 }
 
+static void on_cleanup(struct message *m) {
+    free(own_cleanup);
+    free(own_trees);
+    own_cleanup = read_paths(&m->body);
+    own_trees = own_cleanup ? read_paths(&m->body) : NULL;
+}
+
+// ---- Directories that programs wrote to ----
+//
+// As deep, as wide and as closed as a hostile program made them: nothing here recurses or follows a link.
+
+static int open_directory(int at, const char *name) {
+    int fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0 || errno != EACCES)
+        return fd;
+    char path[64];
+    int closed = openat(at, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (closed < 0)
+        return -1;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", closed);
+    if (chmod(path, 0700) == 0)
+        fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    close(closed);
+    return fd;
+}
+
+static bool is_dots(const char *name) {
+    return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]));
+}
+
+// Moves what is in directory `name` up beside it. Directories get names of their own; the next pass removes them.
+static void lift(int at, const char *name, unsigned *serial) {
+    char fresh[32];
+    int fd = open_directory(at, name);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *entry;
+    while (dir && (entry = readdir(dir))) {
+        if (is_dots(entry->d_name) || unlinkat(fd, entry->d_name, 0) == 0 || unlinkat(fd, entry->d_name, AT_REMOVEDIR) == 0)
+            continue;
+        int child = open_directory(fd, entry->d_name); // so that it may be written to: moving it changes its ".."
+        if (child >= 0) {
+            fchmod(child, 0700);
+            close(child);
+        }
+        snprintf(fresh, sizeof fresh, ".lifted-%u", (*serial)++);
+        renameat(fd, entry->d_name, at, fresh);
+    }
+    if (dir)
+        closedir(dir);
+    unlinkat(at, name, AT_REMOVEDIR);
+}
+
+static void remove_tree(const char *path) {
+    unsigned serial = 0;
+    for (int pass = 0; pass < 100000; pass++) {
+        if (rmdir(path) == 0 || errno != ENOTEMPTY)
+            return;
+        int fd = open_directory(AT_FDCWD, path);
+        DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+        struct dirent *entry;
+        while (dir && (entry = readdir(dir)))
+            if (!is_dots(entry->d_name) && unlinkat(fd, entry->d_name, 0) < 0 && unlinkat(fd, entry->d_name, AT_REMOVEDIR) < 0)
+                lift(fd, entry->d_name, &serial);
+        if (!dir)
+            return;
+        closedir(dir);
+    }
+}
+
+// The embedding process may have said what to remove, made it, and died before we came to read that.
+static void read_last_cleanup(void) {
+    static struct message m;
+    int got;
+    while ((got = message_receive(FD_SOCKET, MSG_DONTWAIT, &m)) > 0 || (got < 0 && (errno == EPROTO || errno == EINTR))) {
+        if (got > 0 && m.head.kind == MSG_CLEANUP)
+            on_cleanup(&m);
+        if (got > 0)
+            message_drop(&m);
+    }
+}
+
 static _Noreturn void leave(void) {
+    read_last_cleanup();
     for (size_t i = 0; i < ncontainers; i++)
         if (containers[i].pid > 0)
             kill(containers[i].pid, SIGKILL);
     reap(0);
+    for (const char *path = own_trees; path && *path; path += strlen(path) + 1)
+        remove_tree(path);
     struct timespec pause = {0, 2000000};
     for (int tries = 0; tries < 500; tries++) {
         if (pending)
@@ -157,45 +277,6 @@ static _Noreturn void leave(void) {
         nanosleep(&pause, NULL);
     }
     _exit(0);
-}
-
-// ---- Spare network namespaces ----
-//
-// A network namespace is the dearest part of a container (0.4 ms). A privileged launcher keeps one ahead, made while
-// nothing is asked of it, its loopback up. It belongs to the host's user namespace, so that not even the root of a
-// container has any right over it; what it lacks by that is given here: low ports and ping for everybody.
-
-static int spare_net = -1, own_net = -1;
-static bool wants_spare;
-
-static void write_sysctl(const char *path, const char *value) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return; // a kernel without it: then the namespace is as the kernel makes it
-    if (write(fd, value, strlen(value)) < 0)
-        errno = 0;
-    close(fd);
-}
-
-static int make_spare(void *unused) {
-    (void)unused;
-    if (unshare(CLONE_NEWNET) < 0 || loopback_up() < 0)
-        _exit(1);
-    write_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
-    write_sysctl("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-    spare_net = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
-    _exit(0);
-}
-
-static char spare_stack[16384] __attribute__((aligned(16)));
-
-static void refill_spare(void) {
-    if (spare_net >= 0 || own_net < 0)
-        return;
-    // As the joiner: it shares memory and descriptors with the launcher, not its namespaces.
-    int helper = clone(make_spare, spare_stack + sizeof spare_stack, CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, NULL);
-    while (helper > 0 && waitpid(helper, NULL, 0) < 0 && errno == EINTR)
-        ;
 }
 
 // ---- Creation ----
@@ -211,7 +292,7 @@ struct create {
         uint32_t kind;
     } joins[16];
     char *cleanup;
-    struct reader host_ops;
+    struct reader groups, host_ops;
     struct init_start start;
     int slots[SLOTS];
     int go[2];
@@ -254,6 +335,7 @@ static bool parse_create(struct create *k, struct message *m) {
     }
     if (!(k->cleanup = read_paths(r)))
         return false;
+    k->groups = rd_block(r);
     k->host_ops = rd_block(r);
     k->start.init_ops = rd_block(r);
     k->start.exec = rd_block(r);
@@ -301,7 +383,7 @@ static _Noreturn void child(struct create *k) {
     s->gid = k->gid;
     s->ops.slots = k->slots;
     s->ops.userns = s->ops.notify = -1;
-    s->ops.nskipped = 0;
+    s->ops.nskipped = s->ops.before = 0;
     for (int i = 0; i < ROLES; i++)
         s->ops.roles[i] = -1;
     keep_own_fds(s);
@@ -353,17 +435,6 @@ static long clone_joined(struct create *k, int *pidfd, uint32_t *step) {
     return joiner.pid;
 }
 
-static int write_text(const char *path, const char *text) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    ssize_t n = write(fd, text, strlen(text));
-    int error = errno;
-    close(fd);
-    errno = error;
-    return n < 0 ? -1 : 0;
-}
-
 // newuidmap and newgidmap of shadow: set-uid programs of the host that know /etc/subuid.
 static int run_map_helper(const char *program, long pid, const char *map) {
     char number[24], copy[1024], *argv[64] = {(char *)program, number};
@@ -409,8 +480,9 @@ static int write_maps(struct create *k, long pid) {
     return write_text(path, k->gid_map);
 }
 
-// Carries the host's operations out and tells init to go on, handing over the slots that they filled.
-static int prepare_and_go(struct create *k, long pid, uint32_t *index) {
+// Carries the host's operations out and tells init to go on, handing over the slots that they filled, and `late`: operations
+// that a prepared init still has to carry out. Uses the request's slots up.
+static int hand_over(struct create *k, long pid, int go, const struct reader *late, uint32_t *index) {
     static int slots[SLOTS];
     struct ops o = {.slots = slots, .userns = -1, .notify = -1, .roles = {-1, -1, -1, -1}};
     char path[64];
@@ -425,22 +497,23 @@ static int prepare_and_go(struct create *k, long pid, uint32_t *index) {
     struct writer w = {.length = 0};
     int fds[WIRE_FDS], count = 0;
     uint32_t total = 0;
+    // A new init has copies of the request's descriptors since its clone; one that was prepared has none of them.
     for (int i = 0; i < SLOTS; i++)
-        total += slots[i] >= 0 && slots[i] != k->slots[i];
+        total += slots[i] >= 0 && (late || slots[i] != k->slots[i]);
     if (result == 0 && total > WIRE_FDS - 16) {
         errno = E2BIG;
         result = -1;
     }
     wr_u32(&w, total);
     for (int i = 0; i < SLOTS && result == 0; i++) {
-        if (slots[i] < 0 || slots[i] == k->slots[i])
+        if (slots[i] < 0 || (!late && slots[i] == k->slots[i]))
             continue;
         uint16_t slot = (uint16_t)i;
         wr(&w, &slot, sizeof slot);
         fds[count++] = slots[i];
     }
     if (result == 0)
-        result = message_send(k->go[0], MSG_DONE, &w, fds, count);
+        result = message_send_with(go, MSG_DONE, &w, late, fds, count);
     int error = errno;
     for (int i = 0; i < SLOTS; i++) {
         if (slots[i] >= 0)
@@ -474,16 +547,6 @@ static void give_up(struct create *k, uint8_t phase, uint32_t index, int error) 
     free(k->cleanup);
 }
 
-static bool enter_spare(void) {
-    refill_spare();
-    if (spare_net < 0 || setns(spare_net, CLONE_NEWNET) < 0)
-        return false;
-    close(spare_net);
-    spare_net = -1;
-    wants_spare = true;
-    return true;
-}
-
 static void start(struct create *k) {
     int pidfd = -1;
     uint32_t step = 0;
@@ -495,19 +558,10 @@ static void start(struct create *k) {
     bool open_up = geteuid() != 0;
     if (open_up)
         prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
-    bool in_spare = k->flags & CREATE_SPARE_NET && enter_spare();
-    if (k->flags & CREATE_SPARE_NET && !in_spare) {
-        int failure = errno;
-        close(k->go[0]);
-        close(k->go[1]);
-        return give_up(k, PHASE_CLONE, 0, failure);
-    }
     long pid = k->njoins ? clone_joined(k, &pidfd, &step) : clone_init(k, 0, &pidfd);
     if (pid == 0)
         child(k);
     int error = errno;
-    if (in_spare && setns(own_net, CLONE_NEWNET) < 0)
-        abort(); // never go on in a container's network; every init dies with us
     if (open_up)
         prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     close(k->go[1]);
@@ -523,14 +577,18 @@ static void start(struct create *k) {
         return give_up(k, PHASE_CLONE, step, error);
     }
     *c = (struct container){
-        .pid = (int)pid, .channel = k->start.channel, .cleanup = k->cleanup, .direct = k->flags & CREATE_DIRECT};
+        .pid = (int)pid, .channel = k->start.channel, .go = -1, .cleanup = k->cleanup, .direct = k->flags & CREATE_DIRECT};
+    // Before anybody is told: who knows of a container that was made ahead may use its groups.
+    int groups_error = k->groups.at != k->groups.end && make_groups(k->groups) < 0 ? errno : 0;
     struct writer w = {.length = 0};
     wr_u32(&w, (uint32_t)pid);
     message_send(c->channel, MSG_CLONED, &w, &pidfd, 1);
     close(pidfd);
     uint32_t index = 0;
     int bad = write_maps(k, pid) < 0 ? PHASE_MAPS : 0;
-    if (!bad && prepare_and_go(k, pid, &index) < 0)
+    if (!bad && (errno = groups_error))
+        bad = PHASE_GROUPS;
+    if (!bad && hand_over(k, pid, k->go[0], NULL, &index) < 0)
         bad = PHASE_HOST;
     if (bad) {
         send_failed(c->channel, (uint8_t)bad, index, errno);
@@ -539,7 +597,10 @@ static void start(struct create *k) {
             if (k->slots[i] >= 0)
                 close(k->slots[i]);
     }
-    close(k->go[0]);
+    if (k->flags & CREATE_PREPARED && !bad)
+        c->go = k->go[0];
+    else
+        close(k->go[0]);
 }
 
 static void on_create(struct message *m) {
@@ -555,6 +616,113 @@ static void on_create(struct message *m) {
     m->nfds = 0;
 }
 
+static struct container *prepared(uint32_t pid) {
+    for (size_t i = 0; i < ncontainers; i++)
+        if (containers[i].pid > 0 && (uint32_t)containers[i].pid == pid && containers[i].go >= 0)
+            return &containers[i];
+    return NULL;
+}
+
+// What a prepared container still lacks. One that has died meanwhile is not found, and its channel has said so.
+static void on_complete(struct message *m) {
+    static struct create k;
+    struct container *c = prepared(rd_uint32(&m->body));
+    k.host_ops = rd_block(&m->body);
+    struct reader late = m->body; // the block of init's operations, with its length: init will read it
+    struct reader block = rd_block(&m->body);
+    if (!c)
+        return;
+    uint32_t index = 0;
+    uint8_t bad = m->body.bad || m->body.at != m->body.end || block.bad ? PHASE_REQUEST : 0;
+    for (int i = 0; i < SLOTS; i++)
+        k.slots[i] = -1;
+    for (int i = 0; i < m->nfds; i++) // slot 0 is the channel
+        k.slots[i + 1] = m->fds[i];
+    errno = EPROTO;
+    if (!bad) {
+        m->nfds = 0;
+        if (hand_over(&k, c->pid, c->go, &late, &index) < 0)
+            bad = PHASE_HOST;
+    }
+    int error = errno;
+    close(c->go);
+    c->go = -1;
+    if (bad) {
+        send_failed(c->channel, bad, index, error);
+        kill(c->pid, SIGKILL);
+    }
+}
+
+// ---- What can wait ----
+//
+// A container that is made ahead is made when nothing else is asked: nobody waits for it, and it would take time from
+// those who do. Under a load that never pauses, it is carried out all the same after a while.
+
+enum { QUIET_MS = 2, PATIENCE_MS = 50, MAX_WAITING = 64 };
+
+struct waiting {
+    struct waiting *next;
+    uint64_t since;
+    struct message m;
+    uint8_t body[];
+};
+
+static struct waiting *first_waiting;
+static int nwaiting;
+static uint64_t last_busy;
+
+static uint64_t now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+static bool can_wait(struct message *m) {
+    struct reader r = m->body;
+    rd_uint64(&r); // the clone's flags
+    return m->head.kind == MSG_CREATE && rd_uint32(&r) & CREATE_CAN_WAIT && !r.bad && !m->mapped && nwaiting < MAX_WAITING;
+}
+
+static bool put_off(struct message *m) {
+    size_t length = (size_t)(m->body.end - m->body.at);
+    struct waiting *w = malloc(sizeof *w + length), **last = &first_waiting;
+    if (!w)
+        return false;
+    w->next = NULL;
+    w->since = now_ms();
+    w->m = *m;
+    memcpy(w->body, m->body.at, length);
+    w->m.body = reader_of(w->body, length);
+    while (*last)
+        last = &(*last)->next;
+    *last = w;
+    nwaiting++;
+    m->nfds = 0; // w's now
+    return true;
+}
+
+// How long to sleep at most, in milliseconds; -1: until something happens.
+static int until_quiet(void) {
+    if (!first_waiting)
+        return -1;
+    uint64_t now = now_ms(), quiet = last_busy + QUIET_MS, late = first_waiting->since + PATIENCE_MS;
+    uint64_t at = quiet < late ? quiet : late;
+    return at > now ? (int)(at - now) : 0;
+}
+
+static void do_waiting(void) {
+    struct waiting *w = first_waiting;
+    if (!w || until_quiet() > 0)
+        return;
+    first_waiting = w->next;
+    nwaiting--;
+    struct pollfd channel = {.fd = w->m.nfds ? w->m.fds[0] : -1};
+    if (poll(&channel, 1, 0) == 0) // else whoever asked has let go of it
+        on_create(&w->m);
+    message_drop(&w->m);
+    free(w);
+}
+
 // ---- The loop ----
 
 static void on_socket(void) {
@@ -564,12 +732,15 @@ static void on_socket(void) {
         return;
     if (got <= 0)
         leave();
-    if (m.head.kind == MSG_CREATE)
+    last_busy = now_ms();
+    if (can_wait(&m) && put_off(&m))
+        ;
+    else if (m.head.kind == MSG_CREATE)
         on_create(&m);
-    else if (m.head.kind == MSG_CLEANUP) {
-        free(own_cleanup);
-        own_cleanup = read_paths(&m.body);
-    }
+    else if (m.head.kind == MSG_COMPLETE)
+        on_complete(&m);
+    else if (m.head.kind == MSG_CLEANUP)
+        on_cleanup(&m);
     message_drop(&m);
 }
 
@@ -625,20 +796,16 @@ int main(int argc, char **argv) {
         return 3;
     raise_nofile();
     reset_signals();
-    if (geteuid() == 0)
-        own_net = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0 || signals < 0 || !watch(FD_SOCKET) || !watch(signals) || (parent >= 0 && !watch(parent)))
         return 3;
     for (;;) {
         struct epoll_event events[4];
-        int n = epoll_wait(epoll, events, 4, pending ? 2 : wants_spare ? 0 : -1);
-        if (n == 0 && wants_spare) {
-            wants_spare = false;
-            refill_spare();
-        }
+        int n = epoll_wait(epoll, events, 4, pending ? 2 : until_quiet());
         if (pending)
             retry_pending();
+        if (n == 0)
+            do_waiting();
         for (int i = 0; i < n; i++) {
             struct signalfd_siginfo info;
             if (events[i].data.fd == parent)
@@ -647,8 +814,10 @@ int main(int argc, char **argv) {
                 on_socket();
             else
                 while (read(signals, &info, sizeof info) > 0)
-                    ;
+                    last_busy = now_ms();
         }
         reap(WNOHANG);
+        if (first_waiting && now_ms() >= first_waiting->since + PATIENCE_MS)
+            do_waiting();
     }
 }

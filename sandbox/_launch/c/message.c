@@ -105,14 +105,19 @@ void message_drop(struct message *m) {
 }
 
 int message_send(int sock, uint16_t kind, const struct writer *w, const int *fds, int nfds) {
-    struct head head = {kind, 0, w ? (uint32_t)w->length : 0};
-    struct iovec iov[2] = {{&head, sizeof head}, {w ? (void *)w->data : NULL, head.length}};
+    return message_send_with(sock, kind, w, NULL, fds, nfds);
+}
+
+int message_send_with(int sock, uint16_t kind, const struct writer *w, const struct reader *tail, const int *fds, int nfds) {
+    size_t first = w ? w->length : 0, rest = tail ? (size_t)(tail->end - tail->at) : 0;
+    struct head head = {kind, 0, (uint32_t)(first + rest)};
+    struct iovec iov[3] = {{&head, sizeof head}, {w ? (void *)w->data : NULL, first}, {tail ? (void *)tail->at : NULL, rest}};
     union {
         char data[CMSG_SPACE(sizeof(int) * WIRE_FDS)];
         struct cmsghdr align;
     } control;
-    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = w ? 2 : 1};
-    if (nfds > WIRE_FDS)
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 3};
+    if (nfds > WIRE_FDS || first + rest > WIRE_INLINE)
         return errno = E2BIG, -1;
     if (nfds > 0) {
         msg.msg_control = control.data;

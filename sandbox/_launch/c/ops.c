@@ -694,7 +694,7 @@ int ops_run(struct ops *o, struct reader block) {
     uint32_t count = rd_uint32(&block);
     int result = 0;
     o->parent = -1;
-    for (o->index = 0; o->index < count; o->index++)
+    for (o->index = o->before; o->index - o->before < count; o->index++)
         if ((result = run_one(o, &block)) < 0)
             break;
     int error = errno;

@@ -19,7 +19,8 @@ struct ops {
     int userns;       // host phase: the container's user namespace, for id-mapped mounts; else -1
     int roles[ROLES]; // what OP_SETHOOK kept
     int notify;       // the seccomp listener, or -1
-    uint32_t index;   // the operation under way, or the one that failed
+    uint32_t index;   // the operation under way, or the one that failed: counted from the first of all blocks
+    uint32_t before;  // how many operations earlier blocks had
     struct skipped skipped[MAX_SKIPPED];
     uint32_t nskipped;
     bool setup;            // nothing but init lives in the container yet

@@ -19,6 +19,7 @@ enum { // Python -> launcher, Python -> init
     MSG_OPS = 5,
     MSG_SIGNAL_ALL = 6,
     MSG_CLEANUP = 7,
+    MSG_COMPLETE = 8,
 };
 enum { // launcher or init -> Python
     MSG_CLONED = 64,
@@ -29,8 +30,15 @@ enum { // launcher or init -> Python
     MSG_END = 69,
     MSG_DONE = 70,
 };
-enum { PHASE_CLONE = 1, PHASE_MAPS = 2, PHASE_HOST = 3, PHASE_INIT = 4, PHASE_EXEC = 5, PHASE_REQUEST = 6 };
-enum { CREATE_ONESHOT = 1, CREATE_DENY_SETGROUPS = 2, CREATE_DIRECT = 4, CREATE_MAP_HELPERS = 8, CREATE_SPARE_NET = 16 };
+enum { PHASE_CLONE = 1, PHASE_MAPS = 2, PHASE_HOST = 3, PHASE_INIT = 4, PHASE_EXEC = 5, PHASE_REQUEST = 6, PHASE_GROUPS = 7 };
+enum {
+    CREATE_ONESHOT = 1,
+    CREATE_DENY_SETGROUPS = 2,
+    CREATE_DIRECT = 4,
+    CREATE_MAP_HELPERS = 8,
+    CREATE_PREPARED = 16,
+    CREATE_CAN_WAIT = 32
+};
 enum { EXEC_REPORT_START = 1, EXEC_TTY = 2 };
 enum { CAUSE_NONE = 0, CAUSE_WALL = 1, CAUSE_CPU = 2, CAUSE_KILLED = 3, CAUSE_SYSCALL = 4, CAUSE_NOT_STARTED = 5 };
 enum { CPU_NONE = 0, CPU_NANOSECONDS = 1, CPU_STAT = 2 };
@@ -123,5 +131,7 @@ struct message {
 int message_receive(int sock, int flags, struct message *m); // 1, 0 at the end of the stream, -1 with errno
 void message_drop(struct message *m);                        // closes what is left in fds, unmaps
 int message_send(int sock, uint16_t kind, const struct writer *w, const int *fds, int nfds);
+// The body is what `w` holds and, behind it, what is left of `tail` (NULL: nothing).
+int message_send_with(int sock, uint16_t kind, const struct writer *w, const struct reader *tail, const int *fds, int nfds);
 
 #endif
