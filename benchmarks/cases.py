@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -106,6 +107,9 @@ def measure_run(s: Setting, report: Report) -> None:
         _both_modes(s, report, "run", "bwrap", field)
 
 
+SETTLE_MANY_S = 0.5  # what the kernel still frees of the containers before
+
+
 def measure_many(s: Setting, report: Report) -> None:
     """Many live containers: the start of the last against the first, and what each costs."""
     raise_descriptor_limit()
@@ -115,11 +119,13 @@ def measure_many(s: Setting, report: Report) -> None:
     with ExitStack() as stack:
         # Each edge thrice: a slow second would otherwise decide alone.
         first_times = [time_s for _ in range(3) for time_s in start_and_close(s.programs.root, edge)]
+        time.sleep(SETTLE_MANY_S)
         before_kb = resident_kb()
         containers = [ours.started(s.programs.root) for _ in range(s.containers - edge)]
         for container in containers:
             stack.callback(container.close)
         caller_kb = (resident_kb() - before_kb) / len(containers)
+        time.sleep(SETTLE_MANY_S)
         last_times = [time_s for _ in range(3) for time_s in start_and_close(s.programs.root, edge)]
         memory = [pss_kb(container.pid) for container in containers]
     first, last = statistics.median(first_times), statistics.median(last_times)
@@ -171,6 +177,8 @@ def measure_threads(s: Setting, report: Report) -> None:
             "exec in one live container": ours.execution(live, **ours.NULL),
             "subprocess": lambda: subprocess.run([p.true], **peers.QUIET, check=True),
         }
+        if shutil.which("bwrap"):
+            jobs["bwrap"] = lambda: subprocess.run(peers.bwrap(p), **peers.QUIET, check=True)
         for name, job in jobs.items():
             report.figure("threads", f"{name}, 1 thread", rate(job, 1, min(total, 200)), "a second")
             report.figure("threads", f"{name}, {s.threads} threads", rate(job, s.threads, s.per_thread), "a second")

@@ -285,6 +285,8 @@ static void loopback_up(void) {
     close(sock);
 }
 
+static int scratch; // the one tmpfs that carries the writable layer, /dev, and the empty directory of the masks
+
 // The root: an overlay of a tmpfs of 64 MiB over the id-mapped directory.
 static int make_root(int lower) {
     char path[64];
@@ -292,12 +294,14 @@ static int make_root(int lower) {
     fs_set(fs, "size", "67108864");
     fs_set(fs, "nr_inodes", "16384");
     fs_set(fs, "mode", "0755");
-    int scratch = fs_mount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    scratch = fs_mount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
     // An overlay takes only layers that belong to a mount namespace of ours.
     check(syscall(SYS_move_mount, scratch, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH), "move_mount scratch");
     check(syscall(SYS_move_mount, lower, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH), "move_mount lower");
     check(mkdirat(scratch, "upper", 0755), "mkdir upper");
     check(mkdirat(scratch, "work", 0755), "mkdir work");
+    check(mkdirat(scratch, "dev", 0755), "mkdir dev");
+    check(mkdirat(scratch, "empty", 0555), "mkdir empty");
     fs = fs_open("overlay");
     snprintf(path, sizeof path, "/proc/self/fd/%d", lower);
     fs_set(fs, "lowerdir", path);
@@ -306,7 +310,6 @@ static int make_root(int lower) {
     snprintf(path, sizeof path, "/proc/self/fd/%d/work", scratch);
     fs_set(fs, "workdir", path);
     int root = fs_mount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
-    close(scratch);
     close(lower);
     check(syscall(SYS_move_mount, root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH), "move_mount root");
     return root;
@@ -320,10 +323,8 @@ static void make_dev(int root) {
                                            {"/proc/self/fd/2", "stderr"},
                                            {"pts/ptmx", "ptmx"}};
     char path[64];
-    int fs = fs_open("tmpfs");
-    fs_set(fs, "size", "65536");
-    fs_set(fs, "mode", "0755");
-    int dev = fs_mount(fs, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+    int fs, dev = (int)check(clone_tree(scratch, "dev"), "copy dev");
+    set_attributes(dev, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, -1);
     check(syscall(SYS_move_mount, dev, "", root, "dev", MOVE_MOUNT_F_EMPTY_PATH), "move_mount dev");
     for (size_t i = 0; i < sizeof devices / sizeof *devices; i++) {
         snprintf(path, sizeof path, "/dev/%s", devices[i]);
@@ -359,11 +360,14 @@ static int make_proc(int root) {
     static const char *const masked[] = {"acpi",          "asound",      "interrupts", "kcore",      "keys",
                                          "latency_stats", "sched_debug", "scsi",       "timer_list", "timer_stats"};
     static const char *const read_only[] = {"bus", "fs", "irq", "sys", "sysrq-trigger"};
-    int proc = fs_mount(fs_open("proc"), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    // Two, one on the other: the one below is without the covers, and init writes to it.
+    int own = fs_mount(fs_open("proc"), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+    check(syscall(SYS_move_mount, own, "", root, "proc", MOVE_MOUNT_F_EMPTY_PATH), "move_mount proc");
+    int proc = (int)check(clone_tree(own, ""), "copy proc");
     check(syscall(SYS_move_mount, proc, "", root, "proc", MOVE_MOUNT_F_EMPTY_PATH), "move_mount proc");
-    int own = (int)check(clone_tree(proc, ""), "copy proc"); // without the covers: init writes to it
     int file = (int)check(clone_tree(AT_FDCWD, "/dev/null"), "/dev/null");
-    int directory = fs_mount(fs_open("tmpfs"), MOUNT_ATTR_RDONLY);
+    int directory = (int)check(clone_tree(scratch, "empty"), "copy empty");
+    set_attributes(directory, MOUNT_ATTR_RDONLY, -1);
     for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
         cover(proc, masked[i], file, directory);
     for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++) {
@@ -383,6 +387,7 @@ static int make_proc(int root) {
     close(file);
     close(directory);
     close(proc);
+    close(scratch);
     return own;
 }
 
@@ -513,8 +518,8 @@ static _Noreturn void init(int sock, const int *streams) {
         loopback_up();
     check(mount("none", "/", NULL, 0x44000 /* MS_REC | MS_PRIVATE */, NULL), "make mounts private");
     int root = make_root(lower);
-    int proc = make_proc(root);
     make_dev(root);
+    int proc = make_proc(root);
     write_file(root, "etc/hosts", "127.0.0.1\tlocalhost\n");
     write_file(root, "etc/resolv.conf", "");
     write_file(root, "etc/hostname", "floor\n");

@@ -16,6 +16,7 @@ from attrs import define, field, frozen
 WARM_BELOW_S = 0.03  # a case that is slower gets no warm-up run: its own work warms the caches
 BURST = 3  # measured runs of a turn, hot
 IDLE_S = 0.1
+SETTLE_S = 0.02  # after each turn: what it left to be done later must not fall on whose turn is next
 SHARE_S = 0.12  # a slower case has its turn in fewer rounds, so that it does not eat the time of all
 
 
@@ -84,6 +85,7 @@ def interleave(cases: Sequence[Case], *, rounds: int, idle: bool, rng: random.Ra
         rng.shuffle(turn)
         for case in turn:
             samples[case.name].by_round[index] = [_idle_run(case)] if idle else _hot_runs(case, every[case.name])
+            time.sleep(SETTLE_S)
     return samples
 
 
