@@ -47,6 +47,7 @@ class Compiled:
     all_init_ops: bytes
     names: tuple[str, ...]
     is_complete: bool  # there is nothing late
+    may_wait: bool  # after the early ones init has let go of the host's tree, so that it keeps nothing busy there
 
 
 def setup_ops(spec: ContainerSpec, host: Host, fsplan: FsPlan, file_targets: frozenset[str]) -> tuple[tuple[plan.Op, ...], tuple[plan.Op, ...]]:
@@ -147,6 +148,7 @@ def _compiled(  # noqa: PLR0917 - a key is by position
         all_init_ops=_counted((*early, *late), first + second),
         names=names,
         is_complete=not late and not fsplan.host_ops,
+        may_wait=any(isinstance(op, plan.Pivot) for op in early),
     )
 
 
@@ -155,7 +157,7 @@ def helper_plan(planned: plan.Plan, names: tuple[str, ...]) -> Compiled:
     slots = codec.SlotTable(names)
     host_ops, init_ops = (_counted(tuple(ops), codec.encode_ops(ops, slots)) for ops in (planned.host_ops, planned.init_ops))
     nothing = _counted((), b"")
-    return Compiled(planned, host_ops, init_ops, nothing, nothing, host_ops, init_ops, names, is_complete=True)
+    return Compiled(planned, host_ops, init_ops, nothing, nothing, host_ops, init_ops, names, is_complete=True, may_wait=False)
 
 
 def _counted(ops: tuple[plan.Op, ...], encoded: bytes) -> bytes:

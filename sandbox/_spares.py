@@ -12,6 +12,9 @@ limits and the same id inside. A view of the host is worth as much as a new one 
 tells when they change (poll(2) of /proc/self/mountinfo), and then those spares are dropped. A spare never had a program, nor a
 file of any other container; nothing of one reaches another by it.
 
+Only a container that has let go of the host's tree by then is made ahead (`Compiled.may_wait`): one that waits with a copy of it would keep
+every file system of the host busy. So those over a directory with binds are not, nor any with binds of an ordinary user.
+
 The first container of a kind makes none: a process that needs one container has no use for a second. There are at most `MOST` at
 once, and `PER_KIND` of a kind. They end with the process, in whatever way, like everything that its launcher made.
 """
@@ -45,7 +48,8 @@ class Kind:
     """What containers must have in common to be prepared for one another."""
 
     early: bytes
-    root: object  # which directory it is over, and in which state; None: a view of the host
+    state: tuple[object, ...]  # what early operations found: the directory that it is over, or what of the host is bound
+    host_view: bool
     only_id: int | None
     limits: Limits | None  # where its control groups are made ahead too
 
@@ -140,7 +144,7 @@ class Spares:
 
     def _drop_stale(self) -> list[Spare]:
         if self._table.has_changed():
-            return [spare for kind in [*self._ready] if kind.root is None for spare in self._ready.pop(kind)]
+            return [spare for kind in [*self._ready] if kind.host_view for spare in self._ready.pop(kind)]
         return [spare for kind in [*self._ready] for spare in self._drop_orphans(kind)]
 
     def _drop_orphans(self, kind: Kind) -> list[Spare]:

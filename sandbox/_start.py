@@ -173,11 +173,11 @@ class _Starting:
         fsplan = stack.enter_context(_open_sources(spec, self.host, self.shape))
         compiled = compile_plan(spec, self.host, fsplan)
         fds = [fsplan.fds[slot] for slot in compiled.names]
-        if joined is None and self._needs_group_first() == self.host.clone3_exec:
+        if joined is None and compiled.may_wait and self._needs_group_first() == self.host.clone3_exec:
             limited = spec.limits if self._is_limited and not self.host.clone3_exec else None
-            self.kind = Kind(compiled.early, None if fsplan.root is None else fsplan.root[1], self.shape.only, limited)
+            self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, self.shape.only, limited)
         self.compiled = compiled
-        self._root = None if fsplan.root is None else fsplan.root[0]
+        self._root = fsplan.root
         started = self._by_spare(compiled, fds, fsplan, stack) or self._finish(self._begin(compiled, fds, joined, stack), fsplan, stack)
         fsplan.release(keep_root=self.kind is not None)  # the next one of this kind will be over it
         return started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, Self
@@ -24,6 +25,7 @@ from sandbox.fs.volumes import VolumeStore
 IdMapping = bool | Callable[[int], bool]
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _ROOT_SOURCE: Final = "fs.src.root"
+_ACL_GROUP_OBJ: Final = 4  # <linux/posix_acl.h>
 _IDS: Final = 65536  # of a privileged caller's container
 
 
@@ -44,13 +46,17 @@ class FsPlan:
         return self.static.root_host_ops
 
     @property
-    def root(self) -> tuple[int, object] | None:
-        """The descriptor that *early_ops* need, and what tells whether it leads to the very same directory at another time."""
+    def root(self) -> int | None:
+        """The descriptor that *early_ops* need, if any."""
+        return None if self.static.needs_sources else self.fds.get(_ROOT_SOURCE)
+
+    def state(self) -> tuple[object, ...]:
+        """What tells whether *early_ops* find the very same at another time: of a directory it and its /etc; of the host what is bound."""
         fd = self.fds.get(_ROOT_SOURCE)
-        if fd is None or self.static.needs_sources:
-            return None
-        # A name that came to or went from it, or from its /etc, changes the times: an overlay that knew the old one is not taken.
-        return fd, (_state_of(".", fd), _state_of("etc", fd))
+        if fd is not None:
+            # A name that came to or went from one of the two changes its times: an overlay that knew the old one is not taken.
+            return _state_of(".", fd), _state_of("etc", fd)
+        return tuple(_state_of(path, None) for path in host_files().binds)
 
     @property
     def host_ops(self) -> tuple[Op, ...]:
@@ -272,9 +278,9 @@ def _has(directory: int, path: str) -> bool:
     return True
 
 
-def _state_of(path: str, directory: int) -> tuple[int, ...]:
+def _state_of(path: str, directory: int | None) -> tuple[int, ...]:
     try:
-        found = os.stat(path, dir_fd=directory, follow_symlinks=False)
+        found = os.stat(path, dir_fd=directory, follow_symlinks=directory is None)
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, found.st_ctime_ns
@@ -302,4 +308,16 @@ def _look_at_etc(root: int) -> tuple[int, int, int] | None:
         return None
     if not stat.S_ISDIR(status.st_mode) or max(status.st_uid, status.st_gid) >= _IDS:
         return None
-    return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
+    mode = stat.S_IMODE(status.st_mode)
+    return mode & ~0o070 | _group_bits(root, mode), status.st_uid, status.st_gid
+
+
+def _group_bits(root: int, mode: int) -> int:
+    """What the owning group of /etc may do: with an access control list, the mode shows its mask instead (acl(5))."""
+    try:
+        raw = os.getxattr(f"/proc/self/fd/{root}/etc", "system.posix_acl_access", follow_symlinks=False)
+    except OSError:
+        return mode & 0o070
+    entries = [struct.unpack_from("<HH", raw, at) for at in range(4, len(raw) - 7, 8)]  # posix_acl_xattr.h: tag, permissions, id
+    of_group = [permissions for tag, permissions in entries if tag == _ACL_GROUP_OBJ]
+    return (of_group[0] << 3) & mode & 0o070 if of_group else 0

@@ -246,3 +246,33 @@ def test_a_kind_that_was_not_used_for_long_makes_no_spares_when_there_are_enough
     for container in held:  # prepared for its like for ever, at the expense of the others
         container.close()
     assert len(waiting()) <= _spares.MOST
+
+
+@needs("root", "program:busybox")
+def test_what_waits_keeps_nothing_of_the_host_busy(watch: Watch, tmp_path: Path) -> None:
+    root = rootfs(tmp_path)
+    for mounts in ([], [sandbox.Bind(tmp_path, "/bound", read_only=True)]):
+        for image in (None, root):
+            for _ in range(3):
+                with Container(image, mounts=mounts) as c:
+                    c.exec(["/bin/busybox", "true"] if image else ["true"])
+    for spare in settle():
+        event, fds = spare.session._next(spare.session._starting)  # type: ignore[arg-type]
+        spare.session._take_pidfd(event, fds)  # type: ignore[arg-type]
+        points = {line.split()[4] for line in Path(f"/proc/{spare.session.pid}/mountinfo").read_text().splitlines()}
+        assert not {"/sys/fs/cgroup", "/run", "/proc/sys/fs/binfmt_misc", "/home"} & points, points
+
+
+@needs("root", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
+def test_every_limit_of_a_container_made_ahead_is_that_of_a_new_one(watch: Watch) -> None:
+    limits = {"memory": "64M", "pids": 20, "cpus": 0.5, "cpu_weight": 50}
+
+    def in_force() -> object:
+        with Container(**limits) as c:  # type: ignore[arg-type]
+            c.exec(["true"])
+            return c._live().group().in_force()
+
+    fresh = in_force()
+    warm_up(in_force)
+    assert in_force() == fresh
+    assert watch.hits[-1] is True
