@@ -12,8 +12,8 @@ from typing import Any, Final, cast
 from attrs import field, frozen
 
 from sandbox._run import Spec, Text, candidates_for
-from sandbox._spec import NPROC, ContainerSpec, to_cwd
-from sandbox._types import Argument, Size, StrPath, to_argv, to_count, to_env, to_seconds, to_size
+from sandbox._spec import LEAST_MEMORY, NPROC, ContainerSpec, to_cwd
+from sandbox._types import Argument, Size, StrPath, to_argv, to_count, to_env, to_items, to_seconds, to_size
 from sandbox._users import Identity
 from sandbox.cg import Limits
 from sandbox.errors import UsageError
@@ -83,7 +83,10 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
     argv = to_argv(o.argv)
     env, path = _environment(container.env, who.home or "/", to_env(o.env) if o.env else ())
     _check_lengths(argv, env)
+    _check_memory(o.memory, argv, env)
     plain = o.memory is o.swap is o.cpus is o.pids is None
+    if not isinstance(o.rlimits, (Rlimits, type(None))):
+        raise UsageError(f"rlimits: {o.rlimits!r} is not an Rlimits; give Rlimits(nofile=64), say")
     limits = _NO_LIMITS if plain else Limits(o.memory, o.swap, o.cpus, pids=o.pids)
     cpu_s = None if o.cpu_time is None else to_seconds(o.cpu_time, what="cpu_time")
     rows, columns = (to_count(n, what="size", least=0, most=65535) for n in o.size) if o.tty else (0, 0)
@@ -110,6 +113,13 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
 
 
 _cached_spec: Final = lru_cache(maxsize=512)(_build_spec)
+
+
+def _check_memory(memory: Size | None, argv: tuple[bytes, ...], env: tuple[bytes, ...]) -> None:
+    """Refuse what no program could start with: until execve is through, it is init's memory that the kernel would give up for it."""
+    least = LEAST_MEMORY + sum(map(len, argv)) + sum(map(len, env))
+    if memory is not None and to_size(memory, what="memory") < least:
+        raise UsageError(f"memory: {memory!r} is less than a program takes to start; give at least {least} bytes")
 
 
 def _check_lengths(argv: tuple[bytes, ...], env: tuple[bytes, ...]) -> None:
@@ -144,7 +154,7 @@ def _cpus_milli(cpus: float | None) -> int:
 def _pass_fds(value: Sequence[int] | Mapping[int, int]) -> dict[int, int]:
     if not value:
         return {}
-    pairs = dict(value) if isinstance(value, Mapping) else {fd: fd for fd in value}
+    pairs = dict(value) if isinstance(value, Mapping) else {fd: fd for fd in to_items(value, what="pass_fds", like="[5]")}
     for inside, ours in pairs.items():
         to_count(inside, what="pass_fds", least=3, most=1023)
         to_count(ours, what="pass_fds", least=0)
@@ -157,19 +167,28 @@ def _pass_fds(value: Sequence[int] | Mapping[int, int]) -> dict[int, int]:
     return pairs
 
 
-@lru_cache(maxsize=8)
 def text_of(text: bool, encoding: str | None, errors: str) -> Text:
     """How output becomes text. Raises UsageError for an encoding that does not exist."""
-    if encoding is None and not text:
-        return Text()
+    if encoding is None and text is False:
+        return _BYTES
+    if not isinstance(text, bool) or not isinstance(encoding, (str, type(None))) or not isinstance(errors, str):
+        raise UsageError(f"text={text!r}, encoding={encoding!r}, errors={errors!r}: give True or False, and names such as 'utf-8' and 'replace'")
+    return _text_of(encoding or "utf-8", errors)
+
+
+_BYTES: Final = Text()
+
+
+@lru_cache(maxsize=8)
+def _text_of(encoding: str, errors: str) -> Text:
     import codecs
 
     try:
-        codecs.lookup(encoding or "utf-8")
+        "".encode(encoding)  # not only known, but an encoding of text: base64 is none
         codecs.lookup_error(errors)
-    except LookupError as error:
+    except (LookupError, ValueError) as error:
         raise UsageError(f"encoding: {error}") from None
-    return Text(encoding or "utf-8", errors)
+    return Text(encoding, errors)
 
 
 @lru_cache(maxsize=1)

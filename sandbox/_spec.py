@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 from attrs import frozen
 
 from sandbox import ns
-from sandbox._types import StrPath, to_env, to_inside_path, to_text
+from sandbox._types import StrPath, to_env, to_inside_path, to_items, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UnsupportedError, UsageError
 from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Scratch, Tmpfs, Volume, to_host_name
@@ -19,6 +19,7 @@ from sandbox.sec import Rlimits, Security
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_USER: Final = "1000:1000"  # of a view of the host; "sandbox" in its /etc/passwd
+LEAST_MEMORY: Final = 1 << 20  # bytes: what execve itself charges to a group, with room to spare
 NPROC: Final = 4096  # processes of one user in one container, when nothing else was said: RLIMIT_NPROC counts per user namespace
 Mount = Bind | Tmpfs | Volume
 
@@ -141,10 +142,10 @@ def with_tmp(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
 
 def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own arguments, spelled out in _build
     """Check Container's arguments and put them together; cached for arguments that can be keys."""
-    for name in ("share", "mounts"):
+    for name, like in (("share", "['ipc']"), ("mounts", "[Tmpfs('/tmp')]")):
         value = arguments[name]
         if not isinstance(value, (tuple, str, Bind, Tmpfs, Volume)):
-            arguments[name] = tuple(value)
+            arguments[name] = to_items(value, what=name, like=like)
     env = arguments["env"]
     arguments["env"] = None if env is None else to_env(env)
     root = to_root(arguments.pop("image"))
@@ -175,6 +176,11 @@ def _build(
     time_offsets: tuple[float, float] | None,
     **limits: Any,  # noqa: ANN401 - the fields of Limits
 ) -> ContainerSpec:
+    if not isinstance(rlimits, (Rlimits, type(None))):
+        raise UsageError(f"rlimits: {rlimits!r} is not an Rlimits; give Rlimits(nofile=64), say")
+    own_limits = Limits(**limits)
+    if own_limits.memory is not None and own_limits.memory < LEAST_MEMORY:
+        raise UsageError(f"memory: {own_limits.memory} bytes is less than a program takes to start; give at least {LEAST_MEMORY}")
     shared = _to_share(share, net)
     walls = security if isinstance(security, Security) else Security(security)
     name = to_host_name(hostname)
@@ -192,7 +198,7 @@ def _build(
         ),
         namespaces=_to_namespaces(ns.Uts(name, domainname), (*shared, "net") if joins_net else shared, time_offsets),
         security=walls,
-        limits=Limits(**limits),
+        limits=own_limits,
         rlimits=rlimits or Rlimits(),
         net=net,
         hostname=name,

@@ -6,12 +6,13 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 from sandbox.errors import UsageError
 
 StrPath = str | os.PathLike[str]
 Size = int | str
+T = TypeVar("T")
 Argument = str | bytes | os.PathLike[str]
 
 # subprocess's words for a program's standard streams, and its numbers.
@@ -70,7 +71,10 @@ def to_text(value: Argument, *, what: str) -> bytes:
     """Turn one argument, variable or path into the bytes the kernel gets; NUL cannot be passed on."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise UsageError(f"{what}: {value!r} is not a str, bytes or path")
-    raw = os.fsencode(value)
+    try:
+        raw = os.fsencode(value)
+    except UnicodeEncodeError:
+        raise UsageError(f"{what}: {value!r} contains half a surrogate pair, which has no bytes") from None
     if b"\0" in raw:
         raise UsageError(f"{what}: {value!r} contains a NUL byte, which no program can be given")
     return raw
@@ -80,16 +84,28 @@ def to_argv(argv: Sequence[Argument]) -> tuple[bytes, ...]:
     """Check an argument vector: a non-empty sequence of str, bytes or paths, never one shell string."""
     if isinstance(argv, (str, bytes, os.PathLike)):
         raise UsageError(f"argv: {argv!r} is one string; give a list such as ['sh', '-c', {argv!r}]")
-    result = tuple(to_text(arg, what="argv") for arg in argv)
+    result = tuple(to_text(arg, what="argv") for arg in to_items(argv, what="argv", like="['sh', '-c', 'true']"))
     if not result or not result[0]:
         raise UsageError("argv: empty; the first item names the program")
     return result
 
 
+def to_items(value: Iterable[T], *, what: str, like: str) -> tuple[T, ...]:
+    """The items of what should be iterable."""
+    try:
+        return tuple(value)
+    except TypeError:
+        raise UsageError(f"{what}: {value!r} is not a list; give such as {like}") from None
+
+
 def to_env(env: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Check environment variables: names without ``=`` and NUL, values without NUL."""
-    items = tuple(cast("Iterable[tuple[str, str]]", env.items() if isinstance(env, Mapping) else env))
-    for name, value in items:
+    pairs = cast("Iterable[tuple[str, str]]", env.items() if isinstance(env, Mapping) else env)
+    items = to_items(pairs, what="env", like="{'LANG': 'C'}")
+    for item in items:
+        if not isinstance(item, tuple) or len(item) != 2:
+            raise UsageError(f"env: {item!r} is not a name and a value; give a mapping such as {{'LANG': 'C'}}")
+        name, value = item
         if not isinstance(name, str) or not isinstance(value, str):
             raise UsageError(f"env: {name!r}={value!r}: names and values are str")
         if not name or "=" in name or "\0" in name:

@@ -96,8 +96,19 @@ def _output_end(target: Any, w: Wiring) -> tuple[int, int | None]:  # noqa: ANN4
 
 def _fileno(target: Any, what: str) -> int:  # noqa: ANN401
     if isinstance(target, int) and not isinstance(target, bool) and target >= 0:
-        return target
-    fileno = getattr(target, "fileno", None)
-    if fileno is None:
-        raise UsageError(f"{what}: {target!r} is not PIPE, DEVNULL, STDOUT, a descriptor or a file")
-    return int(fileno())
+        return _open_one(target, what)
+    try:
+        fd: int = getattr(target, "fileno")()  # noqa: B009 - whatever it is, it is asked
+    except (AttributeError, TypeError):
+        raise UsageError(f"{what}: {target!r} is not PIPE, DEVNULL, STDOUT, a descriptor or a file") from None
+    except (OSError, ValueError) as error:  # closed, or a file in memory
+        raise UsageError(f"{what}: {target!r} has no descriptor ({type(error).__name__}); use PIPE, or a real file") from None
+    return _open_one(fd, what)
+
+
+def _open_one(fd: int, what: str) -> int:
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise UsageError(f"{what}: {fd} is not an open descriptor") from None
+    return fd

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sandbox._types import PIPE, Argument, Size, StrPath, to_inside_path, to_size
+from sandbox._types import PIPE, Argument, Size, StrPath, to_count, to_inside_path, to_size, to_text
 from sandbox.errors import ClosedError, SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class Container:
             argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, pass_fds, accounting
         )
         decoder = text_of(text, encoding, errors)
-        data = _input_bytes(input, stdin, encoding, text=text)
+        data = _input_bytes(input, stdin, encoding, errors, text=text)
         live = self._live()
         prepared = build_spec(options, self.spec, self._identity)
         wiring = wire_up(PIPE if data is not None else stdin, stdout, stderr, prepared.fds, tty=False)
@@ -339,8 +339,9 @@ class Container:
 
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise UsageError(f"data: {type(data).__name__} is not bytes; encode text first")
+        to_count(mode, what="mode", least=0, most=0o7777)
         owner = self._identity(self.spec.user if user is None else str(user))
-        _files.write_bytes(self._session().request, to_inside_path(path, what="path"), bytes(data), mode=mode & 0o7777, uid=owner.uid, gid=owner.gid)
+        _files.write_bytes(self._session().request, to_inside_path(path, what="path"), bytes(data), mode=mode, uid=owner.uid, gid=owner.gid)
 
     def read_bytes(self, path: StrPath, *, max_size: Size = MAX_READ) -> bytes:
         """Read the regular file *path* inside, up to *max_size* bytes.
@@ -365,7 +366,7 @@ class Container:
         """
         from sandbox import _files
 
-        path = os.fsdecode(source)
+        path = os.fsdecode(to_text(source, what="copy_in"))
         if not os.path.lexists(path):
             raise UsageError(f"copy_in: {path}: no such file or directory")
         owner = self._identity(self.spec.user)
@@ -379,10 +380,10 @@ class Container:
         from sandbox import _files
 
         limit = to_size(max_size, what="max_size")
-        _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(target), max_size=limit)
+        _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(to_text(target, what="target")), max_size=limit)
 
 
-def _input_bytes(data: bytes | str | None, stdin: Any, encoding: str | None, *, text: bool) -> bytes | None:  # noqa: ANN401
+def _input_bytes(data: bytes | str | None, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes | None:  # noqa: ANN401
     if data is None:
         return None
     if stdin is not None:
@@ -390,7 +391,12 @@ def _input_bytes(data: bytes | str | None, stdin: Any, encoding: str | None, *, 
     if isinstance(data, str):
         if not text and encoding is None:
             raise UsageError("input: a str needs text=True or encoding=; or give bytes")
-        return data.encode(encoding or "utf-8")
+        try:
+            return data.encode(encoding or "utf-8", errors)
+        except UnicodeEncodeError as error:
+            raise UsageError(f"input: {error}; give bytes, or errors='replace'") from None
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise UsageError(f"input: {type(data).__name__} is neither bytes nor str")
     return bytes(data)
 
 

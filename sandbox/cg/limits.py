@@ -12,7 +12,7 @@ from typing import Final, cast
 import attrs
 from attrs import field, frozen
 
-from sandbox._types import MAX_SIZE, Size, to_count, to_size
+from sandbox._types import MAX_SIZE, Size, to_count, to_items, to_size
 from sandbox.cg.hosts import devices_need_ebpf
 from sandbox.errors import UsageError
 
@@ -103,10 +103,14 @@ def parse_cpuset(text: str) -> frozenset[int]:
     return frozenset(result)
 
 
+def _cpu_numbers(value: Iterable[int]) -> set[int]:
+    return {to_count(n, what="cpuset", least=0, most=MAX_CPU_NUMBER) for n in to_items(value, what="cpuset", like="[0, 1]")}
+
+
 def _cpuset(value: str | Iterable[int] | None) -> str | None:
     if value is None:
         return None
-    numbers = parse_cpuset(value) if isinstance(value, str) else {to_count(n, what="cpuset", least=0, most=MAX_CPU_NUMBER) for n in value}
+    numbers = parse_cpuset(value) if isinstance(value, str) else _cpu_numbers(value)
     if not numbers:
         raise UsageError("cpuset: empty; name at least one CPU, or leave it out")
     return format_cpuset(numbers)
@@ -133,12 +137,22 @@ def _whole_disk(device: str) -> str:
 IoMaxes = Mapping[str, IoMax | Mapping[str, Size]]
 
 
+def _by_device(value: Iterable[IoMax]) -> dict[str, IoMax]:
+    items = to_items(value, what="io_max", like="[IoMax('8:0', rbps='1M')]")
+    for item in items:
+        if not isinstance(item, IoMax):
+            raise UsageError(f"io_max: {item!r} is not an IoMax; give [IoMax('8:0', rbps='1M')], say")
+    return {item.device: item for item in items}
+
+
 def _io_max(value: IoMaxes | Iterable[IoMax] | None) -> tuple[IoMax, ...] | None:
     if value is None:
         return None
-    disks = cast("IoMaxes", value) if isinstance(value, Mapping) else {item.device: item for item in value}
+    disks = cast("IoMaxes", value) if isinstance(value, Mapping) else _by_device(value)
     result: dict[str, IoMax] = {}
     for device, rates in disks.items():
+        if not isinstance(device, (str, os.PathLike)) or not isinstance(rates, (IoMax, Mapping)):
+            raise UsageError(f"io_max: {device!r}: {rates!r} is not a disk and its rates; give {{'8:0': {{'rbps': '1M'}}}}, say")
         raw = attrs.asdict(rates) if isinstance(rates, IoMax) else dict(rates)
         raw.pop("device", None)
         unknown = sorted(set(raw) - {"rbps", "wbps", "riops", "wiops"})
@@ -155,7 +169,11 @@ def _io_max(value: IoMaxes | Iterable[IoMax] | None) -> tuple[IoMax, ...] | None
 def _hugetlb(value: Mapping[int, Size] | Mapping[str, Size] | Iterable[tuple[Size, Size]] | None) -> tuple[tuple[int, int], ...] | None:
     if value is None:
         return None
-    items = cast("Mapping[Size, Size]", value).items() if isinstance(value, Mapping) else value
+    pairs = cast("Mapping[Size, Size]", value).items() if isinstance(value, Mapping) else value
+    items = to_items(pairs, what="hugetlb", like="{'2M': '64M'}")
+    for item in items:
+        if not isinstance(item, tuple) or len(item) != 2:
+            raise UsageError(f"hugetlb: {item!r} is not a size of page and a limit; give {{'2M': '64M'}}, say")
     pages = {to_size(page, what="hugetlb", least=1024): to_size(most, what=f"hugetlb[{page!r}]") for page, most in items}
     if any(page & (page - 1) for page in pages):
         raise UsageError(f"hugetlb: {sorted(pages)} are not all sizes of pages; give such as '2M' or '1G'")
@@ -167,7 +185,7 @@ def _devices(value: Iterable[str] | None) -> tuple[str, ...] | None:
         return None
     if isinstance(value, str):
         raise UsageError(f"devices: {value!r} is one string; give a list such as ['c 1:3 rwm']")
-    rules = tuple(value)
+    rules = to_items(value, what="devices", like="['c 1:3 rwm']")
     for rule in rules:
         if not isinstance(rule, str) or not _RULE.fullmatch(rule):
             raise UsageError(f"devices: {rule!r} is not a rule; write it as 'c 1:3 rwm' (type, major:minor or *, access)")

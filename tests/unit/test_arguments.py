@@ -101,3 +101,30 @@ def test_nothing_happens_before_start() -> None:
     container = Container(mounts=[Bind("/no/such/source", "/x")])
     with pytest.raises(UsageError, match="/no/such/source"):
         container.start()
+
+
+ODD = [True, -1, 0, 1.5, float("nan"), b"64M", "x", "\ud800", "a\0b", object(), [object()], [None], {"a": object()}]
+
+
+@pytest.mark.parametrize("name", ["cpuset", "io_max", "hugetlb", "devices", "share", "mounts", "env", "rlimits", "cwd", "image", "user", "hostname", "security", "scratch", "shm", "memory", "pids", "cpus", "time_offsets", "net"])
+def test_an_argument_of_any_odd_kind_is_refused_in_words_or_taken(name: str) -> None:
+    for value in ODD:
+        try:
+            Container(**{name: value})  # type: ignore[arg-type]
+        except (sandbox.SandboxError, ValueError) as error:
+            assert isinstance(error, sandbox.SandboxError), (name, value)
+            assert len(str(error)) > 10
+
+
+@pytest.mark.parametrize("name", ["argv", "input", "stdin", "stdout", "stderr", "env", "cwd", "user", "timeout", "cpu_time", "memory", "pids", "output_limit", "rlimits", "umask", "pass_fds", "encoding", "errors", "text"])
+def test_an_argument_of_exec_of_any_odd_kind_is_refused_in_words_or_taken(name: str) -> None:
+    with Container() as c:
+        for value in [*ODD, 9999, "base64"]:
+            if name in ("stdout", "stderr", "stdin") and value in (0, -1, True):
+                continue  # descriptors of our own
+            options = {"argv": ["true"], name: value}
+            try:
+                c.exec(options.pop("argv"), **{**options, "timeout": 5.0 if name != "timeout" else value})  # type: ignore[arg-type]
+            except sandbox.SandboxError as error:
+                assert len(str(error)) > 10
+        assert c.exec(["true"]).ok
