@@ -24,6 +24,7 @@ class Leaves:
     _spare: Leaf | None = None
     _limits: Limits | None = None  # the spare's, and the last run's
     _taken: int = 0
+    _is_over: bool = False
     _retired: list[Leaf] = field(factory=list[Leaf])
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -58,6 +59,9 @@ class Leaves:
         leaf.close()
         with self._lock:
             self._retired.append(leaf)
+            is_over = self._is_over
+        if is_over:  # a program that was closed after its container: no other occasion comes
+            self.clear()
 
     def tidy(self, group: Group) -> None:
         """Remove what is retired, and make a spare."""
@@ -78,8 +82,9 @@ class Leaves:
             self.retire(spare)
 
     def clear(self) -> None:
-        """Remove all."""
+        """Remove all, now and what is retired later."""
         with self._lock:
+            self._is_over = True
             retired, self._retired = self._retired, []
             spare, self._spare = self._spare, None
         for leaf in retired if spare is None else [*retired, spare]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import lru_cache
 from typing import Final
@@ -12,6 +13,11 @@ from sandbox._launch import codec, wire
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import ProgramNotFoundError, ProtocolError, SetupError, UsageError
+
+
+def _nanoseconds(seconds: float | None) -> int:
+    # 0 means no deadline on the wire: less than a nanosecond is one.
+    return 0 if seconds is None else math.ceil(seconds * 1e9)
 
 
 @frozen
@@ -49,8 +55,8 @@ class Spec:
             gid=self.gid,
             groups=self.groups,
             umask=self.umask,
-            wall_ns=int((self.wall_s or 0) * 1e9),
-            cpu_ns=int((self.cpu_s or 0) * 1e9),
+            wall_ns=_nanoseconds(self.wall_s),
+            cpu_ns=_nanoseconds(self.cpu_s),
             cpus_milli=self.cpus_milli,
             rlimits=self.rlimits,
             rows=self.rows,

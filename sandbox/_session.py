@@ -243,7 +243,7 @@ class Session:
             wiring.close_lent()
             leaves.tidy()
             try:
-                end, streams = self._wait(channel, wiring, spec, data, text)
+                end, streams = self._wait(channel, wiring, spec, data)
             except (BrokenError, ProtocolError):
                 raise
             except BaseException:  # Ctrl-C, say: the program ends before we go on
@@ -252,7 +252,7 @@ class Session:
             sound = True
             if end.cause == wire.Cause.NOT_STARTED:
                 raise start_error(spec, end.status, end.detail)
-            return make_result(spec, end, leaf, output_hit=streams[2] or streams[3], streams=streams)
+            return make_result(spec, end, leaf, output_hit=streams[2] or streams[3], streams=_decoded(streams, text))
         except (BrokenError, OSError) as error:
             # Another thread has closed the container, and with it the channel or the run's control group.
             if (self._closed or self._is_ending) and not isinstance(error, SetupError):
@@ -263,19 +263,17 @@ class Session:
             self._discard(wiring, leaf, leaves)
 
     @staticmethod
-    def _streams(pump: Pump, wiring: Wiring, text: Text) -> tuple[Any, Any, bool, bool]:
+    def _streams(pump: Pump, wiring: Wiring) -> tuple[Any, Any, bool, bool]:
         out, err = wiring.stdout, wiring.stderr
-        return text.decode(pump.output(out)), text.decode(pump.output(err)), pump.truncated(out), pump.truncated(err)
+        return pump.output(out), pump.output(err), pump.truncated(out), pump.truncated(err)
 
-    def _wait(
-        self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None, text: Text
-    ) -> tuple[codec.End, tuple[Any, Any, bool, bool]]:
+    def _wait(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> tuple[codec.End, tuple[Any, Any, bool, bool]]:
         """Move input and output until the end, and give it with what was captured."""
         try:
             if wiring.is_plain:
                 return await_end(channel, spec.wall_s), _NOTHING
             pump = Pump(channel, wiring, spec, data)
-            return pump.run(), self._streams(pump, wiring, text)
+            return pump.run(), self._streams(pump, wiring)
         except (BrokenError, ProtocolError):
             self.kill()
             raise
@@ -426,3 +424,7 @@ class Session:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def _decoded(streams: tuple[Any, Any, bool, bool], text: Text) -> tuple[Any, Any, bool, bool]:
+    return text.decode(streams[0]), text.decode(streams[1]), streams[2], streams[3]

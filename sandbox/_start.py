@@ -49,12 +49,15 @@ class Started:
     _group: Group | None = field(alias="group")
     _leaves: Leaves = field(alias="leaves")
     _has_successor: bool = False
+    is_paused: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def close(self) -> None:
         """Undo everything. A failure does not hide an earlier one."""
         try:
             self._prepare_successor()
+            if self.is_paused:
+                self.resume()  # what is frozen does not die
             self.session.end()
             # While the launcher reaps init. (Not while init dies: both would take the kernel's locks from one another.)
             self._leaves.clear()
@@ -72,6 +75,9 @@ class Started:
 
     def leaf(self, prepared: Prepared, wiring: Wiring) -> Leaf | None:
         """The run's own control group, where there is a reason for one; closes *wiring* when that fails."""
+        if self.is_paused:
+            wiring.close()
+            raise UsageError("the container is paused; resume() it before it can run a program")
         wanted = prepared.accounted
         if wanted is None:
             wanted = self._group is not None
@@ -118,15 +124,22 @@ class Started:
 
     def pause(self) -> None:
         """Freeze all programs."""
-        self.group().freeze()
+        self._existing_group("pause").freeze()
+        self.is_paused = True
 
     def resume(self) -> None:
         """Let them go on."""
-        self.group().thaw()
+        self._existing_group("resume").thaw()
+        self.is_paused = False
 
     def stats(self) -> Stats:
         """What all programs used."""
-        return self.group().stats()
+        return self._existing_group("stats").stats()
+
+    def _existing_group(self, what: str) -> Group:
+        if self._group is None:  # one that is made now would be without the programs that run already
+            raise UsageError(f"{what}: the container has no control group; give it a limit (memory=, pids= ...)")
+        return self._group
 
 
 def make_group(name: str, limits: Limits, *, adopt: bool = False) -> Group:

@@ -125,3 +125,10 @@ def to_inside_path(value: StrPath, *, what: str) -> str:
     if any(len(os.fsencode(part)) > 255 for part in parts) or len(os.fsencode(path)) > 4095:
         raise UsageError(f"{what}: {path[:60]!r}... is longer than the kernel allows (255 a name, 4095 in all)")
     return "/" + "/".join(parts)
+
+
+def to_signal(signum: object) -> int:
+    """A signal's number, 1 to 64. Raises: UsageError."""
+    if isinstance(signum, bool) or not isinstance(signum, int) or not 1 <= signum <= 64:
+        raise UsageError(f"signal: {signum!r} is not the number of a signal (1 to 64)")
+    return int(signum)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sandbox._types import PIPE, Argument, Size, StrPath, to_count, to_inside_path, to_size, to_text
+from sandbox._types import PIPE, Argument, Size, StrPath, to_count, to_inside_path, to_signal, to_size, to_text
 from sandbox.errors import ClosedError, SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -309,10 +309,13 @@ class Container:
         """Kill everything in the container (SIGKILL), or send *signal* to every program in it. The container stays."""
         import signal as signals
 
-        self._session().signal_all(signals.SIGKILL if signal is None else int(signal))
+        self._session().signal_all(to_signal(signals.SIGKILL if signal is None else signal))
 
     def pause(self) -> None:
-        """Freeze every program; they do not notice. Needs: the freezer of cgroup v1, or cgroup v2."""
+        """Freeze every program; they do not notice. Needs: the freezer of cgroup v1, or cgroup v2.
+
+        Raises: UsageError: the container has no control group to freeze (it needs a limit). Until `resume`, no program can be started.
+        """
         self._live().pause()
 
     def resume(self) -> None:

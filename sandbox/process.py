@@ -25,7 +25,7 @@ from sandbox._pump import GRACE_S
 from sandbox._result import Result, Status, make_result
 from sandbox._run import Spec, Text, start_error
 from sandbox._streams import Communication
-from sandbox._types import DEVNULL, PIPE, STDOUT
+from sandbox._types import DEVNULL, PIPE, STDOUT, to_signal
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, UsageError
@@ -142,7 +142,7 @@ class Process:
     def send_signal(self, signal: int) -> None:
         """Send a signal to the program's first process; nothing happens when it has ended."""
         if self._result is None:
-            self._channel.send(wire.Msg.KILL, b"\0" + int(signal).to_bytes(4, "little"))
+            self._channel.send(wire.Msg.KILL, b"\0" + to_signal(signal).to_bytes(4, "little"))
 
     def terminate(self) -> None:
         """Send SIGTERM to its first process."""
@@ -175,6 +175,7 @@ class Process:
         if self._result is None:
             with contextlib.suppress(BrokenError, ClosedError):
                 self.kill()
+            with contextlib.suppress(BrokenError, ClosedError):  # also where nobody was there to be told: it gives the channel back
                 self.wait(GRACE_S)
 
     def __enter__(self) -> Self:
@@ -182,7 +183,7 @@ class Process:
 
     def __exit__(self, *exc: object) -> None:
         if exc[0] is None:
-            for file in (self.stdin,):
+            for file in (self.stdout, self.stderr, self.stdin):  # a program that still writes gets SIGPIPE, as with subprocess
                 if file is not None and not file.closed:
                     file.close()
             if self._result is None:

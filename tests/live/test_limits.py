@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
 import sandbox
-from sandbox import Container, Status, Tmpfs
+from sandbox import Container, Status, Tmpfs, UsageError
 from tests.support import needs
 
 pytestmark = [needs("root", "cgroup:memory", "cgroup:pids"), pytest.mark.usefixtures("no_leftovers")]
@@ -131,3 +132,25 @@ def test_cpu_time_without_a_control_group_is_refused_or_named(monkeypatch: pytes
         result = c.exec(["sh", "-c", "while :; do :; done"], cpu_time=0.1, timeout=20)
         assert result.status is Status.CPU_LIMIT
         assert [line for line in c.degraded if "no groups here" in line]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a control group that an ordinary user may not make here")
+def test_a_paused_container_is_closed_at_once() -> None:
+    c = Container(memory="100M").create()
+    p = c.popen(["sleep", "100"])
+    c.pause()
+    with pytest.raises(UsageError, match="paused"):
+        c.exec(["true"])
+    began = time.monotonic()
+    c.close()
+    assert time.monotonic() - began < 2
+    p.close()
+
+
+def test_text_that_cannot_be_decoded_costs_neither_time_nor_the_container() -> None:
+    with Container() as c:
+        began = time.monotonic()
+        with pytest.raises(UnicodeDecodeError):
+            c.exec(["printf", r"\377"], text=True)
+        assert time.monotonic() - began < 2
+        assert c.exec(["sleep", "5"], timeout=1e-10).status is Status.TIMEOUT

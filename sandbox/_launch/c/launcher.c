@@ -78,6 +78,26 @@ static bool remove_all(const char *paths) {
     return done;
 }
 
+// Lets a frozen group and those below it go on: what is frozen by v1's freezer does not die of SIGKILL.
+static void thaw(int at, const char *name, int depth) {
+    int fd = depth > 16 ? -1 : openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int state = fd < 0 ? -1 : openat(fd, "freezer.state", O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (state >= 0) {
+        if (write(state, "THAWED", 6) < 0) // the root of the hierarchy, say: nothing is frozen there
+            errno = 0;
+        close(state);
+    }
+    DIR *dir = state < 0 ? NULL : fdopendir(fd); // every group of that hierarchy has the file; others have none below
+    struct dirent *entry;
+    while (dir && (entry = readdir(dir)))
+        if (entry->d_type == DT_DIR && entry->d_name[0] != '.')
+            thaw(dirfd(dir), entry->d_name, depth + 1);
+    if (dir)
+        closedir(dir);
+    else if (fd >= 0)
+        close(fd);
+}
+
 static int write_text(const char *path, const char *text) {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
@@ -262,6 +282,8 @@ static void read_last_cleanup(void) {
 
 static _Noreturn void leave(void) {
     read_last_cleanup();
+    for (const char *path = own_cleanup; path && *path; path += strlen(path) + 1)
+        thaw(AT_FDCWD, path, 0);
     for (size_t i = 0; i < ncontainers; i++)
         if (containers[i].pid > 0)
             kill(containers[i].pid, SIGKILL);
