@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from errno import ENOEXEC, ENOMEM, ENOSYS, EPERM
 from functools import lru_cache
 from typing import Final
 
@@ -125,6 +126,12 @@ STEP_WORDS: Final = {
     wire.Step.REQUEST: "read the request",
     wire.Step.BUSY: "start a second program on one channel",
 }
+MEMORY_HINT: Final = "the container's memory= is used up, by files on its tmpfs perhaps; remove some, or start another container"
+_HINTS: Final[dict[tuple[int, int], str]] = {
+    (wire.Step.EXECVE, ENOEXEC): "is it a script without '#!', or for another machine?",
+    (wire.Step.CLONE, EPERM): "init needs clone, timer_create and timer_settime: do not deny them",
+    (wire.Step.CLONE, ENOSYS): "init needs clone, timer_create and timer_settime: do not deny them",
+}
 _MISSING: Final = (2, 20)  # ENOENT, ENOTDIR
 
 
@@ -142,8 +149,7 @@ def start_error(spec: Spec, step: int, errno: int) -> Exception:
         words = STEP_WORDS[wire.Step(step)]
     except ValueError:
         return ProtocolError(f"init reports the unknown step {step}")
-    hint = "is it a script without '#!', or for another machine?" if step == wire.Step.EXECVE and errno == 8 else ""
-    return SetupError(f"{words}: {program}", errno, step="exec", hint=hint)
+    return SetupError(f"{words}: {program}", errno, step="exec", hint=_HINTS.get((step, errno), MEMORY_HINT if errno == ENOMEM else ""))
 
 
 def _listed(spec: Spec) -> str:

@@ -21,7 +21,7 @@ RUBBISH = 0x12345678 << 32  # in the high word, where the kernel takes an int
 
 # What init calls under the filter (its own calls, and those of the libc it is linked with).
 INIT = """
-read write openat openat2 close close_range recvmsg sendmsg epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 ppoll signalfd4 wait4 waitid kill
+read write openat openat2 close close_range recvmsg sendmsg epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 ppoll signalfd4 wait4 waitid timer_create timer_settime kill
 prlimit64 setresuid setresgid setgroups capset prctl chdir fchdir dup3 fcntl execve execveat setsid unlinkat mkdirat symlinkat fchown fchownat
 fchmod fchmodat fstat newfstatat statx getdents64 lseek pidfd_open pidfd_send_signal timerfd_create timerfd_settime timerfd_gettime mmap munmap
 mprotect madvise brk umask exit exit_group rt_sigprocmask rt_sigaction rt_sigreturn clock_gettime getpid gettid tgkill readlinkat renameat2

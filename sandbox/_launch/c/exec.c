@@ -3,12 +3,15 @@
 // Theory of operation: init must not copy its memory for each program, so the child is cloned with CLONE_VM and
 // CLONE_VFORK: init sleeps until the child has called execve or has failed, and what the child writes into the
 // request (step, error, mark_ino) is there for init to read. The child allocates nothing and returns never.
+//
+// CLONE_VFORK is more than a wait: out of memory, the kernel kills everybody who shares the victim's memory, and only a
+// child that it knows to be in vfork is never chosen (oom_badness in mm/oom_kill.c: in_vfork). Without it a program that fills
+// its control group by files on a tmpfs would have the next child, and init with it, killed. So execve fails with ENOMEM.
 #define _GNU_SOURCE
 #include "exec.h"
 #include "sys.h"
 
 #include <grp.h>
-#include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -17,6 +20,18 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
+
+#ifdef __has_feature // clang's way to tell; gcc has a macro
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+#ifndef ASAN_UNPOISON_MEMORY_REGION
+#define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)0)
+#endif
 
 static char child_stack[32768] __attribute__((aligned(16)));
 
@@ -250,8 +265,23 @@ void exec_become(struct exec_request *x) {
     failed(x, STEP_EXECVE);
 }
 
+// Init sleeps until execve. But between its change of ids and execve a child can be stopped by other programs of its user, and
+// execve itself by a lease on the file; then nobody would keep the deadlines of those others. So the child has 1 s. The timer
+// ends with execve (timer_create(2)), is charged to init's user and not to the program's, and SIGKILL reaches the stopped.
+static bool limit_patience(void) {
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL};
+    struct itimerspec patience = {.it_value.tv_sec = 1};
+    int timer; // the kernel's, not the libc's: it would allocate
+    return syscall(__NR_timer_create, CLOCK_MONOTONIC, &event, &timer) == 0 &&
+           syscall(__NR_timer_settime, timer, 0, &patience, NULL) == 0;
+}
+
 static int child_main(void *arg) {
     prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
+    if (!limit_patience()) {
+        failed(arg, STEP_CLONE);
+        _exit(127);
+    }
     exec_become(arg);
     _exit(127);
 }
@@ -301,17 +331,13 @@ static long clone3_on_stack(struct x_clone_args *args, int (*fn)(void *), void *
     return result;
 }
 
-// Not 0 while a child is in our memory: the kernel clears it, and wakes us, when the child has called execve or has ended.
-static volatile int in_memory;
-
 static int spawn(struct exec_request *x) {
-    in_memory = 1;
+    // The last child left by execve, and with it frames that no return has unpoisoned.
+    ASAN_UNPOISON_MEMORY_REGION(child_stack, sizeof child_stack);
     if (x->into_cgroup < 0)
-        return clone(child_main, child_stack + sizeof child_stack, CLONE_VM | CLONE_CHILD_CLEARTID | SIGCHLD, x, NULL, NULL,
-                     &in_memory);
+        return clone(child_main, child_stack + sizeof child_stack, CLONE_VM | CLONE_VFORK | SIGCHLD, x);
     struct x_clone_args args = {
-        .flags = CLONE_VM | CLONE_CHILD_CLEARTID | X_CLONE_INTO_CGROUP,
-        .child_tid = (uint64_t)(uintptr_t)&in_memory,
+        .flags = CLONE_VM | CLONE_VFORK | X_CLONE_INTO_CGROUP,
         .exit_signal = SIGCHLD,
         .stack = (uint64_t)(uintptr_t)child_stack,
         .stack_size = sizeof child_stack,
@@ -320,22 +346,12 @@ static int spawn(struct exec_request *x) {
     return (int)clone3_on_stack(&args, child_main, x);
 }
 
-// As CLONE_VFORK, but not for ever: between its change of ids and execve a child can be stopped by other programs of its
-// user, and execve itself by a lease on the file; then nobody would keep the deadlines of those others.
-static void await_execve(int pid) {
-    struct timespec patience = {.tv_sec = 1};
-    while (in_memory)
-        if (syscall(__NR_futex, &in_memory, FUTEX_WAIT, 1, &patience, NULL, 0) < 0 && errno == ETIMEDOUT)
-            kill(pid, SIGKILL);
-}
-
 int exec_spawn(struct exec_request *x) {
     int pid = spawn(x);
     if (pid < 0) {
         failed(x, x->into_cgroup < 0 ? STEP_CLONE : STEP_CGROUP);
         return -1;
     }
-    await_execve(pid);
     if (x->step) {
         while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
             ;

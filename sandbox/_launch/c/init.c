@@ -554,8 +554,12 @@ static void on_message(struct channel *c, struct message *m) {
         break;
     case MSG_SIGNAL_ALL: {
         int sig = (int)rd_uint32(&m->body);
-        if (!m->body.bad && sig > 0)
-            kill(-1, sig);
+        if (m->body.bad || sig <= 0)
+            break;
+        for (int i = 0; sig == SIGKILL && i < nchannels; i++)
+            if (channels[i].sock >= 0 && channels[i].pid && !channels[i].cause)
+                channels[i].cause = CAUSE_KILLED;
+        kill(-1, sig);
         break;
     }
     default: // a caller newer than this init; the answer that it waits for will not come, and it will say so
