@@ -81,6 +81,11 @@ class Leaves:
                     return
             self.retire(spare)
 
+    def abandon(self) -> None:
+        """Close our copies of the descriptors: in a forked child, which must not wait for the parent's lock."""
+        for leaf in self._retired if self._spare is None else [*self._retired, self._spare]:
+            leaf.close()
+
     def clear(self) -> None:
         """Remove all, now and what is retired later."""
         with self._lock:

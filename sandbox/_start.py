@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import threading
@@ -17,6 +18,7 @@ from sandbox._compile import Compiled, Host, compile_plan
 from sandbox._ids import Ids, allot, shape
 from sandbox._launch import codec, driver, wire
 from sandbox._leaves import Leaves
+from sandbox._run import MEMORY_HINT
 from sandbox._session import Session
 from sandbox._spares import Kind, Spare, spares
 from sandbox._spec import ContainerSpec
@@ -24,7 +26,7 @@ from sandbox._sys.constants import CLONE_NEWNET
 from sandbox._users import MAX_FILE, Identity, known, resolve
 from sandbox._wiring import Wiring
 from sandbox.cg import LEAF_ACCOUNTING, Blueprint, Group, Leaf, Limits, Stats, check_limits, close_owner, limits_need_v2, owner_paths
-from sandbox.errors import BrokenError, UnsupportedError, UsageError
+from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.ns.time import check_clocks
 
 T = TypeVar("T")
@@ -53,7 +55,10 @@ class Started:
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def close(self) -> None:
-        """Undo everything. A failure does not hide an earlier one."""
+        """Undo everything. A failure does not hide an earlier one. In a forked child only its copies are closed: the rest is the parent's."""
+        if self.session.owner != os.getpid():
+            self._abandon()
+            return
         try:
             self._prepare_successor()
             if self.is_paused:
@@ -65,6 +70,13 @@ class Started:
                 self._group.remove_if_idle()
         finally:  # Ctrl-C, say
             self._stack.close()
+
+    def _abandon(self) -> None:
+        self._stack.pop_all()
+        self.session.abandon()
+        self._leaves.abandon()
+        if self._group is not None:
+            self._group.abandon()
 
     def _prepare_successor(self) -> None:
         """Ask for the next container of this kind to be made ahead, once."""
@@ -95,9 +107,12 @@ class Started:
             return None  # init adds the CPU time of processes up, which a program that disowns its children escapes
         except OSError as error:
             wiring.close()
-            if self.session.is_alive:
+            if not self.session.is_alive:
+                raise BrokenError("the container has ended; start another one") from error
+            if isinstance(error, SandboxError):
                 raise
-            raise BrokenError("the container has ended; start another one") from error
+            hint = MEMORY_HINT if error.errno == errno.ENOMEM else ""
+            raise SetupError("make the control group of a run", error.errno or errno.EIO, step="cgroup", hint=hint) from error
         except BaseException:
             wiring.close()
             raise
@@ -124,8 +139,9 @@ class Started:
 
     def pause(self) -> None:
         """Freeze all programs."""
-        self._existing_group("pause").freeze()
-        self.is_paused = True
+        group = self._existing_group("pause")
+        self.is_paused = True  # first: what a freeze that fails has frozen has to be thawed as well
+        group.freeze()
 
     def resume(self) -> None:
         """Let them go on."""

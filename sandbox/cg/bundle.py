@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import lru_cache
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from sandbox.cg import files
 from sandbox.cg.hosts import Hierarchy, Host, detect, missing_controller
@@ -95,6 +95,7 @@ class Bundle:
     host: Host
     name: str
     places: dict[str, Place]  # by mount point
+    pid: int = field(factory=os.getpid)  # who made it, and may remove it
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -34,6 +35,8 @@ class Cgroup:
 
     def __init__(self, name: str, limits: Limits | None = None, *, parent: Cgroup | None = None, controllers: Iterable[str] = ACCOUNTING) -> None:
         self._name = files.check_name(name)
+        if not isinstance(limits, (Limits, type(None))):
+            raise UsageError(f"limits: {limits!r} is not a Limits; give Limits(memory='64M'), say")
         self._limits = limits or Limits()
         self._parent = parent
         self._wished = frozenset(controllers)
@@ -112,6 +115,8 @@ class Cgroup:
         Raises: SetupError: EBUSY: more memory than that is in use and cannot be reclaimed.
         """
         bundle = self._live()
+        if not isinstance(limits, Limits):
+            raise UsageError(f"limits: {limits!r} is not a Limits; give Limits(memory='64M'), say")
         merged = self._limits.updated(limits)
         # memory and swap hang together: on v1 the second file holds their sum
         changed = Limits(memory=merged.memory, swap=merged.swap).updated(limits) if limits.memory is not None or limits.swap is not None else limits
@@ -192,11 +197,15 @@ class Cgroup:
         return Introspection(self._live())
 
     def remove(self) -> None:
-        """Kill what is in the group and remove it, with the groups below it; twice is fine."""
+        """Kill what is in the group and remove it, with the groups below it; twice is fine.
+
+        In a forked child it is only forgotten: it belongs to the process that created it.
+        """
         if self._bundle is None:
             return
-        self._bundle.kill()
-        self._bundle.remove()
+        if self._bundle.pid == os.getpid():
+            self._bundle.kill()
+            self._bundle.remove()
         self._bundle = None
 
     def __enter__(self) -> Self:

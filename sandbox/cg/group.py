@@ -103,7 +103,7 @@ class Group:
             if not adopt:
                 self._bundle.apply(planned)
         except BaseException:
-            self._abandon()
+            self._take_back()
             raise
         return self
 
@@ -319,6 +319,11 @@ class Group:
             if not self._leaves:
                 self._close()
 
+    def abandon(self) -> None:
+        """Close our copies of the descriptors and leave the group as it is: in a forked child, whose parent it belongs to."""
+        self._bundle = None
+        self._close()
+
     def _directories(self, bundle: Bundle) -> list[str]:
         found = [place.path for place in bundle.places.values()]
         return found if self._container is None else [*found, f"{self._container}/init", self._container]
@@ -333,7 +338,7 @@ class Group:
             if self._container is not None:
                 files.remove_tree(self._container)
 
-    def _abandon(self) -> None:
+    def _take_back(self) -> None:
         """Take back what a failed `create` made; the first error is the one to be told."""
         bundle, self._bundle = self._live(), None
         with contextlib.suppress(OSError):

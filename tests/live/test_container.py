@@ -284,7 +284,7 @@ def test_kill_ends_all_programs_and_the_container_stays() -> None:
     with Container() as c:
         p = c.popen(["sleep", "60"])
         c.kill()
-        assert p.wait(10).status in {Status.SIGNALED, Status.KILLED}
+        assert p.wait(10).status is Status.KILLED
         assert sh(c, "echo alive").stdout == b"alive\n"
         p.close()
 

@@ -86,6 +86,36 @@ print("done")
     assert done.stdout == "done\n", done.stderr
 
 
+@needs("cgroup:memory")
+def test_a_forked_child_that_leaves_a_with_block_removes_nothing_of_its_parents() -> None:
+    code = """
+import os, sandbox
+from sandbox.cg import Cgroup, Limits
+with sandbox.Container(memory="64M") as c, Cgroup("kept", Limits(pids=5)) as group:
+    for _ in range(2):
+        assert c.exec(["true"]).ok
+    program = c.popen(["sh", "-c", "while :; do :; done"])
+    c.pause()
+    used = c.stats().cpu_time
+    pid = os.fork()
+    if pid == 0:
+        group.remove()
+        c.close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert c.stats().cpu_time == used
+    c.resume()
+    assert program.poll() is None
+    assert c.exec(["echo", "2"], memory="32M").stdout == b"2\\n"
+    assert group.in_force().pids == 5
+    program.kill()
+    program.close()
+print("done")
+"""
+    done = python(code)
+    assert done.stdout == "done\n", done.stderr
+
+
 @pytest.mark.parametrize("treatment", ["signal.signal(signal.SIGCHLD, signal.SIG_IGN)", "signal.signal(signal.SIGCHLD, reap)"])
 def test_a_host_that_ignores_or_reaps_sigchld(treatment: str) -> None:
     code = f"""

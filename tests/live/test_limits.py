@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -134,7 +135,6 @@ def test_cpu_time_without_a_control_group_is_refused_or_named(monkeypatch: pytes
         assert [line for line in c.degraded if "no groups here" in line]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs a control group that an ordinary user may not make here")
 def test_a_paused_container_is_closed_at_once() -> None:
     c = Container(memory="100M").create()
     p = c.popen(["sleep", "100"])
@@ -154,3 +154,30 @@ def test_text_that_cannot_be_decoded_costs_neither_time_nor_the_container() -> N
             c.exec(["printf", r"\377"], text=True)
         assert time.monotonic() - began < 2
         assert c.exec(["sleep", "5"], timeout=1e-10).status is Status.TIMEOUT
+
+
+def test_memory_that_is_used_up_by_files_costs_programs_but_not_the_container() -> None:
+    for _ in range(3):
+        with Container(memory="32M", mounts=[Tmpfs("/t", size="64M")]) as c:
+            assert c.exec(["dd", "if=/dev/zero", "of=/t/f", "bs=64k"]).status is Status.MEMORY_LIMIT
+            for _ in range(20):
+                try:
+                    c.exec(["sh", "-c", "echo x > /t/h"])
+                except sandbox.SetupError as error:
+                    assert error.errno in {errno.ENOMEM, errno.E2BIG}
+            assert c.is_running
+
+
+def test_a_program_that_cannot_be_executed_for_a_lease_holds_nobody_up_for_long() -> None:
+    holder = "import fcntl, os, signal, time; signal.signal(signal.SIGIO, signal.SIG_IGN); fd = os.open('/tmp/prog', os.O_RDONLY);"
+    holder += "fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK); print('held', flush=True); time.sleep(60)"
+    with Container() as c:
+        c.exec(["cp", "/bin/true", "/tmp/prog"]).check()
+        with c.popen(["python3", "-c", holder], stdout=sandbox.PIPE) as p, c.popen(["sleep", "60"], timeout=0.5) as other:
+            assert p.stdout is not None
+            assert p.stdout.readline() == b"held\n"
+            began = time.monotonic()
+            assert c.exec(["/tmp/prog"]).status is Status.SIGNALED
+            assert other.wait(5).status is Status.TIMEOUT
+            assert time.monotonic() - began < 3
+            p.kill()
