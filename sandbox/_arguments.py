@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from sandbox._run import Spec, Text, candidates_for
 from sandbox._spec import LEAST_MEMORY, NPROC, ContainerSpec, to_cwd
-from sandbox._types import Argument, Size, StrPath, to_argv, to_count, to_env, to_items, to_seconds, to_size
+from sandbox._types import Argument, Size, StrPath, to_argv, to_bool, to_count, to_env, to_items, to_seconds, to_size
 from sandbox._users import Identity
 from sandbox.cg import Limits
 from sandbox.errors import UsageError
@@ -74,7 +74,7 @@ def build_spec(o: ExecOptions, container: ContainerSpec, identify: Callable[[str
     if o.pass_fds or not isinstance(o.argv, tuple):
         return _build_spec(o, container, who)
     try:
-        return _cached_spec(o, container, who)
+        return _cached_spec(o, container, who, o.timeout, o.cpu_time, o.memory, o.swap, o.cpus, o.pids, o.output_limit, o.umask, o.accounting)
     except TypeError:  # something that is no key: an env that is a dict, a path of one's own kind
         return _build_spec(o, container, who)
 
@@ -89,7 +89,8 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
         raise UsageError(f"rlimits: {o.rlimits!r} is not an Rlimits; give Rlimits(nofile=64), say")
     limits = _NO_LIMITS if plain else Limits(o.memory, o.swap, o.cpus, pids=o.pids)
     cpu_s = None if o.cpu_time is None else to_seconds(o.cpu_time, what="cpu_time")
-    rows, columns = (to_count(n, what="size", least=0, most=65535) for n in o.size) if o.tty else (0, 0)
+    to_bool(o.tty, what="tty")
+    rows, columns = _terminal_size(o.size) if o.tty else (0, 0)
     spec = Spec(
         argv=argv,
         candidates=candidates_for(argv[0], path),
@@ -108,11 +109,25 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
         rows=rows,
         columns=columns,
     )
+    if o.accounting is not None:
+        to_bool(o.accounting, what="accounting")
     accounted = True if o.accounting is None and (not plain or cpu_s is not None) else o.accounting
     return Prepared(spec, _pass_fds(o.pass_fds), limits, accounted)
 
 
-_cached_spec: Final = lru_cache(maxsize=512)(_build_spec)
+@lru_cache(maxsize=512, typed=True)
+def _cached_spec(o: ExecOptions, container: ContainerSpec, who: Identity, *numbers: object) -> Prepared:
+    # Typed, for 1 and True are equal, and one of the two is refused; what is inside *o* would not be looked at.
+    del numbers
+    return _build_spec(o, container, who)
+
+
+def _terminal_size(size: tuple[int, int]) -> tuple[int, int]:
+    items = to_items(size, what="size", like="(24, 80)")
+    if len(items) != 2:
+        raise UsageError(f"size: {size!r} is not (rows, columns); give such as (24, 80)")
+    rows, columns = (to_count(n, what="size", least=0, most=65535) for n in items)
+    return rows, columns
 
 
 def _check_memory(memory: Size | None, argv: tuple[bytes, ...], env: tuple[bytes, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, NoReturn
 from attrs import frozen
 
 from sandbox import ns
-from sandbox._types import StrPath, to_env, to_inside_path, to_items, to_text
+from sandbox._types import StrPath, to_bool, to_env, to_inside_path, to_items, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UnsupportedError, UsageError
 from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Scratch, Tmpfs, Volume, to_host_name
@@ -189,7 +189,7 @@ def _build(
         filesystem=filesystem(
             root,
             mounts=to_mounts(mounts),
-            read_only=read_only,
+            read_only=to_bool(read_only, what="read_only"),
             scratch=layer,
             shm=shm,
             security=walls,
@@ -205,7 +205,7 @@ def _build(
         env=to_environment(env),
         cwd=to_cwd(cwd),
         user=to_user(user, root),
-        strict=strict,
+        strict=to_bool(strict, what="strict"),
         joins_net=joins_net,
     )
 

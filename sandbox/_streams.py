@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from sandbox._pump import Capture
 from sandbox._run import Text
+from sandbox.errors import UsageError
 
 File = IO[Any] | None
 
@@ -21,6 +22,8 @@ class Communication:
         self, files: tuple[File, File, File], data: bytes | str | None, text: Text, *, limit: int, kill: Callable[[], None]
     ) -> None:
         stdin, stdout, stderr = files
+        if not isinstance(data, (str, bytes, bytearray, memoryview, type(None))):
+            raise UsageError(f"input: {type(data).__name__} is neither bytes nor str")
         raw = data.encode(text.encoding or "utf-8", text.errors) if isinstance(data, str) else data
         self._text = text
         self._kill = kill

@@ -127,6 +127,13 @@ def to_inside_path(value: StrPath, *, what: str) -> str:
     return "/" + "/".join(parts)
 
 
+def to_bool(value: object, *, what: str) -> bool:
+    """True or False, and nothing that merely counts as one of them: ``strict=""`` is a mistake. Raises: UsageError."""
+    if value is not True and value is not False:
+        raise UsageError(f"{what}: {value!r} is neither True nor False")
+    return value
+
+
 def to_signal(signum: object) -> int:
     """A signal's number, 1 to 64. Raises: UsageError."""
     if isinstance(signum, bool) or not isinstance(signum, int) or not 1 <= signum <= 64:

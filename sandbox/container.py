@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sandbox._types import PIPE, Argument, Size, StrPath, to_count, to_inside_path, to_signal, to_size, to_text
+from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_count, to_inside_path, to_signal, to_size, to_text
 from sandbox.errors import ClosedError, SetupError, UsageError
 
 if TYPE_CHECKING:
@@ -224,6 +224,7 @@ class Container:
         from sandbox._arguments import ExecOptions, build_spec, text_of
         from sandbox._wiring import wire_up
 
+        to_bool(check, what="check")
         options = ExecOptions(
             argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, pass_fds, accounting
         )
@@ -263,7 +264,8 @@ class Container:
         tty: bool = False,
         size: tuple[int, int] = (24, 80),
     ) -> Process:
-        """Start a program and return a `Process`: subprocess.Popen's vocabulary. Limits as in `exec`.
+        """Start a program and return a `Process`: subprocess.Popen's vocabulary. Limits as in `exec`, but for *output_limit*: it
+        bounds what `Process.communicate` reads. What the caller reads from the streams itself is the caller's to count.
 
         stdin, stdout, stderr: None is /dev/null (never the caller's own). tty: give it a terminal of *size* (rows, columns)
         instead of the three; `Process.terminal` is its other end.

@@ -110,6 +110,8 @@ class Process:
         """
         if self._result is not None:
             return self._result
+        if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
+            raise UsageError(f"timeout: {timeout!r} is not a time; give seconds as a number, or None to wait for ever")
         got = self._channel.receive(timeout)
         if got is None or not isinstance(got[0], codec.End):
             self._finish(False)

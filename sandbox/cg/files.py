@@ -115,7 +115,7 @@ def make_directory(path: str) -> None:
 
 def check_name(name: str) -> str:
     """Check the name of a group: one path component that no control file and no option could be taken for."""
-    plain = bool(name) and name.isascii() and all(c.isalnum() or c in "_-+@:." for c in name)
+    plain = isinstance(name, str) and bool(name) and name.isascii() and all(c.isalnum() or c in "_-+@:." for c in name)
     if not plain or name[0] in ".-" or len(name) > 200:
         raise UsageError(f"cgroup: {name!r} is not a name; use letters, digits and _ - + @ : . (200 at most, not first - or .)")
     return name

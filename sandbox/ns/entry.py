@@ -99,6 +99,8 @@ def enter(*namespaces: Namespace) -> Entered:
     """
     if not namespaces:
         raise UsageError("enter: give at least one namespace")
+    if strangers := [item for item in namespaces if not isinstance(item, Namespace)]:
+        raise UsageError(f"enter: {strangers[0]!r} is not a Namespace; open one by Namespace.of(pid, 'net'), say")
     kinds = [item.kind for item in namespaces]
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
     if twice:

@@ -77,7 +77,7 @@ class Namespace:
         name = _file_of(kind)
         try:
             pidfd = calls.pidfd_open(pid)
-        except OSError as error:
+        except (OSError, TypeError, OverflowError) as error:
             raise UsageError(f"pid: there is no process {pid!r}") from error
         with Fd(pidfd):
             fd = _open_of(pid, name)

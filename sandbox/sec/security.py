@@ -9,6 +9,7 @@ from typing import Final
 from attrs import field, frozen
 
 from sandbox._plan import DropBounding, NoNewPrivs, Op, Seccomp, Slot
+from sandbox._types import to_bool, to_items
 from sandbox.errors import UnsupportedError, UsageError
 from sandbox.sec import capabilities as caps
 from sandbox.sec.compiler import compile_policy
@@ -33,7 +34,8 @@ def _to_profile(value: Profile | str) -> Profile:
 
 
 def _to_names(value: Iterable[str]) -> tuple[str, ...]:
-    return caps.capability_names(caps.capability_mask(value))
+    names = value if isinstance(value, str) else to_items(value, what="capabilities", like="['CHOWN']")
+    return caps.capability_names(caps.capability_mask(names))
 
 
 def _to_optional_names(value: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -43,15 +45,14 @@ def _to_optional_names(value: Iterable[str] | None) -> tuple[str, ...] | None:
 def _to_syscalls(value: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str):
         raise UsageError(f"system calls: {value!r} is one string; give a list such as [{value!r}]")
-    names = tuple(value)
+    names = to_items(value, what="system calls", like="['io_uring_setup']")
     rule(names, ALLOW)  # knows every name, or says which not
     return names
 
 
 def _check_bool(instance: object, attribute: object, value: object) -> None:
     del instance
-    if not isinstance(value, bool):
-        raise UsageError(f"{getattr(attribute, 'name', 'value')}: {value!r} is neither True nor False")
+    to_bool(value, what=getattr(attribute, "name", "value"))
 
 
 @frozen(cache_hash=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sandbox
-from sandbox import Bind, Container, Tmpfs, UsageError
+from sandbox import PIPE, Bind, Container, Security, Tmpfs, UsageError
+from sandbox.cg import Cgroup
+from sandbox.ns import Namespace, enter
 
 
 @pytest.mark.parametrize(
@@ -103,10 +106,25 @@ def test_nothing_happens_before_start() -> None:
         container.start()
 
 
+@pytest.mark.parametrize("value", ["", "no", 0, 1, None])
+@pytest.mark.parametrize("name", ["strict", "read_only"])
+def test_what_only_counts_as_true_or_false_is_refused(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=name):
+        Container(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "good", "bad"), [("timeout", 1, True), ("output_limit", 0, 0.0), ("umask", 1, True), ("accounting", False, 0)])
+def test_a_value_of_the_wrong_kind_is_refused_after_an_equal_one_was_taken(name: str, good: object, bad: object) -> None:
+    with Container() as c:
+        c.exec(["true"], **{name: good})  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=name):
+            c.exec(["true"], **{name: bad})  # type: ignore[arg-type]
+
+
 ODD = [True, -1, 0, 1.5, float("nan"), b"64M", "x", "\ud800", "a\0b", object(), [object()], [None], {"a": object()}]
 
 
-@pytest.mark.parametrize("name", ["cpuset", "io_max", "hugetlb", "devices", "share", "mounts", "env", "rlimits", "cwd", "image", "user", "hostname", "security", "scratch", "shm", "memory", "pids", "cpus", "time_offsets", "net"])
+@pytest.mark.parametrize("name", ["cpuset", "io_max", "hugetlb", "devices", "share", "mounts", "env", "rlimits", "cwd", "image", "user", "hostname", "security", "scratch", "shm", "memory", "pids", "cpus", "time_offsets", "net", "strict", "read_only"])
 def test_an_argument_of_any_odd_kind_is_refused_in_words_or_taken(name: str) -> None:
     for value in ODD:
         try:
@@ -116,7 +134,7 @@ def test_an_argument_of_any_odd_kind_is_refused_in_words_or_taken(name: str) -> 
             assert len(str(error)) > 10
 
 
-@pytest.mark.parametrize("name", ["argv", "input", "stdin", "stdout", "stderr", "env", "cwd", "user", "timeout", "cpu_time", "memory", "pids", "output_limit", "rlimits", "umask", "pass_fds", "encoding", "errors", "text"])
+@pytest.mark.parametrize("name", ["argv", "input", "stdin", "stdout", "stderr", "env", "cwd", "user", "timeout", "cpu_time", "memory", "pids", "output_limit", "rlimits", "umask", "pass_fds", "encoding", "errors", "text", "check", "accounting"])
 def test_an_argument_of_exec_of_any_odd_kind_is_refused_in_words_or_taken(name: str) -> None:
     with Container() as c:
         for value in [*ODD, 9999, "base64"]:
@@ -128,3 +146,36 @@ def test_an_argument_of_exec_of_any_odd_kind_is_refused_in_words_or_taken(name: 
             except sandbox.SandboxError as error:
                 assert len(str(error)) > 10
         assert c.exec(["true"]).ok
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Security(cap_add=None),  # type: ignore[arg-type]
+        lambda: Security(allow_syscalls=5),  # type: ignore[arg-type]
+        lambda: Security(capabilities=5),  # type: ignore[arg-type]
+        lambda: Namespace.of("x", "net"),  # type: ignore[arg-type]
+        lambda: Namespace.of(1 << 40, "net"),
+        lambda: enter("x"),  # type: ignore[arg-type]
+        lambda: Cgroup(5),  # type: ignore[arg-type]
+        lambda: Cgroup("q", {}),  # type: ignore[arg-type]
+    ],
+)
+def test_parts_refuse_what_is_of_an_odd_kind(make: Callable[[], object]) -> None:
+    with pytest.raises(UsageError):
+        make()
+
+
+def test_a_process_refuses_what_is_of_an_odd_kind_and_runs_on() -> None:
+    with Container() as c, c.popen(["cat"], stdin=PIPE, stdout=PIPE) as p:
+        for refused in (
+            lambda: p.wait("x"),  # type: ignore[arg-type]
+            lambda: p.communicate(5),  # type: ignore[arg-type]
+            lambda: p.send_signal("x"),  # type: ignore[arg-type]
+            lambda: c.popen(["true"], tty=True, size=(1,)),  # type: ignore[arg-type]
+            lambda: c.popen(["true"], tty=True, size=None),  # type: ignore[arg-type]
+            lambda: c.kill("SIGTERM"),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(UsageError):
+                refused()
+        assert p.communicate(b"on") == (b"on", None)
