@@ -7,9 +7,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
-from attrs import field, frozen
+from attrs import frozen
 
 from sandbox._run import Spec, Text, candidates_for
 from sandbox._spec import LEAST_MEMORY, NPROC, ContainerSpec, to_cwd
@@ -28,16 +28,15 @@ _MAX_TOTAL: Final = 6 << 20
 def as_key(value: Any) -> Any:  # noqa: ANN401
     """A list or dict of the caller's as a tuple, so that it can be a key; anything else as it is."""
     if isinstance(value, list):
-        return tuple(cast("list[object]", value))
+        return tuple(value)  # type: ignore[arg-type, unused-ignore]
     return tuple(cast("dict[object, object]", value).items()) if isinstance(value, dict) else value
 
 
-@frozen
-class ExecOptions:
-    """What the caller said, as said."""
+class ExecOptions(NamedTuple):
+    """What the caller said, as said, but for `as_key` on *argv* and *env*. A tuple: this is the hot path."""
 
-    argv: Sequence[Argument] = field(converter=as_key)
-    env: Mapping[str, str] | Iterable[tuple[str, str]] | None = field(converter=as_key)
+    argv: Sequence[Argument]
+    env: Mapping[str, str] | Iterable[tuple[str, str]] | None
     cwd: StrPath | None
     user: int | str | None
     timeout: float | None
@@ -49,8 +48,8 @@ class ExecOptions:
     output_limit: Size
     rlimits: Rlimits | None
     umask: int
-    pass_fds: Sequence[int] | Mapping[int, int]
     accounting: bool | None
+    pass_fds: Sequence[int] | Mapping[int, int]
     tty: bool = False
     size: tuple[int, int] = (0, 0)
 
@@ -108,6 +107,7 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
         tty=o.tty,
         rows=rows,
         columns=columns,
+        same_cpu=container.security.always_allows("sched_getaffinity", "sched_setaffinity", "getcpu"),
     )
     if o.accounting is not None:
         to_bool(o.accounting, what="accounting")

@@ -41,8 +41,10 @@ class Spec:
     tty: bool = False
     rows: int = 0
     columns: int = 0
+    same_cpu: bool = False
     encoded: tuple[bytes, bytes] = field(init=False, eq=False, repr=False)  # what of the request is the same for each run
-    plain: bytes = field(init=False, eq=False, repr=False)  # all of it, with the three standard streams and no control group
+    flags: int = field(init=False, eq=False, repr=False)
+    plain: bytes = field(init=False, eq=False, repr=False)  # all of it, with /dev/null as all three standard streams and no control group
     args: tuple[str, ...] = field(init=False, eq=False, repr=False)  # argv, for people
 
     @encoded.default  # type: ignore[attr-defined, unused-ignore]  # attrs' own decorator
@@ -65,11 +67,15 @@ class Spec:
         )
         return codec.exec_head(request), codec.exec_tail(request)
 
+    @flags.default  # type: ignore[attr-defined, unused-ignore]
+    def _flags(self) -> int:
+        return (wire.EXEC_TTY if self.tty else 0) | (wire.EXEC_SAME_CPU if self.same_cpu else 0)
+
     @plain.default  # type: ignore[attr-defined, unused-ignore]
     def _plain(self) -> bytes:
         head, tail = self.encoded
-        links = codec.exec_links(wire.NO_SLOT, 0, wire.NO_SLOT, (), ((0, 0), (1, 1), (2, 2)))
-        return (wire.EXEC_TTY if self.tty else 0).to_bytes(4, "little") + head + links + tail
+        links = codec.exec_links(wire.NO_SLOT, 0, wire.NO_SLOT, (), ((0, 0), (0, 1), (0, 2)))
+        return self.flags.to_bytes(4, "little") + head + links + tail
 
     @args.default  # type: ignore[attr-defined, unused-ignore]
     def _args(self) -> tuple[str, ...]:
@@ -91,11 +97,12 @@ class Text:
 
 
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, first: int = 0, flags: int = 0) -> tuple[bytes, list[int]]:
-    """The body of EXEC and its descriptors; *first* is the reference of the first of them."""
-    fds = list(wiring.inside.values())
-    if leaf is None and not first and not flags and tuple(wiring.inside) == _STANDARD:
+    """The body of EXEC and its descriptors, each once; *first* is the reference of the first of them."""
+    inside = wiring.inside
+    fds = list(dict.fromkeys(inside.values()))
+    if leaf is None and len(fds) == 1 and not first and not flags and tuple(inside) == _STANDARD:
         return spec.plain, fds
-    targets = [(first + index, target) for index, target in enumerate(wiring.inside)]
+    targets = [(first + fds.index(fd), target) for target, fd in inside.items()]
     cpu_fd, into = wire.NO_SLOT, wire.NO_SLOT
     cpu_format, joins = 0, range(0)
     if leaf is not None:
@@ -109,7 +116,7 @@ def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, first: int = 0, fla
             fds.append(leaf.into_fd)
     head, tail = spec.encoded
     links = codec.exec_links(cpu_fd, cpu_format, into, joins, targets)
-    return (flags | (wire.EXEC_TTY if spec.tty else 0)).to_bytes(4, "little") + head + links + tail, fds
+    return (flags | spec.flags).to_bytes(4, "little") + head + links + tail, fds
 
 
 _STANDARD: Final = (0, 1, 2)

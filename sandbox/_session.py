@@ -195,7 +195,9 @@ class Session:
     def take_channel(self) -> Channel:
         """An idle channel, or a new one."""
         with self._lock:
-            control = self._check()
+            if self.owner != os.getpid() or self._closed or (control := self._control) is None:
+                driver.check_owner(self.owner)
+                raise ClosedError("the container is not running; start() it, or use it inside `with`")
             if self._idle:
                 return self._idle.pop()
             channel, theirs = Channel.pair()
@@ -220,12 +222,6 @@ class Session:
             self.kill()  # `close` closes it
         else:
             channel.close()
-
-    def _check(self) -> Channel:
-        driver.check_owner(self.owner)
-        if self._closed or self._control is None:
-            raise ClosedError("the container is not running; start() it, or use it inside `with`")
-        return self._control
 
     # ---- Programs ----
 
@@ -252,7 +248,9 @@ class Session:
             sound = True
             if end.cause == wire.Cause.NOT_STARTED:
                 raise start_error(spec, end.status, end.detail)
-            return make_result(spec, end, leaf, output_hit=streams[2] or streams[3], streams=_decoded(streams, text))
+            if text.encoding is not None:
+                streams = text.decode(streams[0]), text.decode(streams[1]), streams[2], streams[3]
+            return make_result(spec, end, leaf, output_hit=streams[2] or streams[3], streams=streams)
         except (BrokenError, OSError) as error:
             # Another thread has closed the container, and with it the channel or the run's control group.
             if (self._closed or self._is_ending) and not isinstance(error, SetupError):
@@ -424,7 +422,3 @@ class Session:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
-
-
-def _decoded(streams: tuple[Any, Any, bool, bool], text: Text) -> tuple[Any, Any, bool, bool]:
-    return text.decode(streams[0]), text.decode(streams[1]), streams[2], streams[3]

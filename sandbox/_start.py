@@ -80,8 +80,9 @@ class Started:
 
     def _prepare_successor(self) -> None:
         """Ask for the next container of this kind to be made ahead, once."""
-        is_current = self.session.launcher is driver.known()  # else it has died, or was shut down
-        if not self._has_successor and self._starting.kind is not None and is_current:
+        if self._has_successor or self._starting.kind is None:
+            return
+        if self.session.launcher is driver.known():  # else it has died, or was shut down
             self._has_successor = True
             spares().prepare(self._starting.kind, self._starting.spare)
 

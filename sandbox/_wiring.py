@@ -21,14 +21,11 @@ class Wiring:
     stdout: int | None = None
     stderr: int | None = None
     _lent: list[int] = field(factory=list[int])
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether there is nothing to move."""
-        return self.stdin is None and self.stdout is None and self.stderr is None
+    is_plain: bool = True  # there is nothing to move, nor to close
 
     def lend(self, fd: int) -> int:
         """Note a descriptor to be closed once the program has its copy."""
+        self.is_plain = False
         self._lent.append(fd)
         return fd
 
@@ -39,26 +36,33 @@ class Wiring:
 
     def close(self) -> None:
         """Close everything."""
+        if self.is_plain:
+            return
         self.close_lent()
-        for name in ("stdin", "stdout", "stderr"):
-            fd = getattr(self, name)
+        ours = (self.stdin, self.stdout, self.stderr)
+        self.stdin = self.stdout = self.stderr = None
+        for fd in ours:
             if fd is not None:
                 os.close(fd)
-                setattr(self, name, None)
 
 
 def wire_up(stdin: Any, stdout: Any, stderr: Any, pass_fds: Mapping[int, int], *, tty: bool) -> Wiring:  # noqa: ANN401 - subprocess's vocabulary
     """Make the pipes and choose the descriptors, with subprocess's words: PIPE, DEVNULL, STDOUT, a file or a descriptor."""
     w = Wiring()
+    inside = w.inside
     try:
         if not tty:
-            w.inside[0], w.stdin = _input_end(stdin, w)
-            w.inside[1], w.stdout = _output_end(stdout, w)
-            if stderr == STDOUT and not hasattr(stderr, "fileno"):
-                w.inside[2] = w.inside[1]
+            null = _null[0] if _null else _devnull()
+            inside[0] = null if _is_null(stdin) else _input_end(stdin, w)
+            inside[1] = null if _is_null(stdout) else _output_end(stdout, w, 1)
+            if _is_null(stderr):
+                inside[2] = null
+            elif stderr == STDOUT and not hasattr(stderr, "fileno"):
+                inside[2] = inside[1]
             else:
-                w.inside[2], w.stderr = _output_end(stderr, w)
-        w.inside.update(pass_fds)
+                inside[2] = _output_end(stderr, w, 2)
+        if pass_fds:
+            inside.update(pass_fds)
     except BaseException:
         w.close()
         raise
@@ -70,28 +74,30 @@ _null: dict[int, int] = {}
 
 def _devnull() -> int:
     """``/dev/null``, opened once per process (a fork may share it: it has no state)."""
-    fd = _null.get(0)
-    if fd is None:
-        fd = _null[0] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    fd = _null[0] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     return fd
 
 
-def _input_end(stdin: Any, w: Wiring) -> tuple[int, int | None]:  # noqa: ANN401
-    if stdin is None or (isinstance(stdin, int) and stdin == DEVNULL):
-        return _devnull(), None
+def _is_null(target: Any) -> bool:  # noqa: ANN401
+    return target is None or (isinstance(target, int) and target == DEVNULL)
+
+
+def _input_end(stdin: Any, w: Wiring) -> int:  # noqa: ANN401
     if isinstance(stdin, int) and stdin == PIPE:
-        read, write = os.pipe2(os.O_CLOEXEC)
-        return w.lend(read), write
-    return _fileno(stdin, "stdin"), None
+        read, w.stdin = os.pipe2(os.O_CLOEXEC)
+        return w.lend(read)
+    return _fileno(stdin, "stdin")
 
 
-def _output_end(target: Any, w: Wiring) -> tuple[int, int | None]:  # noqa: ANN401
+def _output_end(target: Any, w: Wiring, number: int) -> int:  # noqa: ANN401
     if isinstance(target, int) and target == PIPE:
         read, write = os.pipe2(os.O_CLOEXEC)
-        return w.lend(write), read
-    if target is None or (isinstance(target, int) and target == DEVNULL):
-        return _devnull(), None
-    return _fileno(target, "stdout or stderr"), None
+        if number == 1:
+            w.stdout = read
+        else:
+            w.stderr = read
+        return w.lend(write)
+    return _fileno(target, "stdout or stderr")
 
 
 def _fileno(target: Any, what: str) -> int:  # noqa: ANN401

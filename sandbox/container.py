@@ -16,6 +16,7 @@ from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_count, to_
 from sandbox.errors import ClosedError, SetupError, UsageError
 
 if TYPE_CHECKING:
+    from sandbox._arguments import Prepared
     from sandbox._session import Session
     from sandbox._spec import ContainerSpec, Mount
     from sandbox._start import Started
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_READ: Final = 64 << 20
 MAX_COPY: Final = 1 << 30
+MAX_PREPARED: Final = 64
 
 
 class Container:
@@ -108,6 +110,7 @@ class Container:
         self._closed = False
         self._lock = threading.Lock()
         self._identities: dict[str, Identity] = {}
+        self._prepared: dict[tuple[Any, ...], Prepared] = {}
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"pid={self._started.session.pid}" if self._started else "not started"
@@ -221,21 +224,43 @@ class Container:
 
         Raises: UsageError, ProgramNotFoundError, SetupError, ClosedError, BrokenError; CommandError with *check*.
         """
-        from sandbox._arguments import ExecOptions, build_spec, text_of
+        from sandbox._arguments import as_key, text_of
         from sandbox._wiring import wire_up
 
-        to_bool(check, what="check")
-        options = ExecOptions(
-            argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, pass_fds, accounting
-        )
+        if check is not False:
+            to_bool(check, what="check")
+        argv, env = as_key(argv), None if env is None else as_key(env)
+        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, accounting)
         decoder = text_of(text, encoding, errors)
-        data = _input_bytes(input, stdin, encoding, errors, text=text)
-        live = self._live()
-        prepared = build_spec(options, self.spec, self._identity)
+        data = None if input is None else _input_bytes(input, stdin, encoding, errors, text=text)
+        live = self._started or self._live()
+        prepared = self._prepare(said, pass_fds)
         wiring = wire_up(PIPE if data is not None else stdin, stdout, stderr, prepared.fds, tty=False)
         leaf = live.leaf(prepared, wiring)
         result = live.session.run(prepared.spec, wiring, data, leaf, text=decoder, leaves=live)
         return result.check() if check else result
+
+    def _prepare(
+        self, said: tuple[Any, ...], pass_fds: Sequence[int] | Mapping[int, int], tty: bool = False, size: tuple[int, int] = (0, 0)
+    ) -> Prepared:
+        """Check the arguments of a run. The last ones that were fine are remembered: a container runs the same again and again."""
+        is_alone = not pass_fds and tty is False  # else they are looked at each time
+        key = (*said, *map(type, said))  # 1 and True are equal, and one of the two is refused
+        try:
+            found = self._prepared.get(key) if is_alone else None
+        except TypeError:  # an argument that cannot be a key
+            found, is_alone = None, False
+        if found is not None:
+            return found
+        from sandbox._arguments import ExecOptions, build_spec
+
+        options = ExecOptions._make((*said, pass_fds, tty, size))
+        prepared = build_spec(options, self.spec, self._identity)
+        if is_alone and options.user is None:  # another user is looked up each time
+            if len(self._prepared) >= MAX_PREPARED:
+                self._prepared.clear()
+            self._prepared[key] = prepared
+        return prepared
 
     def popen(
         self,
@@ -270,15 +295,14 @@ class Container:
         stdin, stdout, stderr: None is /dev/null (never the caller's own). tty: give it a terminal of *size* (rows, columns)
         instead of the three; `Process.terminal` is its other end.
         """
-        from sandbox._arguments import ExecOptions, build_spec, text_of
+        from sandbox._arguments import as_key, text_of
         from sandbox._wiring import wire_up
 
-        options = ExecOptions(
-            argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, pass_fds, accounting, tty, size
-        )
+        argv, env = as_key(argv), None if env is None else as_key(env)
+        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, accounting)
         decoder = text_of(text, encoding, errors)
         live = self._live()
-        prepared = build_spec(options, self.spec, self._identity)
+        prepared = self._prepare(said, pass_fds, tty, size)
         if tty and not (stdin is stdout is stderr is None):
             raise UsageError("tty=True gives the program one terminal for stdin, stdout and stderr; leave them out")
         wiring = wire_up(stdin, stdout, stderr, prepared.fds, tty=tty)
@@ -388,9 +412,7 @@ class Container:
         _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(to_text(target, what="target")), max_size=limit)
 
 
-def _input_bytes(data: bytes | str | None, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes | None:  # noqa: ANN401
-    if data is None:
-        return None
+def _input_bytes(data: bytes | str, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes:  # noqa: ANN401
     if stdin is not None:
         raise UsageError("input and stdin: give one of the two")
     if isinstance(data, str):

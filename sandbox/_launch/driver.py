@@ -37,7 +37,7 @@ _RECEIVE: Final = 4096
 _EXPECTED_FDS: Final = 16
 _LEAVE_S: Final = 10.0
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1  # <asm-generic/socket.h>, <linux/socket.h>: `socket` itself is imported late
-_ints: Final = struct.Struct("=3i")  # the descriptors of most messages: the three standard streams
+_ints: Final = struct.Struct("=i")  # most messages have one descriptor at most
 
 
 class Channel:
@@ -118,22 +118,17 @@ def _unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def send_message(sock: socket.socket, kind: wire.Msg, body: bytes, fds: Sequence[int]) -> None:
     """One datagram; a large body goes through a sealed memfd, as the last descriptor."""
     if len(body) <= wire.INLINE:
-        _send(sock, wire.HEAD.pack(kind, 0, len(body)) + body, fds)
+        rights = _ints.pack(*fds) if len(fds) == 1 else struct.pack(f"={len(fds)}i", *fds)
+        sock.sendmsg((wire.HEAD.pack(kind, 0, len(body)), body), ((_SOL_SOCKET, _SCM_RIGHTS, rights),) if fds else ())
         return
     memfd = os.memfd_create("sandbox-message", os.MFD_CLOEXEC)
     try:
         with open(memfd, "wb", closefd=False) as file:
             file.write(body)
-        _send(sock, wire.HEAD.pack(kind, wire.HEAD_MEMFD, len(body)), [*fds, memfd])
+        rights = struct.pack(f"={len(fds) + 1}i", *fds, memfd)
+        sock.sendmsg((wire.HEAD.pack(kind, wire.HEAD_MEMFD, len(body)),), ((_SOL_SOCKET, _SCM_RIGHTS, rights),))
     finally:
         os.close(memfd)
-
-
-def _send(sock: socket.socket, raw: bytes, fds: Sequence[int]) -> None:
-    if not fds:
-        sock.send(raw)
-        return
-    sock.sendmsg([raw], [(_SOL_SOCKET, _SCM_RIGHTS, _ints.pack(*fds) if len(fds) == 3 else struct.pack(f"={len(fds)}i", *fds))])
 
 
 class Launcher:

@@ -217,6 +217,16 @@ class Policy:
         """Whether some system call is reported to the container's init instead of failing."""
         return NOTIFY in (self.default, self.unknown, self.foreign) or any(r.action == NOTIFY for r in self.rules)
 
+    def always_allows(self, name: str) -> bool:
+        """Say whether system call *name* is allowed whatever its arguments."""
+        for item in self.rules:
+            if name in item.names:
+                if item.action != ALLOW:
+                    return False
+                if not item.when:
+                    return True
+        return self.default == ALLOW
+
     def decide(self, arch: Arch, number: int, args: Sequence[int] = (0,) * 6, *, audit_arch: int | None = None) -> Action:
         """Say what becomes of system call *number* with *args* on *arch*; *audit_arch*: entered through that ABI (AUDIT_ARCH_*)."""
         if audit_arch not in (None, arch.audit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 import sandbox
 from sandbox import DEVNULL, PIPE, STDOUT, Bind, Container, Status, Tmpfs
+from sandbox.sec import NOTIFY, Profile, Security, fail, profile_policy, rule
 from tests.support import needs
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged, pytest.mark.usefixtures("no_leftovers")]
@@ -351,3 +353,39 @@ def test_time_namespace_shifts_the_clocks() -> None:
         inside = float(sh(c, "cut -d' ' -f1 /proc/uptime").stdout)
     outside = float(Path("/proc/uptime").read_text().split()[0])
     assert 863000 < inside - outside < 865000
+
+
+def cpus_of(pid: int | str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line for line in lines if line.startswith("Cpus_allowed_list"))
+
+
+def test_programs_have_the_cpus_of_their_container() -> None:
+    mine = cpus_of("self")
+    show = ["/bin/grep", "Cpus_allowed_list", "/proc/self/status"]
+    with Container() as c:
+        for _ in range(3):
+            assert c.exec(show).stdout.decode().strip() == mine
+        with c.popen([SH, "-c", "echo; read x"], stdin=PIPE, stdout=PIPE) as running:
+            assert running.stdout is not None
+            running.stdout.readline()
+            assert c.exec(show).stdout.decode().strip() == mine
+            assert cpus_of(c.pid) == mine  # init is kept to one CPU only until a program has started
+
+
+def test_root_inside_cannot_tie_init_to_a_cpu() -> None:
+    with Container(user=0) as c:
+        assert not sh(c, "taskset -p 1 1").ok
+        assert cpus_of(c.pid) == cpus_of("self")
+
+
+@pytest.mark.parametrize("action", ["EPERM", "NOTIFY"])
+def test_a_policy_may_deny_what_init_only_likes_to_have(action: str) -> None:
+    names = "sched_getaffinity sched_setaffinity getcpu"
+    denied = rule(names, NOTIFY if action == "NOTIFY" else fail(errno.EPERM))
+    policy = profile_policy(Profile.DEFAULT).first(denied)
+    with Container(security=Security(seccomp=policy)) as c:
+        assert c.exec(["/bin/true"], timeout=10).ok
+        refused = sh(c, "taskset -p $$", timeout=10)
+    assert refused.status is (Status.SYSCALL_DENIED if action == "NOTIFY" else Status.EXITED)
+    assert not refused.ok

@@ -7,6 +7,10 @@
 // CLONE_VFORK is more than a wait: out of memory, the kernel kills everybody who shares the victim's memory, and only a
 // child that it knows to be in vfork is never chosen (oom_badness in mm/oom_kill.c: in_vfork). Without it a program that fills
 // its control group by files on a tmpfs would have the next child, and init with it, killed. So execve fails with ENOMEM.
+//
+// The kernel gives a new process the idlest CPU, and for a child that lets its parent sleep this is the wrong one: it has to
+// be woken up (in a virtual machine by two exits to the hypervisor), and so has init's, 0.2 ms later. So both keep to one CPU
+// until execve, where the kernel chooses anew.
 #define _GNU_SOURCE
 #include "exec.h"
 #include "sys.h"
@@ -33,7 +37,18 @@
 #define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)0)
 #endif
 
+enum { MAX_CPUS = 8192 }; // CONFIG_NR_CPUS is that at most
+
 static char child_stack[32768] __attribute__((aligned(16)));
+
+static unsigned long all_cpus[MAX_CPUS / (8 * sizeof(long))], this_cpu[MAX_CPUS / (8 * sizeof(long))];
+static size_t cpus_size; // of both sets, in bytes; 0: not known
+static bool is_kept;     // for the child to undo, and for init
+
+void exec_note_cpus(void) {
+    long size = syscall(__NR_sched_getaffinity, 0, sizeof all_cpus, all_cpus);
+    cpus_size = size > 0 ? (size_t)size : 0;
+}
 
 static bool take_fd(struct reader *r, const int *fds, int nfds, int *out) {
     uint16_t ref = rd_uint16(r);
@@ -108,6 +123,7 @@ bool exec_parse(struct exec_request *x, struct reader reader, const int *fds, in
     struct reader *r = &reader;
     x->mapped = NULL;
     x->tty = x->proc = -1;
+    x->in_root = false;
     x->mark = false;
     x->mark_ino = 0;
     x->step = x->error = 0;
@@ -180,7 +196,7 @@ static bool map_fds(struct exec_request *x) {
             top = x->fds[i].to;
     int base = (int)top + 1;
     for (uint32_t i = 0; i < x->nfds; i++)
-        if ((x->fds[i].from = fcntl(x->fds[i].from, F_DUPFD_CLOEXEC, base)) < 0)
+        if (x->fds[i].from < base && (x->fds[i].from = fcntl(x->fds[i].from, F_DUPFD_CLOEXEC, base)) < 0)
             return false;
     if (x->tty >= 0 && (x->tty = fcntl(x->tty, F_DUPFD_CLOEXEC, base)) < 0)
         return false;
@@ -217,6 +233,8 @@ static bool set_ids(struct exec_request *x) {
 // them to what no program may see (CVE-2024-21626): such links are not followed. As the program's user, and before its limit
 // of descriptors is in force.
 static bool enter_cwd(struct exec_request *x) {
+    if (x->in_root && x->cwd[0] == '/' && !x->cwd[1])
+        return true;
     int fd = openat2(AT_FDCWD, x->cwd, O_PATH | O_DIRECTORY, 0, X_RESOLVE_NO_MAGICLINKS);
     return fd >= 0 && fchdir(fd) == 0;
 }
@@ -276,9 +294,29 @@ static bool limit_patience(void) {
            syscall(__NR_timer_settime, timer, 0, &patience, NULL) == 0;
 }
 
+// Keeps this process, and the child that it clones now, to the CPU that it is on; false if it cannot.
+static bool stay_here(void) {
+    int cpu = sched_getcpu();
+    if (cpu < 0 || (size_t)cpu >= cpus_size * 8)
+        return false;
+    unsigned long *word = &this_cpu[(size_t)cpu / (8 * sizeof *word)];
+    *word = 1UL << ((size_t)cpu % (8 * sizeof *word));
+    long done = syscall(__NR_sched_setaffinity, 0, cpus_size, this_cpu);
+    *word = 0;
+    return done == 0;
+}
+
+// Back to the CPUs that init was given, whatever it has been set to since; to all that there are if none of those is left
+// (another cpuset, a CPU that went).
+static bool go_anywhere(void) {
+    if (syscall(__NR_sched_setaffinity, 0, cpus_size, all_cpus) == 0)
+        return true;
+    memset(all_cpus, 0xff, sizeof all_cpus);
+    return syscall(__NR_sched_setaffinity, 0, sizeof all_cpus, all_cpus) == 0;
+}
+
 static int child_main(void *arg) {
-    prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
-    if (!limit_patience()) {
+    if ((is_kept && !go_anywhere()) || !limit_patience()) {
         failed(arg, STEP_CLONE);
         _exit(127);
     }
@@ -347,7 +385,12 @@ static int spawn(struct exec_request *x) {
 }
 
 int exec_spawn(struct exec_request *x) {
+    is_kept = x->flags & EXEC_SAME_CPU && stay_here();
     int pid = spawn(x);
+    int error = errno;
+    if (is_kept)
+        go_anywhere(); // where that fails, nothing is lost but speed
+    errno = error;
     if (pid < 0) {
         failed(x, x->into_cgroup < 0 ? STEP_CLONE : STEP_CGROUP);
         return -1;

@@ -57,6 +57,7 @@ struct exec_request {
 
     // For the child and back, over shared memory.
     int tty;           // the terminal's other end, or -1
+    bool in_root;      // the caller is in the container's "/"
     int proc;          // the container's procfs, to read the mark from; or -1
     bool mark;         // give it a cgroup namespace of its own, so that its processes can be told from others'
     int mark_sock;     // where the child hands that namespace's descriptor over: as long as it is open, its inode is no other's
@@ -67,6 +68,8 @@ struct exec_request {
 // Reads a request whose descriptors are numbers in fds[nfds]. False when it is malformed.
 bool exec_parse(struct exec_request *x, struct reader r, const int *fds, int nfds);
 void exec_forget(struct exec_request *x); // unmaps what exec_parse mapped
+// Notes the CPUs that exec_spawn gives its children, with EXEC_SAME_CPU; before that, none are set.
+void exec_note_cpus(void);
 // In the calling process: becomes the program; returns only when that failed, with step and error set.
 void exec_become(struct exec_request *x);
 // In a child with vfork semantics. Returns its pid, or -1 with step and error set (the child is reaped).

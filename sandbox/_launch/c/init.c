@@ -30,13 +30,14 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
 
-enum { MAX_CHANNELS = 512, EVENTS = 16, KIND_NOTIFY = MAX_CHANNELS };
+enum { MAX_CHANNELS = 512, EVENTS = 16, KIND_NOTIFY = MAX_CHANNELS, KIND_CHILD };
 static const uint64_t SECOND = 1000000000ULL;
 static const uint64_t MIN_STEP = 500000ULL; // between two looks at a CPU limit
 
@@ -58,7 +59,7 @@ struct channel {
 static struct channel channels[MAX_CHANNELS];
 static int nchannels; // one past the last used
 static int nrunning;
-static int epoll;
+static int epoll, ends; // `ends` is a signalfd: some child has ended
 static struct ops *context;
 static struct exec_request request;
 static uint64_t orphans_cpu; // CPU time of reaped processes that were no program's first
@@ -345,6 +346,8 @@ static void reap(int options) {
             finish(c, status, &usage);
         else
             orphans_cpu += rusage_ns(&usage);
+        if (c && !nrunning)
+            return; // with the last program went all
     }
 }
 
@@ -418,6 +421,7 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
         return refuse(c, STEP_TTY, errno);
     }
     request.proc = context->roles[ROLE_PROC];
+    request.in_root = context->in_root;
     bool beside = false; // does an unmarked program run?
     for (int i = 0; i < nchannels; i++)
         beside |= channels[i].sock >= 0 && channels[i].pid && !channels[i].marked;
@@ -490,12 +494,16 @@ static void on_kill(struct channel *c, struct reader body) {
     }
 }
 
+static bool watch(int fd, uint32_t kind) {
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = kind};
+    return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
 static bool add_channel(int sock) {
     for (int i = 0; i < MAX_CHANNELS; i++) {
         if (i < nchannels && channels[i].sock >= 0)
             continue;
-        struct epoll_event event = {.events = EPOLLIN, .data.u32 = (uint32_t)i};
-        if (epoll_ctl(epoll, EPOLL_CTL_ADD, sock, &event) < 0)
+        if (!watch(sock, (uint32_t)i))
             return false;
         channels[i] = (struct channel){.sock = sock, .cpu_fd = -1, .mark_fd = -1};
         if (i >= nchannels)
@@ -607,10 +615,6 @@ static void on_notify(void) {
         end_by(c, CAUSE_SYSCALL);
 }
 
-static void on_child(int sig) {
-    (void)sig;
-}
-
 static int wait_ms(struct timespec *t) {
     uint64_t next = 0;
     for (int i = 0; i < nchannels; i++)
@@ -628,32 +632,36 @@ static int wait_ms(struct timespec *t) {
 #define __NR_epoll_pwait2 441
 #endif
 
-// SIGCHLD is blocked but here, so an end is never missed between reaping and sleeping.
 static int wait_events(struct epoll_event *events) {
     static bool coarse;
     struct timespec t;
-    uint64_t none = 0; // the kernel's empty signal set is 8 bytes
     int ms = wait_ms(&t);
     if (!coarse) {
-        int n = (int)syscall(__NR_epoll_pwait2, epoll, events, EVENTS, ms < 0 ? NULL : &t, &none, sizeof none);
+        int n = (int)syscall(__NR_epoll_pwait2, epoll, events, EVENTS, ms < 0 ? NULL : &t, NULL, 0);
         if (n >= 0 || (errno != ENOSYS && errno != EPERM))
             return n;
         coarse = true;
     }
-    return (int)syscall(__NR_epoll_pwait, epoll, events, EVENTS, ms, &none, sizeof none);
+    return (int)syscall(__NR_epoll_pwait, epoll, events, EVENTS, ms, NULL, 0);
 }
 
 static _Noreturn void serve(void) {
     struct epoll_event events[EVENTS];
+    struct signalfd_siginfo info;
     for (;;) {
         int n = wait_events(events);
+        bool ended = false;
         for (int i = 0; i < n; i++) {
             if (events[i].data.u32 == KIND_NOTIFY)
                 on_notify();
+            else if (events[i].data.u32 == KIND_CHILD)
+                ended = true;
             else
                 serve_channel(&channels[events[i].data.u32]);
         }
-        reap(WNOHANG);
+        // First the signal is taken, then what it tells of: an end in between gives another one.
+        if (ended && read(ends, &info, sizeof info) > 0)
+            reap(WNOHANG);
         if (nrunning)
             look_at_deadlines();
     }
@@ -738,6 +746,14 @@ static _Noreturn void become_program(struct init_start *s) {
     fail_setup(s->channel, PHASE_EXEC, 0, (uint32_t)request.step, request.error);
 }
 
+// SIGCHLD is blocked since the launcher started; a program's process unblocks it.
+static int open_ends(void) {
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGCHLD);
+    return signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
 static void set_up(struct init_start *s, struct reader block) {
     if (ops_run(&s->ops, block) < 0)
         fail_setup(s->channel, PHASE_INIT, s->ops.index, 0, errno);
@@ -755,6 +771,8 @@ void init_main(struct init_start *s) {
     if (take_ids(s) < 0)
         fail_setup(s->channel, PHASE_MAPS, 1, 0, errno);
     s->ops.setup = true;
+    ends = open_ends(); // the filter that is to come need not allow this, nor that:
+    exec_note_cpus();
     set_up(s, s->init_ops);
     if (s->flags & CREATE_PREPARED)
         set_up(s, await_complete(s));
@@ -772,16 +790,11 @@ void init_main(struct init_start *s) {
         fail_setup(s->channel, PHASE_INIT, s->ops.index, 3, EPERM);
     context = &s->ops;
     context->before = 0;
-    signal(SIGCHLD, on_child);
     oneshot = s->flags & CREATE_ONESHOT;
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (epoll < 0 || !add_channel(s->channel))
+    if (epoll < 0 || !add_channel(s->channel) || !watch(ends, KIND_CHILD) ||
+        (s->ops.notify >= 0 && !watch(s->ops.notify, KIND_NOTIFY)))
         fail_setup(s->channel, PHASE_INIT, s->ops.index, 1, errno);
-    if (s->ops.notify >= 0) {
-        struct epoll_event event = {.events = EPOLLIN, .data.u32 = KIND_NOTIFY};
-        if (epoll_ctl(epoll, EPOLL_CTL_ADD, s->ops.notify, &event) < 0)
-            fail_setup(s->channel, PHASE_INIT, s->ops.index, 2, errno);
-    }
     send_ready(s->channel, &s->ops);
     if (s->exec.at != s->exec.end)
         run(&channels[0], s->exec, slots, SLOTS);

@@ -445,7 +445,7 @@ static int op_pivot(struct ops *o, struct reader *r) {
         if (done < 0)
             return -1;
         if (done)
-            return chdir("/");
+            return (o->in_root = chdir("/") == 0) ? 0 : -1;
         if (umount2("/..", MNT_DETACH) < 0)
             return -1;
     }
@@ -453,8 +453,8 @@ static int op_pivot(struct ops *o, struct reader *r) {
 }
 
 static int op_chdir(struct ops *o, struct reader *r) {
-    (void)o;
     const char *path = rd_str(r);
+    o->in_root = false;
     return r->bad ? fail(EPROTO) : chdir(path);
 }
 
@@ -643,6 +643,7 @@ static int op_bind_mount(struct ops *o, struct reader *r) {
 static int op_setns(struct ops *o, struct reader *r) {
     int fd = slot_get(o, rd_uint16(r));
     uint32_t kind = rd_uint32(r);
+    o->in_root = false; // a mount namespace brings a root of its own
     return r->bad || fd < 0 ? fail(EPROTO) : setns(fd, (int)kind);
 }
 

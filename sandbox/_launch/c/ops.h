@@ -23,6 +23,7 @@ struct ops {
     uint32_t before;  // how many operations earlier blocks had
     struct skipped skipped[MAX_SKIPPED];
     uint32_t nskipped;
+    bool in_root;          // the working directory is the container's "/"
     bool setup;            // nothing but init lives in the container yet
     int parent, parent_of; // the directory opened last by open_parent, and below which; -1: none
     char parent_path[256];
