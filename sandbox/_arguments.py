@@ -60,7 +60,7 @@ class Prepared:
 
     spec: Spec
     fds: dict[int, int]
-    limits: Limits
+    limits: Limits | None
     accounted: bool | None
 
 
@@ -112,7 +112,7 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
     if o.accounting is not None:
         to_bool(o.accounting, what="accounting")
     accounted = True if o.accounting is None and (not plain or cpu_s is not None) else o.accounting
-    return Prepared(spec, _pass_fds(o.pass_fds), limits, accounted)
+    return Prepared(spec, _pass_fds(o.pass_fds), None if limits == _NO_LIMITS else limits, accounted)
 
 
 @lru_cache(maxsize=512, typed=True)

@@ -5,93 +5,213 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from typing import ClassVar
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import ClassVar, Final
 
 from attrs import define, field
 
+from sandbox._launch import wire
+from sandbox._session import Session
 from sandbox.cg import Group, Leaf, Limits
-from sandbox.errors import SandboxError
+from sandbox.errors import BrokenError, SandboxError
+
+MAX_KINDS: Final = 4  # of limits that are remembered
+FEW, MANY = 8, 32  # leaves that the launcher makes at once
+STALE_S: Final = 1.0  # after which the launcher is not expected to do what it was asked for
+
+
+@define(eq=False)
+class _Batch:
+    """What the launcher was asked for at once."""
+
+    names: deque[bytes]  # of leaves to be made
+    dying: list[bytes]  # of leaves to be removed, before
+    at: float = field(factory=time.monotonic)
+
+
+@define(eq=False)
+class _Kind:
+    """Fresh leaves with the same limits."""
+
+    limits: Limits | None
+    spare: Leaf | None = None
+    taken: int = 0
+    ahead: int = 0  # how many the launcher shall hold ready; 0: it is not needed
+    is_alone: bool = False  # the launcher cannot help with these
+    batches: deque[_Batch] = field(factory=deque[_Batch])
+
+    @property
+    def promised(self) -> int:
+        """How many leaves the launcher has made, or will make."""
+        return sum(len(batch.names) for batch in self.batches)
 
 
 @define(eq=False)
 class Leaves:
-    """Each run gets a fresh group; what making and removing them costs (0.4 ms on
-    cgroup v1) is paid while something else is waited for: the first is made while init is at work, and from the second run on, while a
-    program runs, the one of the run before is removed, and one made for the next.
+    """Each run gets a fresh group. What making and removing one costs (0.3 ms on cgroup v1) is paid while something else is waited for.
+
+    The first is made while init is at work. From the second run on, while a program runs, the one of the run before is removed, and
+    one made for the next. Where programs are so short that they would have to wait for that, the launcher does both, several at
+    once, in a moment in which nothing is asked of it.
     """
 
     _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1))
-    _spare: Leaf | None = None
-    _limits: Limits | None = None  # the spare's, and the last run's
-    _taken: int = 0
+    _kinds: dict[Limits | None, _Kind] = field(factory=dict[Limits | None, _Kind])  # the last one used comes last
     _is_over: bool = False
     _retired: list[Leaf] = field(factory=list[Leaf])
+    _dead: list[bytes] = field(factory=list[bytes])  # closed, to be removed with the next batch
     _lock: threading.Lock = field(factory=threading.Lock)
+
+    FIRST: ClassVar[str] = "exec-1"
 
     def take(self, group: Group, limits: Limits | None) -> Leaf:
         """A fresh leaf."""
         with self._lock:
-            spare, had = self._spare, self._limits
-            self._spare, self._limits = None, limits
-            self._taken += 1
-        if spare is None:
-            return self._make(group, limits)
-        fits = had == limits
-        try:
-            fits = fits or (had is None and limits is not None and group.limit_leaf(spare, limits))
-        finally:
-            if not fits:
-                self.retire(spare)
-        return spare if fits else self._make(group, limits)
+            kind = self._kind(limits)
+            kind.taken += 1
+            spare, kind.spare = kind.spare, None
+            plain = self._kinds.get(None) if spare is None and limits is not None else None
+            unlimited = None
+            if plain is not None:
+                unlimited, plain.spare = plain.spare, None
+        if spare is None and unlimited is not None and limits is not None:
+            try:
+                spare = unlimited if group.limit_leaf(unlimited, limits) else None
+            finally:
+                if spare is None:
+                    self.retire(unlimited)
+        return spare or self._promised(kind, group) or self._make(group, limits)
 
-    FIRST: ClassVar[str] = "exec-1"
+    def _kind(self, limits: Limits | None) -> _Kind:
+        """The kind, as the last one used; the caller has the lock. One that was not used for long is forgotten, and its leaves are removed."""
+        kind = self._kinds.pop(limits, None) or _Kind(limits)
+        self._kinds[limits] = kind
+        if len(self._kinds) > MAX_KINDS:
+            self._drop(self._kinds.pop(next(iter(self._kinds))))
+        return kind
+
+    def _drop(self, kind: _Kind) -> None:
+        if kind.spare is not None:
+            self._retired.append(kind.spare)
+        for batch in kind.batches:
+            self._dead += [*batch.names, *batch.dying]
 
     def prepare(self, group: Group, *, adopt: bool = False) -> None:
         """Make the first one, without limits of its own, unless it is there. *adopt*: see `Group.make_leaf`."""
-        if self._spare is None:
-            self._spare = self._make(group, None, adopt=adopt)
+        kind = self._kind(None)
+        if kind.spare is None:
+            kind.spare = self._make(group, None, adopt=adopt)
 
     def _make(self, group: Group, limits: Limits | None, *, adopt: bool = False) -> Leaf:
         return group.make_leaf(f"exec-{next(self._numbers)}", limits, adopt=adopt)
 
+    def _promised(self, kind: _Kind, group: Group) -> Leaf | None:
+        """One that the launcher has made."""
+        with self._lock:
+            batch = kind.batches[0] if kind.batches else None
+            if batch is None:
+                return None
+            name = batch.names.popleft()
+            if not batch.names:
+                kind.batches.popleft()
+        leaf = group.open_leaf(name, kind.limits)
+        with self._lock:
+            if leaf is not None:
+                batch.dying.clear()  # they came first
+            elif time.monotonic() - batch.at > STALE_S:
+                self._dead += [name, *batch.names, *batch.dying]  # something failed there; it will try to remove them
+                with contextlib.suppress(ValueError):  # another thread has its last name, or the container was closed
+                    kind.batches.remove(batch)
+            else:
+                if not batch.names:
+                    kind.batches.appendleft(batch)
+                batch.names.appendleft(name)
+        return leaf
+
     def retire(self, leaf: Leaf) -> None:
-        """Have it removed at the next occasion."""
-        leaf.close()
+        """Have it closed and removed at the next occasion."""
         with self._lock:
             self._retired.append(leaf)
             is_over = self._is_over
         if is_over:  # a program that was closed after its container: no other occasion comes
-            self.clear()
+            self._remove_retired()
 
-    def tidy(self, group: Group) -> None:
-        """Remove what is retired, and make a spare."""
+    def tidy(self, group: Group, session: Session, has_ended: Callable[[], bool]) -> None:
+        """While a program runs: remove what is retired, and have a spare; where the program has ended before that was done, ask for help."""
         with self._lock:
+            kind = next(reversed(self._kinds.values()), None)
+            if kind is None or (not kind.ahead and not self._retired and kind.taken < 2):
+                return
             retired, self._retired = self._retired, []
-            make = self._spare is None and self._taken > 1
-            limits = self._limits
-        for leaf in retired:
-            leaf.remove()
-        if not make:
-            return
+        if not kind.ahead:
+            for leaf in retired:
+                leaf.remove()
+        else:
+            for leaf in retired:
+                leaf.close()
+                group.forget_leaf(leaf)
+                self._dead.append(leaf.name)
+        made = self._have_spare(kind, group)
+        if (made or (retired and not kind.ahead)) and kind.ahead < MANY and not kind.is_alone and has_ended():
+            kind.ahead = max(FEW, 2 * kind.ahead)
+        if kind.ahead and kind.promised <= kind.ahead // 2:
+            self._ask(kind, group, session)
+
+    def _have_spare(self, kind: _Kind, group: Group) -> bool:
+        """Whether one had to be made."""
+        if kind.spare is not None or kind.taken < 2:
+            return False
         with contextlib.suppress(OSError, SandboxError):  # the run that needs one will say what is wrong
-            spare = self._make(group, limits)
+            found = self._promised(kind, group) if kind.ahead else None
+            spare = found or self._make(group, kind.limits)
             with self._lock:
-                if self._spare is None and self._limits == limits:
-                    self._spare = spare
-                    return
+                if kind.spare is None and self._kinds.get(kind.limits) is kind:
+                    kind.spare = spare
+                    return found is None
             self.retire(spare)
+        return True
+
+    def _ask(self, kind: _Kind, group: Group, session: Session) -> None:
+        """Have the launcher remove the dead and make some for later."""
+        steps: list[tuple[wire.GroupStep, bytes, bytes]] = []
+        with self._lock:
+            batch = _Batch(deque(), self._dead)
+            self._dead = []
+            for _ in range(kind.ahead - kind.promised):
+                name = b"exec-%d" % next(self._numbers)
+                found = group.leaf_steps(name, kind.limits)
+                if found is None:
+                    self._dead, kind.ahead, kind.is_alone = batch.dying, 0, True
+                    return
+                steps += [(wire.GroupStep.MAKE, path, b"") if value is None else (wire.GroupStep.WRITE, path, value) for path, value in found]
+                batch.names.append(name)
+            kind.batches.append(batch)
+        removals = [(wire.GroupStep.REMOVE, path, b"") for name in batch.dying for path in group.leaf_places(name)]
+        with contextlib.suppress(BrokenError):  # then all ends
+            session.change_groups([*removals, *steps])
 
     def abandon(self) -> None:
         """Close our copies of the descriptors: in a forked child, which must not wait for the parent's lock."""
-        for leaf in self._retired if self._spare is None else [*self._retired, self._spare]:
+        for leaf in [*self._retired, *(kind.spare for kind in self._kinds.values() if kind.spare is not None)]:
             leaf.close()
 
-    def clear(self) -> None:
+    def _remove_retired(self) -> None:
+        with self._lock:
+            retired, self._retired = self._retired, []
+        for leaf in retired:
+            with contextlib.suppress(OSError):  # a program is still in it: it goes with the container, and then its group
+                leaf.remove()
+
+    def clear(self, group: Group | None) -> None:
         """Remove all, now and what is retired later."""
         with self._lock:
             self._is_over = True
-            retired, self._retired = self._retired, []
-            spare, self._spare = self._spare, None
-        for leaf in retired if spare is None else [*retired, spare]:
-            with contextlib.suppress(OSError):  # a program is still in it: it goes with the container, and then its group
-                leaf.remove()
+            for kind in self._kinds.values():
+                self._drop(kind)
+            self._kinds = {}
+            dead, self._dead = self._dead, []
+        self._remove_retired()
+        if dead and group is not None:
+            group.remove_leaves(dead)

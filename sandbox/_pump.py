@@ -35,12 +35,14 @@ class Capture:
     chunks: list[bytes] = field(factory=list[bytes])
     size: int = 0
     truncated: bool = False
+    is_open: bool = True  # more may come
     _widened: bool = False
 
     def read(self) -> bool:
         """Take what is there; False at the end of the stream."""
         data = os.read(self.fd, CHUNK)
         if not data:
+            self.is_open = False
             return False
         if len(data) >= 65536 and not self._widened:
             self._widen()
@@ -62,7 +64,7 @@ class Capture:
 
     def bytes(self) -> bytes:
         """All of it."""
-        return b"".join(self.chunks)
+        return b"".join(self.chunks) if self.chunks else b""
 
 
 def await_end(channel: Channel, wall_s: float | None) -> codec.End:
@@ -70,23 +72,18 @@ def await_end(channel: Channel, wall_s: float | None) -> codec.End:
     give_up = None if wall_s is None else time.monotonic() + wall_s + GRACE_S
     while True:
         try:
-            end = _end_of(channel.receive(None if give_up is None else give_up - time.monotonic()))
+            end = _end_of(channel.receive_alone(None if give_up is None else give_up - time.monotonic()))
         except TimeoutError:
             raise BrokenError(_LATE) from None
         if end is not None:
             return end
 
 
-def _end_of(got: tuple[codec.Event, list[int]] | None) -> codec.End | None:
+def _end_of(event: codec.Event | None) -> codec.End | None:
     """What an event in the middle of a run says of its end."""
-    if got is None:
-        raise BrokenError("the container ended while the program ran (killed, or out of memory on the host)")
-    event, fds = got
-    for fd in fds:
-        os.close(fd)
     if isinstance(event, codec.End):
         return event
-    if isinstance(event, codec.Gone):
+    if event is None or isinstance(event, codec.Gone):
         raise BrokenError("the container ended while the program ran (killed, or out of memory on the host)")
     if not isinstance(event, codec.Started):
         raise ProtocolError(f"{type(event).__name__} in the middle of a run")
@@ -99,61 +96,61 @@ class Pump:
     def __init__(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> None:
         self._channel = channel
         self._wiring = wiring
-        self._limit = spec.output_limit
         self._data: memoryview[int] | None = memoryview(data) if data else None
         self._give_up = None if spec.wall_s is None else time.monotonic() + spec.wall_s + GRACE_S
         self._poll = select.poll()
-        self._captures: dict[int, Capture] = {}
-        self.output_hit = False
+        self._stdout = None if wiring.stdout is None else Capture(wiring.stdout, spec.output_limit)
+        self._stderr = None if wiring.stderr is None else Capture(wiring.stderr, spec.output_limit)
+        self._captures = {capture.fd: capture for capture in (self._stdout, self._stderr) if capture is not None}
+        self._is_cut = False
         self.end: codec.End | None = None
 
     def run(self) -> codec.End:
         """Until the end. Raises BrokenError when init went away or did not keep the deadline."""
-        wiring = self._wiring
-        self._poll.register(self._channel.fileno(), select.POLLIN)
-        for fd in (wiring.stdout, wiring.stderr):
-            if fd is not None:
-                self._captures[fd] = Capture(fd, self._limit)
-                self._poll.register(fd, select.POLLIN)
-        if wiring.stdin is not None:
+        control = self._channel.fileno()
+        self._poll.register(control, select.POLLIN)
+        for fd in self._captures:
+            self._poll.register(fd, select.POLLIN)
+        if self._wiring.stdin is not None:
             self._feed()
         while self.end is None:
-            self._step()
-        self._drain()
+            self._step(control)
+        for capture in self._captures.values():
+            if capture.is_open:
+                self._drain(capture)
         return self.end
 
-    def output(self, fd: int | None) -> bytes | None:
-        """What was captured of a stream."""
-        return None if fd is None else self._captures[fd].bytes()
+    def streams(self) -> tuple[bytes | None, bytes | None, bool, bool]:
+        """What was captured of stdout and stderr, and whether more came than was kept."""
+        out, err = self._stdout, self._stderr
+        return (
+            None if out is None else out.bytes(),
+            None if err is None else err.bytes(),
+            out is not None and out.truncated,
+            err is not None and err.truncated,
+        )
 
-    def truncated(self, fd: int | None) -> bool:
-        """Whether more came than was kept."""
-        return fd is not None and self._captures[fd].truncated
-
-    def _step(self) -> None:
+    def _step(self, control: int) -> None:
         wait_ms = None if self._give_up is None else max(0.0, (self._give_up - time.monotonic()) * 1000)
         events = self._poll.poll(wait_ms)
         if not events:
             raise BrokenError(_LATE)
-        control = self._channel.fileno()
-        for fd, _ in events:
-            if fd in self._captures:
-                self._read(fd)
+        for fd, event in events:
+            if (capture := self._captures.get(fd)) is not None:
+                self._read(capture, event)
             elif fd == control:
-                self._control()
+                self.end = _end_of(self._channel.receive_alone())
             else:
                 self._feed()
 
-    def _read(self, fd: int) -> None:
-        capture = self._captures[fd]
-        if not capture.read():
-            self._poll.unregister(fd)
-        elif capture.truncated and not self.output_hit:
-            self.output_hit = True
+    def _read(self, capture: Capture, event: int) -> None:
+        if not event & select.POLLIN:  # POLLHUP alone: nobody writes any more, and nothing is left
+            capture.is_open = False
+        if not capture.is_open or not capture.read():
+            self._poll.unregister(capture.fd)
+        elif capture.truncated and not self._is_cut:
+            self._is_cut = True
             self._channel.send(wire.Msg.KILL, b"\1" + signals.SIGKILL.to_bytes(4, "little"))
-
-    def _control(self) -> None:
-        self.end = _end_of(self._channel.receive())
 
     def _feed(self) -> None:
         """Write input as far as the pipe takes it; close the pipe at its end, or when nobody reads it."""
@@ -175,13 +172,12 @@ class Pump:
         os.close(fd)
         self._wiring.stdin = None
 
-    def _drain(self) -> None:
-        """All writers are dead: what is in the pipes is all there will be. Never waits: a descriptor may have been passed on."""
-        for fd, capture in self._captures.items():
-            os.set_blocking(fd, False)
-            try:
-                while capture.read():
-                    pass
-            except BlockingIOError:
-                pass  # somebody outside holds the other end
-            self.output_hit |= capture.truncated
+    @staticmethod
+    def _drain(capture: Capture) -> None:
+        """All writers are dead: what is in the pipe is all there will be. Never waits: a descriptor may have been passed on."""
+        os.set_blocking(capture.fd, False)
+        try:
+            while capture.read():
+                pass
+        except BlockingIOError:
+            pass  # somebody outside holds the other end

@@ -109,7 +109,7 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
     _, wait_status, detail, wall_ns, cpu_ns, user_us, system_us, max_rss_kib, *_ = end
     cpu, user, system, oom, memory_peak, pids_peak = cpu_ns / 1e9, user_us / 1e6, system_us / 1e6, False, None, None
     if leaf is not None:
-        usage = leaf.usage()
+        usage = leaf.usage((user, system))
         oom, memory_peak, pids_peak = bool(usage.oom_kills), usage.memory_peak, usage.pids_peak
         cpu = cpu if usage.cpu_time is None else usage.cpu_time
         user = user if usage.user_time is None else usage.user_time

@@ -96,30 +96,37 @@ class Text:
         return raw.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, first: int = 0, flags: int = 0) -> tuple[bytes, list[int]]:
-    """The body of EXEC and its descriptors, each once; *first* is the reference of the first of them."""
+def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apart: bool = False) -> tuple[bytes, list[int]]:
+    """The body of EXEC and its descriptors, each once. *apart*: the caller has something else to do while the program starts."""
     inside = wiring.inside
-    fds = list(dict.fromkeys(inside.values()))
-    if leaf is None and len(fds) == 1 and not first and not flags and tuple(inside) == _STANDARD:
-        return spec.plain, fds
-    targets = [(first + fds.index(fd), target) for target, fd in inside.items()]
-    cpu_fd, into = wire.NO_SLOT, wire.NO_SLOT
-    cpu_format, joins = 0, range(0)
+    if wiring.is_quiet and leaf is None and not flags and not apart:
+        return spec.plain, [inside[0]]
+    fds = list(inside.values())
+    targets = tuple(enumerate(inside))
+    if len(set(fds)) < len(fds):
+        fds = list(dict.fromkeys(fds))
+        targets = tuple([(fds.index(fd), target) for target, fd in inside.items()])
+    count, joins, cpu_format, has_cgroup = len(fds), 0, 0, False
     if leaf is not None:
-        joins = range(first + len(fds), first + len(fds) + len(leaf.join_fds))
+        joins, cpu_format, has_cgroup = len(leaf.join_fds), leaf.cpu_format, leaf.into_fd is not None
         fds += leaf.join_fds
         if leaf.cpu_fd is not None:
-            cpu_fd, cpu_format = first + len(fds), leaf.cpu_format
             fds.append(leaf.cpu_fd)
         if leaf.into_fd is not None:
-            into = first + len(fds)
             fds.append(leaf.into_fd)
     head, tail = spec.encoded
-    links = codec.exec_links(cpu_fd, cpu_format, into, joins, targets)
-    return (flags | spec.flags).to_bytes(4, "little") + head + links + tail, fds
+    flags |= spec.flags & ~wire.EXEC_SAME_CPU if apart else spec.flags
+    return flags.to_bytes(4, "little") + head + _links(targets, count, joins, cpu_format, has_cgroup) + tail, fds
 
 
-_STANDARD: Final = (0, 1, 2)
+@lru_cache(maxsize=64)
+def _links(targets: tuple[tuple[int, int], ...], count: int, joins: int, cpu_format: int, has_cgroup: bool) -> bytes:
+    """The references of descriptors: *count* to be passed on, then a leaf's, then the one that tells the CPU time, then its directory."""
+    cpu_fd = count + joins if cpu_format else wire.NO_SLOT
+    into = count + joins + bool(cpu_format) if has_cgroup else wire.NO_SLOT
+    return codec.exec_links(cpu_fd, cpu_format, into, range(count, count + joins), targets)
+
+
 STEP_WORDS: Final = {
     wire.Step.CLONE: "clone a process for the program",
     wire.Step.CGROUP: "put the program into its control group",

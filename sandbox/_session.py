@@ -9,7 +9,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, Protocol
 
 from sandbox import _plan as plan
@@ -41,8 +41,8 @@ _HINTS: Final = {
 class Leaves(Protocol):
     """Who makes and removes the control groups of runs."""
 
-    def tidy(self) -> None:
-        """Do what can be done while a program runs."""
+    def tidy(self, has_ended: Callable[[], bool]) -> None:
+        """Do what can be done while a program runs; *has_ended* says whether it was too short for that."""
 
     def retire(self, leaf: Leaf) -> None:
         """Take a run's leaf back."""
@@ -234,10 +234,15 @@ class Session:
             raise
         sound = False
         try:
-            body, fds = encode(spec, wiring, leaf)
+            # With a control group there is work to do meanwhile, which shall not keep the program waiting for this CPU.
+            body, fds = encode(spec, wiring, leaf, apart=leaf is not None)
             channel.send(wire.Msg.EXEC, body, fds)
             wiring.close_lent()
-            leaves.tidy()
+            if leaf is not None:
+                # The kernel may have put init on this CPU, for whoever sends a message mostly waits for the answer then.
+                os.sched_yield()
+                leaf.watch()
+            leaves.tidy(channel.has_event)
             try:
                 end, streams = self._wait(channel, wiring, spec, data)
             except (BrokenError, ProtocolError):
@@ -260,18 +265,13 @@ class Session:
             self.give_channel(channel, sound=sound)
             self._discard(wiring, leaf, leaves)
 
-    @staticmethod
-    def _streams(pump: Pump, wiring: Wiring) -> tuple[Any, Any, bool, bool]:
-        out, err = wiring.stdout, wiring.stderr
-        return pump.output(out), pump.output(err), pump.truncated(out), pump.truncated(err)
-
     def _wait(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> tuple[codec.End, tuple[Any, Any, bool, bool]]:
         """Move input and output until the end, and give it with what was captured."""
         try:
             if wiring.is_plain:
                 return await_end(channel, spec.wall_s), _NOTHING
             pump = Pump(channel, wiring, spec, data)
-            return pump.run(), self._streams(pump, wiring)
+            return pump.run(), pump.streams()
         except (BrokenError, ProtocolError):
             self.kill()
             raise
@@ -309,6 +309,7 @@ class Session:
             body, fds = encode(spec, wiring, leaf, flags=wire.EXEC_REPORT_START)
             channel.send(wire.Msg.EXEC, body, fds)
             wiring.close_lent()
+            leaves.tidy(lambda: False)
             return Process(spec, wiring, channel, leaf=leaf, text=text, finish=finish)
         except BaseException as error:
             wiring.close()
@@ -341,6 +342,11 @@ class Session:
         """Send a signal to every process of the container but init."""
         with self._channel() as channel:
             channel.send(wire.Msg.SIGNAL_ALL, int(signum).to_bytes(4, "little"))
+
+    def change_groups(self, steps: Sequence[tuple[wire.GroupStep, bytes, bytes]]) -> None:
+        """Have the launcher take *steps* with this container's control groups, when it has nothing else to do. Raises: BrokenError."""
+        if self.launcher is not None:
+            self.launcher.change_groups(codec.encode_groups(self.pid, steps))
 
     # ---- End ----
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from sandbox import _plan as plan
@@ -69,7 +69,7 @@ class Helpers:
 class _NoLeaves:
     """Programs here have no control groups."""
 
-    def tidy(self) -> None:
+    def tidy(self, has_ended: Callable[[], bool]) -> None:
         """Nothing to do."""
 
     def retire(self, leaf: Leaf) -> None:

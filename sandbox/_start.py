@@ -65,7 +65,7 @@ class Started:
                 self.resume()  # what is frozen does not die
             self.session.end()
             # While the launcher reaps init. (Not while init dies: both would take the kernel's locks from one another.)
-            self._leaves.clear()
+            self._leaves.clear(self._group)
             if self._group is not None and self._group.init_fd is None:
                 self._group.remove_if_idle()
         finally:  # Ctrl-C, say
@@ -97,8 +97,7 @@ class Started:
         if not wanted and self._group is None:
             return None
         try:
-            limits = None if prepared.limits == _NO_LIMITS else prepared.limits
-            return self._leaves.take(self.group(), limits)
+            return self._leaves.take(self._group or self.group(), prepared.limits)
         except UnsupportedError as error:
             if self.spec.strict:
                 wiring.close()
@@ -122,11 +121,11 @@ class Started:
         """Take back the leaf of a run that has ended."""
         self._leaves.retire(leaf)
 
-    def tidy(self) -> None:
+    def tidy(self, has_ended: Callable[[], bool]) -> None:
         """Work that can be done while a program runs."""
         self._prepare_successor()
         if self._group is not None:
-            self._leaves.tidy(self._group)
+            self._leaves.tidy(self._group, self.session, has_ended)
 
     def group(self) -> Group:
         """The container's control group, made now if it had none."""
@@ -238,7 +237,7 @@ class _Starting:
         if group is None and self._is_limited:
             group = self._limited_group(stack)
         if group is not None:
-            stack.callback(self.leaves.clear)
+            stack.callback(self.leaves.clear, group)
             self.leaves.prepare(group, adopt=self.adopt)
         self.identity = _identify(self.spec, fsplan, ids)
         session.await_ready()
@@ -375,8 +374,9 @@ def _cloned(
 
 
 def _encode_blueprint(blueprint: Blueprint) -> bytes:
-    directories = [os.fsencode(path) for path in (*blueprint.groups, *blueprint.leaves)]
-    return codec.encode_groups(directories, [(os.fsencode(path), value.encode()) for path, value in blueprint.settings])
+    made = [(wire.GroupStep.MAKE, os.fsencode(path), b"") for path in (*blueprint.groups, *blueprint.leaves)]
+    written = [(wire.GroupStep.WRITE, os.fsencode(path), value.encode()) for path, value in blueprint.settings]
+    return codec.encode_steps([*made, *written])
 
 
 def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:

@@ -22,6 +22,7 @@ class Wiring:
     stderr: int | None = None
     _lent: list[int] = field(factory=list[int])
     is_plain: bool = True  # there is nothing to move, nor to close
+    is_quiet: bool = False  # all three standard streams are /dev/null, and there is nothing else
 
     def lend(self, fd: int) -> int:
         """Note a descriptor to be closed once the program has its copy."""
@@ -48,19 +49,16 @@ class Wiring:
 
 def wire_up(stdin: Any, stdout: Any, stderr: Any, pass_fds: Mapping[int, int], *, tty: bool) -> Wiring:  # noqa: ANN401 - subprocess's vocabulary
     """Make the pipes and choose the descriptors, with subprocess's words: PIPE, DEVNULL, STDOUT, a file or a descriptor."""
+    if _is_null(stdout) and _is_null(stderr) and _is_null(stdin) and not pass_fds and not tty:
+        return _quiet[0] if _quiet else _make_quiet()
     w = Wiring()
     inside = w.inside
     try:
         if not tty:
-            null = _null[0] if _null else _devnull()
-            inside[0] = null if _is_null(stdin) else _input_end(stdin, w)
-            inside[1] = null if _is_null(stdout) else _output_end(stdout, w, 1)
-            if _is_null(stderr):
-                inside[2] = null
-            elif stderr == STDOUT and not hasattr(stderr, "fileno"):
-                inside[2] = inside[1]
-            else:
-                inside[2] = _output_end(stderr, w, 2)
+            inside[0] = _end(stdin, w, 0)
+            inside[1] = _end(stdout, w, 1)
+            is_joined = stderr == STDOUT and not hasattr(stderr, "fileno")
+            inside[2] = inside[1] if is_joined else _end(stderr, w, 2)
         if pass_fds:
             inside.update(pass_fds)
     except BaseException:
@@ -69,35 +67,35 @@ def wire_up(stdin: Any, stdout: Any, stderr: Any, pass_fds: Mapping[int, int], *
     return w
 
 
-_null: dict[int, int] = {}
+_quiet: list[Wiring] = []
 
 
-def _devnull() -> int:
-    """``/dev/null``, opened once per process (a fork may share it: it has no state)."""
-    fd = _null[0] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    return fd
+def _make_quiet() -> Wiring:
+    """``/dev/null`` three times. Opened once per process, and shared by all: it has no state, and nothing of it is ever closed."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    _quiet.append(Wiring({0: null, 1: null, 2: null}, is_quiet=True))
+    return _quiet[0]
 
 
 def _is_null(target: Any) -> bool:  # noqa: ANN401
     return target is None or (isinstance(target, int) and target == DEVNULL)
 
 
-def _input_end(stdin: Any, w: Wiring) -> int:  # noqa: ANN401
-    if isinstance(stdin, int) and stdin == PIPE:
-        read, w.stdin = os.pipe2(os.O_CLOEXEC)
-        return w.lend(read)
-    return _fileno(stdin, "stdin")
-
-
-def _output_end(target: Any, w: Wiring, number: int) -> int:  # noqa: ANN401
+def _end(target: Any, w: Wiring, number: int) -> int:  # noqa: ANN401
+    """What the program gets as standard stream *number*."""
     if isinstance(target, int) and target == PIPE:
         read, write = os.pipe2(os.O_CLOEXEC)
+        if number == 0:
+            w.stdin = write
+            return w.lend(read)
         if number == 1:
             w.stdout = read
         else:
             w.stderr = read
         return w.lend(write)
-    return _fileno(target, "stdout or stderr")
+    if _is_null(target):
+        return (_quiet[0] if _quiet else _make_quiet()).inside[0]
+    return _fileno(target, "stdin" if number == 0 else "stdout or stderr")
 
 
 def _fileno(target: Any, what: str) -> int:  # noqa: ANN401

@@ -248,10 +248,14 @@ def encode_complete(pid: int, host_ops: bytes, init_ops: bytes) -> bytes:
     return _U32(pid) + block(host_ops) + block(init_ops)
 
 
-def encode_groups(directories: Sequence[bytes], settings: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Control groups to be made ahead: directories, parents first, and what is written to which of their files."""
-    flat = tuple(text for pair in settings for text in pair)
-    return encode_paths(tuple(directories)) + _U32(len(settings)) + b"".join([text(part) for part in flat])
+def encode_steps(steps: Iterable[tuple[wire.GroupStep, bytes, bytes]]) -> bytes:
+    """Steps with control groups: what, path, and the value to write (empty for the others)."""
+    return b"".join([b"%c%b%b" % (what, text(path), text(value)) for what, path, value in steps])
+
+
+def encode_groups(pid: int, steps: Iterable[tuple[wire.GroupStep, bytes, bytes]]) -> bytes:
+    """The body of GROUPS."""
+    return _U32(pid) + encode_steps(steps)
 
 
 def encode_paths(paths: tuple[bytes, ...]) -> bytes:

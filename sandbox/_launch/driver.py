@@ -102,6 +102,16 @@ class Channel:
                 os.close(fd)
             raise
 
+    def receive_alone(self, timeout: float | None = None) -> Event | None:
+        """As `receive`, for who expects no descriptors: the kernel drops any that come."""
+        if timeout is not None and not self._poll.poll(max(0.0, timeout * 1000)):
+            raise TimeoutError
+        try:
+            raw = self.sock.recv(_RECEIVE)
+        except ConnectionResetError:
+            return None
+        return codec.decode(raw) if raw else None
+
     def has_event(self) -> bool:
         """Whether `receive` would not wait."""
         return bool(self._poll.poll(0))
@@ -182,6 +192,16 @@ class Launcher:
         """
         try:
             send_message(self._sock, wire.Msg.COMPLETE, body, fds)
+        except OSError as error:
+            raise BrokenError("the launcher of this process has died; its containers went with it") from error
+
+    def change_groups(self, body: bytes) -> None:
+        """Have steps taken with a container's control groups, when there is nothing else to do; see `codec.encode_groups`.
+
+        Raises: BrokenError when the launcher has died.
+        """
+        try:
+            send_message(self._sock, wire.Msg.GROUPS, body, ())
         except OSError as error:
             raise BrokenError("the launcher of this process has died; its containers went with it") from error
 

@@ -28,6 +28,7 @@ class Msg(enum.IntEnum):
     SIGNAL_ALL = 6
     CLEANUP = 7
     COMPLETE = 8
+    GROUPS = 9
     CLONED = 64
     GONE = 65
     FAILED = 66
@@ -35,6 +36,14 @@ class Msg(enum.IntEnum):
     STARTED = 68
     END = 69
     DONE = 70
+
+
+class GroupStep(enum.IntEnum):
+    """What the launcher does with a control group."""
+
+    MAKE = 0
+    WRITE = 1
+    REMOVE = 2
 
 
 class Phase(enum.IntEnum):

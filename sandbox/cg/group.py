@@ -166,6 +166,38 @@ class Group:
         self._leaves.add(leaf)
         return leaf
 
+    def leaf_steps(self, name: bytes, limits: Limits | None = None) -> tuple[tuple[bytes, bytes | None], ...] | None:
+        """Give what somebody else may do, in this order, for `open_leaf`: absolute paths, and what to write (None: make the directory).
+
+        None: not for such leaves: those of v2 and of cpusets want more.
+        """
+        ahead = self._shape_of(limits, None).ahead
+        return None if ahead is None else tuple((before + name + after, value) for before, after, value in ahead)
+
+    def open_leaf(self, name: bytes, limits: Limits | None = None) -> Leaf | None:
+        """Give the leaf for which all of `leaf_steps` has been done; None: not yet."""
+        shape = self._shape_of(limits, None)
+        if shape.last is None:
+            return None
+        try:
+            leaf = Leaf(self, name, shape, self._uid, is_set=True)
+        except FileNotFoundError:
+            return None
+        self._leaves.add(leaf)
+        return leaf
+
+    def leaf_places(self, name: bytes) -> list[bytes]:
+        """Give every directory that leaf *name* may have."""
+        places = self._live().places
+        return [os.fsencode(places[mount].path) + b"/" + name for mount in self._fds]
+
+    def remove_leaves(self, names: Iterable[bytes]) -> None:
+        """Remove leaves by their names, as far as they are there and empty: those of `leaf_steps`, opened or not."""
+        for name in names:
+            for directory in self._fds.values():
+                with contextlib.suppress(OSError):  # not made, or the container's to remove
+                    os.rmdir(name, dir_fd=directory)
+
     def limit_leaf(self, leaf: Leaf, limits: Limits) -> bool:
         """Give a fresh leaf that has no limits its own; False: not on a leaf like this one, make another.
 
@@ -192,6 +224,8 @@ class Group:
         inherit: list[tuple[int, Write]] = [(self._fds[h.mount], write) for h in v1 if "cpuset" in h.controllers for write in CPUSET]
         shared = [self._tasks_fd(place) for place in bundle.places.values() if place.version == 1 and place.hierarchy not in v1]
         unified = bundle.host.unified
+        leaf_writes = self._leaf_writes(planned, wanted)
+        ahead, last = self._ahead(v1, leaf_writes) if len(v1) == len(needed) and not inherit else (None, None)
         return Shape(
             v1=tuple(self._fds[h.mount] for h in v1),
             shared=tuple(shared),
@@ -200,8 +234,32 @@ class Group:
             memory=self._account("memory", wanted),
             cpu=self._account("cpuacct", wanted),
             pids=self._account("pids", wanted),
-            writes=(*inherit, *self._leaf_writes(planned, wanted)),
+            writes=(*inherit, *leaf_writes),
+            ahead=ahead,
+            last=last,
         )
+
+    def _ahead(
+        self, hierarchies: Iterable[Hierarchy], writes: Iterable[tuple[int, Write]]
+    ) -> tuple[tuple[tuple[bytes, bytes, bytes | None], ...] | None, int | None]:
+        """Give `Shape.ahead` and `Shape.last`: where limits are set comes first, so that the last directory says that all is done."""
+        places = {self._fds[h.mount]: self._live().places[h.mount].path for h in hierarchies}
+        settings: dict[int, list[tuple[bytes, bytes]]] = {directory: [] for directory in places}
+        for directory, write in writes:
+            there = files.existing(places[directory], write)
+            if there is not None and there.value is not None:
+                settings[directory].append((f"/{there.file}".encode(), there.value.encode()))
+            elif there is not None or (not write.optional and write.instead is None):
+                return None, None
+        order = sorted(settings, key=lambda directory: not settings[directory])
+        if not order or settings[order[-1]]:
+            return None, None
+        steps: list[tuple[bytes, bytes, bytes | None]] = []
+        for directory in order:
+            before = os.fsencode(places[directory]) + b"/"
+            steps.append((before, b"", None))
+            steps += [(before, file, value) for file, value in settings[directory]]
+        return tuple(steps), order[-1]
 
     def _leaf_writes(self, planned: Iterable[Write], wanted: frozenset[str]) -> list[tuple[int, Write]]:
         host = self._live().host

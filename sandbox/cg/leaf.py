@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import frozen
 
@@ -31,8 +31,7 @@ class CpuFormat(enum.IntEnum):
     CPU_STAT = 2  # v2 cpu.stat: the line "usage_usec N"
 
 
-@frozen
-class Usage:
+class Usage(NamedTuple):
     """What one program, with all that it started, used: bytes, seconds, counts. None: this host does not tell."""
 
     memory_peak: int | None
@@ -54,11 +53,18 @@ class Shape:
     cpu: tuple[int, int] | None
     pids: tuple[int, int] | None
     writes: tuple[tuple[int, Write], ...]
+    #: What somebody else can do ahead: (path before the leaf's name, and after it, what to write; None: make a directory), in
+    #: order. None: not everything that a leaf of this kind takes.
+    ahead: tuple[tuple[bytes, bytes, bytes | None], ...] | None = None
+    last: int | None = None  # the directory where that is made last
 
 
 _TASKS = os.O_WRONLY | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC
+_PEAK = {1: b"/memory.max_usage_in_bytes", 2: b"/memory.peak"}
+_EVENTS = {1: b"/memory.oom_control", 2: b"/memory.events"}
+_PIDS_PEAK = b"/pids.peak"
 
 
 def _read(name: bytes, directory: int, most: int = 4096) -> bytes | None:
@@ -90,12 +96,13 @@ def _value(text: bytes, key: bytes) -> int | None:
 class Leaf:
     """The control group of one program. Made by `Group.make_leaf`; owns its descriptors until `close`."""
 
-    __slots__ = ("_group", "_own_fds", "_shape", "cpu_fd", "cpu_format", "into_fd", "join_fds", "name")
+    __slots__ = ("_group", "_own_fds", "_shape", "_watched", "cpu_fd", "cpu_format", "into_fd", "join_fds", "name")
 
-    def __init__(self, group: Group, name: bytes, shape: Shape, owner_uid: int | None, *, adopt: bool = False) -> None:
+    def __init__(self, group: Group, name: bytes, shape: Shape, owner_uid: int | None, *, adopt: bool = False, is_set: bool = False) -> None:
         self._group = group
         self._shape = shape
         self._own_fds: list[int] = []
+        self._watched: dict[bytes, int | None] = {}
         self.name = name
         #: v1: open ``tasks`` files; the single-threaded child joins by writing ``0`` to each
         self.join_fds: list[int] = []
@@ -106,15 +113,18 @@ class Leaf:
         self.cpu_format = CpuFormat.NONE
         made: list[int] = []
         try:
-            self._create(owner_uid, made, adopt=adopt)
+            self._create(owner_uid, made, adopt=adopt, is_set=is_set)
         except BaseException:
             self._discard(made)
             raise
 
-    def _create(self, owner_uid: int | None, made: list[int], *, adopt: bool) -> None:
+    def _create(self, owner_uid: int | None, made: list[int], *, adopt: bool, is_set: bool) -> None:
         name, shape, own, mkdir, open_ = self.name, self._shape, self._own_fds, os.mkdir, os.open
         tasks = name + b"/tasks"
-        for directory in shape.v1:
+        if is_set and shape.last is not None:  # that one first: where it is not there yet, the others need not be complete
+            own.append(open_(tasks, _TASKS, dir_fd=shape.last))
+            own.extend(open_(tasks, _TASKS, dir_fd=directory) for directory in shape.v1 if directory != shape.last)
+        for directory in () if is_set else shape.v1:
             fd = _open_if_there(tasks, directory) if adopt else None
             if fd is None:
                 mkdir(name, 0o755, dir_fd=directory)
@@ -129,7 +139,7 @@ class Leaf:
             own.append(self.into_fd)
             if owner_uid is not None:
                 os.chown(b"cgroup.procs", owner_uid, -1, dir_fd=self.into_fd)
-        for directory, write in shape.writes:
+        for directory, write in () if is_set else shape.writes:
             files.apply(name.decode(), write, dir_fd=directory)
         if shape.cpu is not None:
             version, directory = shape.cpu
@@ -150,9 +160,42 @@ class Leaf:
     def _directories(self) -> tuple[int, ...]:
         return self._shape.v1 if self._shape.v2 is None else (*self._shape.v1, self._shape.v2)
 
-    def usage(self) -> Usage:
-        """Read everything at once; exact when the program and all that it started have ended."""
-        cpu = self._cpu()
+    def watch(self) -> None:
+        """Open what `usage` reads, and close what the program has joined by: while it runs this takes no time from anybody."""
+        shape, kept = self._shape, (self.cpu_fd, self.into_fd)
+        for fd in self._own_fds:
+            if fd not in kept:
+                os.close(fd)
+        self._own_fds = [fd for fd in kept if fd is not None]
+        self.join_fds = []
+        wanted: list[tuple[int, bytes]] = []
+        if shape.memory is not None:
+            version, directory = shape.memory
+            wanted += [(directory, _PEAK[version]), (directory, _EVENTS[version])]
+        if shape.pids is not None:
+            wanted.append((shape.pids[1], _PIDS_PEAK))
+        for directory, file in wanted:
+            try:
+                fd = self._watched[file] = os.open(self.name + file, _READ, dir_fd=directory)
+            except FileNotFoundError:  # an older kernel
+                self._watched[file] = None
+            else:
+                self._own_fds.append(fd)
+
+    def _text(self, directory: int, file: bytes) -> bytes | None:
+        """Read one of its files; None where the kernel has no such file."""
+        if file not in self._watched:
+            return _read(self.name + file, directory)
+        fd = self._watched[file]
+        return None if fd is None else os.pread(fd, 4096, 0)
+
+    def usage(self, waited_for: tuple[float, float] | None = None) -> Usage:
+        """Read everything at once; exact when the program and all that it started have ended.
+
+        *waited_for*: user and system time, in seconds, of its first process and what that waited for. On v1 these tell how the
+        exact total is split where they are all but 5 % of it, or 10 ms: the group's own two are counted in ticks.
+        """
+        cpu = self._cpu(waited_for)
         return Usage(self.memory_peak, self.oom_kills, *cpu, self.pids_peak)
 
     @property
@@ -161,7 +204,7 @@ class Leaf:
         if self._shape.memory is None:
             return None
         version, directory = self._shape.memory
-        text = _read(self.name + (b"/memory.max_usage_in_bytes" if version == 1 else b"/memory.peak"), directory)
+        text = self._text(directory, _PEAK[version])
         return None if text is None else int(text)
 
     @property
@@ -170,7 +213,7 @@ class Leaf:
         if self._shape.memory is None:
             return None
         version, directory = self._shape.memory
-        text = _read(self.name + (b"/memory.oom_control" if version == 1 else b"/memory.events"), directory)
+        text = self._text(directory, _EVENTS[version])
         return None if text is None else _value(text, b"oom_kill ")
 
     @property
@@ -178,7 +221,7 @@ class Leaf:
         """The most processes and threads at once (Linux 6.11)."""
         if self._shape.pids is None:
             return None
-        text = _read(self.name + b"/pids.peak", self._shape.pids[1])
+        text = self._text(self._shape.pids[1], _PIDS_PEAK)
         return None if text is None else int(text)
 
     @property
@@ -186,7 +229,7 @@ class Leaf:
         """The CPU time used so far, in seconds."""
         return self._cpu()[0]
 
-    def _cpu(self) -> tuple[float | None, float | None, float | None]:
+    def _cpu(self, waited_for: tuple[float, float] | None = None) -> tuple[float | None, float | None, float | None]:
         if self.cpu_fd is None or self._shape.cpu is None:
             return None, None, None
         text = os.pread(self.cpu_fd, 4096, 0)
@@ -194,6 +237,11 @@ class Leaf:
             total, user, system = (_value(text, key) for key in (b"usage_usec ", b"user_usec ", b"system_usec "))
             return _micro(total), _micro(user), _micro(system)
         exact = int(text)
+        if waited_for is not None:
+            user, system = int(waited_for[0] * 1e9), int(waited_for[1] * 1e9)
+            if exact - user - system <= max(exact // 20, 10_000_000):
+                user, system = split_cpu(exact, user, system)
+                return exact / 1e9, user / 1e9, system / 1e9
         sampled = _read(self.name + b"/cpuacct.usage_all", self._shape.cpu[1], 1 << 20)
         if sampled is None:  # before Linux 4.8
             return exact / 1e9, None, None
@@ -226,6 +274,7 @@ class Leaf:
     def close(self) -> None:
         """Close the descriptors; twice is fine. What the leaf tells can still be read, but for the CPU time."""
         fds, self._own_fds = self._own_fds, []
+        self._watched = {}
         self.join_fds = []
         self.into_fd = self.cpu_fd = None
         for fd in fds:

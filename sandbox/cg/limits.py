@@ -192,7 +192,7 @@ def _devices(value: Iterable[str] | None) -> tuple[str, ...] | None:
     return rules
 
 
-@frozen
+@frozen(cache_hash=True)
 class Limits:
     """What the processes of one control group may use, together. None: no limit of its own (the parent's hold anyway).
 

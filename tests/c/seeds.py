@@ -66,7 +66,8 @@ EXECS = (
 )
 
 
-GROUPS = codec.encode_groups((b"/sys/fs/cgroup/x", b"/sys/fs/cgroup/x/exec-1"), ((b"/sys/fs/cgroup/x/pids.max", b"64"),))
+MAKE, WRITE, REMOVE = wire.GroupStep
+GROUPS = codec.encode_steps([(REMOVE, b"/sys/fs/cgroup/y", b""), (MAKE, b"/sys/fs/cgroup/x", b""), (WRITE, b"/sys/fs/cgroup/x/pids.max", b"64")])
 
 
 def write(directory: Path, name: str, seeds: list[bytes]) -> None:

@@ -37,7 +37,7 @@ def test_headers_are_understood() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "prefix"),
-    [(wire.Msg, "MSG_"), (wire.Phase, "PHASE_"), (wire.Step, "STEP_"), (wire.Cause, "CAUSE_"), (wire.CpuFormat, "CPU_")],
+    [(wire.Msg, "MSG_"), (wire.Phase, "PHASE_"), (wire.Step, "STEP_"), (wire.Cause, "CAUSE_"), (wire.CpuFormat, "CPU_"), (wire.GroupStep, "GROUP_")],
 )
 def test_enumerations_are_those_of_c(kind: type[wire.Msg], prefix: str) -> None:
     assert {prefix + member.name.removeprefix(prefix): member.value for member in kind} == {k: v for k, v in numbers().items() if k.startswith(prefix)}

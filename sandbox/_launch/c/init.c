@@ -251,10 +251,9 @@ static uint64_t cpu_used(struct channel *c) {
     return total - c->cpu_before;
 }
 
-static void plan_look(struct channel *c, uint64_t at) {
+static void plan_look(struct channel *c, uint64_t at, uint64_t used) {
     uint64_t next = c->wall_at;
     if (c->cpu_limit) {
-        uint64_t used = cpu_used(c);
         uint64_t left = used < c->cpu_limit ? c->cpu_limit - used : 0;
         uint64_t wait = left * 1000 / (c->cpus_milli ? c->cpus_milli : 1000);
         uint64_t look = at + (wait < MIN_STEP ? MIN_STEP : wait);
@@ -277,12 +276,13 @@ static void look_at_deadlines(void) {
         struct channel *c = &channels[i];
         if (c->sock < 0 || !c->pid || !c->look_at || c->look_at > at)
             continue;
+        uint64_t used = c->cpu_limit ? cpu_used(c) : 0;
         if (c->wall_at && at >= c->wall_at)
             end_by(c, CAUSE_WALL);
-        else if (c->cpu_limit && cpu_used(c) >= c->cpu_limit)
+        else if (c->cpu_limit && used >= c->cpu_limit)
             end_by(c, CAUSE_CPU);
         else
-            plan_look(c, at);
+            plan_look(c, at, used);
     }
 }
 
@@ -461,7 +461,7 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
     c->cpu_limit = request.cpu_ns;
     c->cpus_milli = request.cpus_milli;
     nrunning++;
-    plan_look(c, c->started);
+    plan_look(c, c->started, 0);
     if (request.flags & (EXEC_REPORT_START | EXEC_TTY)) {
         struct writer w = {.length = 0};
         wr_u32(&w, (uint32_t)pid);

@@ -109,25 +109,35 @@ static int write_text(const char *path, const char *text) {
     return n < 0 ? -1 : 0;
 }
 
-// Control groups that are made ahead: directories, parents first; then files and what is written to them.
+// One step with a control group.
+struct step {
+    uint8_t what;
+    const char *path, *value;
+};
+
+static bool parse_step(struct step *s, struct reader *r) {
+    s->what = rd_uint8(r);
+    s->path = rd_str(r);
+    s->value = rd_str(r);
+    return !r->bad && s->what <= GROUP_REMOVE && s->path[0] == '/' && !strstr(s->path, "..");
+}
+
+static int take_step(struct reader *r) {
+    struct step s;
+    if (!parse_step(&s, r))
+        return errno = EPROTO, -1;
+    if (s.what == GROUP_WRITE)
+        return write_text(s.path, s.value);
+    if (s.what == GROUP_REMOVE)
+        return rmdir(s.path) == 0 || errno == ENOENT ? 0 : -1;
+    return mkdir(s.path, 0755) == 0 || errno == EEXIST ? 0 : -1;
+}
+
 static int make_groups(struct reader r) {
-    uint32_t count = rd_uint32(&r);
-    for (uint32_t i = 0; i < count; i++) {
-        const char *path = rd_str(&r);
-        if (r.bad || path[0] != '/' || strstr(path, ".."))
-            return errno = EPROTO, -1;
-        if (mkdir(path, 0755) < 0 && errno != EEXIST)
+    while (r.at != r.end)
+        if (take_step(&r) < 0)
             return -1;
-    }
-    count = rd_uint32(&r);
-    for (uint32_t i = 0; i < count; i++) {
-        const char *path = rd_str(&r), *value = rd_str(&r);
-        if (r.bad || path[0] != '/' || strstr(path, ".."))
-            return errno = EPROTO, -1;
-        if (write_text(path, value) < 0)
-            return -1;
-    }
-    return r.bad || r.at != r.end ? (errno = EPROTO, -1) : 0;
+    return 0;
 }
 
 // u32 count, then strings -> one block of C strings; only absolute paths, never "..".
@@ -638,9 +648,9 @@ static void on_create(struct message *m) {
     m->nfds = 0;
 }
 
-static struct container *prepared(uint32_t pid) {
+static struct container *alive(uint32_t pid) {
     for (size_t i = 0; i < ncontainers; i++)
-        if (containers[i].pid > 0 && (uint32_t)containers[i].pid == pid && containers[i].go >= 0)
+        if (containers[i].pid > 0 && (uint32_t)containers[i].pid == pid)
             return &containers[i];
     return NULL;
 }
@@ -648,11 +658,11 @@ static struct container *prepared(uint32_t pid) {
 // What a prepared container still lacks. One that has died meanwhile is not found, and its channel has said so.
 static void on_complete(struct message *m) {
     static struct create k;
-    struct container *c = prepared(rd_uint32(&m->body));
+    struct container *c = alive(rd_uint32(&m->body));
     k.host_ops = rd_block(&m->body);
     struct reader late = m->body; // the block of init's operations, with its length: init will read it
     struct reader block = rd_block(&m->body);
-    if (!c)
+    if (!c || c->go < 0)
         return;
     uint32_t index = 0;
     uint8_t bad = m->body.bad || m->body.at != m->body.end || block.bad ? PHASE_REQUEST : 0;
@@ -678,13 +688,17 @@ static void on_complete(struct message *m) {
 // ---- What can wait ----
 //
 // A container that is made ahead is made when nothing else is asked: nobody waits for it, and it would take time from
-// those who do. Under a load that never pauses, it is carried out all the same after a while.
+// those who do. So are control groups made and removed for the programs of a container, step by step. Under a load that
+// never pauses, it is carried out all the same after a while.
 
-enum { QUIET_MS = 2, PATIENCE_MS = 50, MAX_WAITING = 64 };
+enum { QUIET_MS = 2, PATIENCE_MS = 50, MAX_WAITING = 64, MAX_TRIES = 50 };
 
 struct waiting {
     struct waiting *next;
     uint64_t since;
+    bool groups; // steps with the control groups of `pid`; else a CREATE
+    uint32_t pid;
+    int tries;
     struct message m;
     uint8_t body[];
 };
@@ -701,6 +715,8 @@ static uint64_t now_ms(void) {
 
 static bool can_wait(struct message *m) {
     struct reader r = m->body;
+    if (m->head.kind == MSG_GROUPS)
+        return !m->mapped && nwaiting < MAX_WAITING;
     rd_uint64(&r); // the clone's flags
     return m->head.kind == MSG_CREATE && rd_uint32(&r) & CREATE_CAN_WAIT && !r.bad && !m->mapped && nwaiting < MAX_WAITING;
 }
@@ -715,6 +731,9 @@ static bool put_off(struct message *m) {
     w->m = *m;
     memcpy(w->body, m->body.at, length);
     w->m.body = reader_of(w->body, length);
+    w->groups = m->head.kind == MSG_GROUPS;
+    w->pid = w->groups ? rd_uint32(&w->m.body) : 0;
+    w->tries = 0;
     while (*last)
         last = &(*last)->next;
     *last = w;
@@ -732,14 +751,32 @@ static int until_quiet(void) {
     return at > now ? (int)(at - now) : 0;
 }
 
+// One step; false when there is no other, or the container has gone: then its groups are somebody else's to remove.
+static bool groups_go_on(struct waiting *w) {
+    struct reader step = w->m.body;
+    if (step.at == step.end || !alive(w->pid))
+        return false;
+    bool removes = *step.at == GROUP_REMOVE;
+    if (take_step(&step) < 0) {
+        if (!removes)
+            return false;                               // the next steps need this one
+        if (errno == EBUSY && ++w->tries < MAX_TRIES) { // its last process is on its way out
+            last_busy = now_ms();
+            return true;
+        }
+    }
+    w->m.body = step;
+    return step.at != step.end;
+}
+
 static void do_waiting(void) {
     struct waiting *w = first_waiting;
-    if (!w || until_quiet() > 0)
+    if (!w || until_quiet() > 0 || (w->groups && groups_go_on(w)))
         return;
     first_waiting = w->next;
     nwaiting--;
     struct pollfd channel = {.fd = w->m.nfds ? w->m.fds[0] : -1};
-    if (poll(&channel, 1, 0) == 0) // else whoever asked has let go of it
+    if (!w->groups && poll(&channel, 1, 0) == 0) // else whoever asked has let go of it
         on_create(&w->m);
     message_drop(&w->m);
     free(w);

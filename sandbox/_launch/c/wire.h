@@ -20,6 +20,7 @@ enum { // Python -> launcher, Python -> init
     MSG_SIGNAL_ALL = 6,
     MSG_CLEANUP = 7,
     MSG_COMPLETE = 8,
+    MSG_GROUPS = 9,
 };
 enum { // launcher or init -> Python
     MSG_CLONED = 64,
@@ -39,6 +40,7 @@ enum {
     CREATE_PREPARED = 16,
     CREATE_CAN_WAIT = 32
 };
+enum { GROUP_MAKE = 0, GROUP_WRITE = 1, GROUP_REMOVE = 2 };
 enum { EXEC_REPORT_START = 1, EXEC_TTY = 2, EXEC_SAME_CPU = 4 };
 enum { CAUSE_NONE = 0, CAUSE_WALL = 1, CAUSE_CPU = 2, CAUSE_KILLED = 3, CAUSE_SYSCALL = 4, CAUSE_NOT_STARTED = 5 };
 enum { CPU_NONE = 0, CPU_NANOSECONDS = 1, CPU_STAT = 2 };

@@ -1,0 +1,118 @@
+"""The control groups of runs: each is fresh, whoever made it, and none is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from sandbox import DEVNULL, Container, Status
+from sandbox._leaves import FEW, MAX_KINDS, Leaves
+from tests.support import needs
+
+pytestmark = [needs("userns"), needs("cgroup:memory", "cgroup:pids"), pytest.mark.usefixtures("no_leftovers")]
+ROOM = ["/bin/sh", "-c", "head -c 12000000 /dev/zero | tail -c 12000000 | wc -c"]
+
+
+def leaves_of(container: Container) -> Leaves:
+    assert container._started is not None
+    return container._started._leaves
+
+
+def hurried(container: Container, **limits: object) -> None:
+    """Run short programs until the launcher is asked for help."""
+    for _ in range(200):
+        assert container.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL, **limits).ok  # type: ignore[arg-type]
+        if any(kind.ahead for kind in leaves_of(container)._kinds.values()):
+            return
+    pytest.skip("programs take longer here than making a control group")
+
+
+def groups_below(container: Container) -> list[str]:
+    bundle = container._started.group()._live()  # type: ignore[union-attr]
+    return [f"{place.path}/{name}" for place in bundle.places.values() for name in os.listdir(place.path) if name.startswith("exec-")]
+
+
+@needs("cgroup-v1")
+def test_what_is_made_ahead_is_fresh_and_has_the_limits_of_its_run() -> None:
+    with Container(memory="64M", pids=32) as c:
+        hurried(c, memory="32M", pids=16)
+        for _ in range(3 * FEW):
+            assert c.exec(["/bin/true"], memory="32M", pids=16).memory_peak < 4 << 20  # type: ignore[operator]
+        for _ in range(FEW):
+            big = c.exec(ROOM, memory="32M", pids=16)
+            assert big.ok
+            assert 8 << 20 < big.memory_peak < 33 << 20  # type: ignore[operator]
+            killed = c.exec(["/bin/sh", "-c", "head -c 60000000 /dev/zero | tail -c 60000000 | wc -c"], memory="32M", pids=16)
+            assert killed.status is Status.MEMORY_LIMIT
+            after = c.exec(["/bin/true"], memory="32M", pids=16)
+            assert (after.oom_killed, after.pids_peak) in {(False, 1), (False, None)}
+            assert after.memory_peak < 4 << 20  # type: ignore[operator]
+            assert after.cpu_time < 0.05
+            bomb = c.exec(["/bin/sh", "-c", "i=0; while [ $i -lt 40 ]; do sleep 5 & i=$((i+1)); done"], memory="32M", pids=16, timeout=10)
+            assert bomb.pids_peak is None or bomb.pids_peak <= 16
+
+
+@needs("cgroup-v1")
+def test_groups_do_not_pile_up() -> None:
+    with Container(memory="64M", pids=32) as c:
+        hurried(c)
+        for _ in range(300):
+            c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL)
+        kinds = leaves_of(c)._kinds.values()
+        bound = sum(kind.ahead + 2 for kind in kinds) * 2
+        assert len({os.path.basename(path) for path in groups_below(c)}) <= bound
+    with Container(memory="64M", pids=32) as c:
+        for _ in range(20):
+            with c.popen(["/bin/true"]) as process:
+                process.wait()
+        assert len({os.path.basename(path) for path in groups_below(c)}) <= 4
+
+
+def test_many_kinds_of_limits_by_turns() -> None:
+    with Container(memory="256M", pids=64) as c:
+        for turn in range(4 * MAX_KINDS):
+            size = 16 + turn % (MAX_KINDS + 2)
+            result = c.exec(["/bin/sh", "-c", "cat /sys/fs/cgroup/*/memory* 2>/dev/null; true"], memory=f"{size}M", pids=8)
+            assert result.ok
+        assert len(leaves_of(c)._kinds) <= MAX_KINDS
+
+
+def test_threads_share_what_is_made_ahead() -> None:
+    failed: list[object] = []
+    with Container(memory="256M", pids=128) as c:
+        hurried(c, memory="32M")
+
+        def work() -> None:
+            for _ in range(40):
+                result = c.exec(["/bin/true"], memory="32M")
+                if not result.ok or result.memory_peak is None or result.memory_peak > 8 << 20:
+                    failed.append(result)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed
+
+
+HURRY_AND_DIE = """
+import os, signal
+from sandbox import Container, DEVNULL
+with Container(memory="64M", pids=32) as c:
+    for _ in range({runs}):
+        c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL, memory="32M")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("runs", [3, 9, 10, 11, 40])
+def test_killed_while_the_launcher_makes_groups(runs: int) -> None:
+    # What is left would be found by the fixture.
+    done = subprocess.run([sys.executable, "-c", HURRY_AND_DIE.format(runs=runs)], check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == -9
