@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -371,3 +372,15 @@ def test_a_stopped_launcher_is_an_error_in_bounded_time(monkeypatch: pytest.Monk
     finally:
         os.kill(launcher, signal.SIGCONT)
     assert sandbox.run(["true"]).ok
+
+
+@needs("root")
+def test_an_init_holds_nothing_of_other_containers() -> None:
+    with contextlib.ExitStack() as stack:
+        containers = [stack.enter_context(Container(memory="64M")) for _ in range(12)]
+        counts: list[int] = []
+        for container in containers:
+            assert container.exec(["/bin/true"]).ok  # before its first program init has let go of everything
+            counts.append(len(os.listdir(f"/proc/{container.pid}/fd")))
+        assert max(counts) - min(counts) <= 1, counts
+        assert max(int(fd) for fd in os.listdir(f"/proc/{containers[-1].pid}/fd")) < 200
