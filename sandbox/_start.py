@@ -66,7 +66,9 @@ class Started:
             self.session.end()
             # While the launcher reaps init. (Not while init dies: both would take the kernel's locks from one another.)
             self._leaves.clear(self._group)
-            if self._group is not None and self._group.init_fd is None:
+            if self._starting.adopt:  # the launcher removes the group
+                self.session.close()
+            elif self._group is not None and self._group.init_fd is None:
                 self._group.remove_if_idle()
         finally:  # Ctrl-C, say
             self._stack.close()

@@ -355,10 +355,7 @@ class Group:
         bundle = self._bundle
         if bundle is None:
             return True
-        try:
-            for path in self._directories(bundle):
-                os.rmdir(path)
-        except OSError:
+        if not self._rmdir_all(bundle):
             return False
         self._bundle = None
         if not self._leaves:
@@ -386,11 +383,18 @@ class Group:
         found = [place.path for place in bundle.places.values()]
         return found if self._container is None else [*found, f"{self._container}/init", self._container]
 
-    def _remove_directories(self, bundle: Bundle) -> None:
-        try:
-            for path in self._directories(bundle):
+    def _rmdir_all(self, bundle: Bundle) -> bool:
+        for path in self._directories(bundle):
+            try:
                 os.rmdir(path)
-        except OSError:  # a leaf or a process is left, or a janitor was faster
+            except FileNotFoundError:
+                pass  # a janitor was faster
+            except OSError:
+                return False
+        return True
+
+    def _remove_directories(self, bundle: Bundle) -> None:
+        if not self._rmdir_all(bundle):  # a leaf or a process is left
             bundle.kill()
             bundle.remove()
             if self._container is not None:
