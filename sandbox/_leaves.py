@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Final
 
 from attrs import define, field
@@ -17,8 +17,11 @@ from sandbox._session import Session
 from sandbox.cg import Group, Leaf, Limits
 from sandbox.errors import BrokenError, SandboxError
 
+Step = tuple[wire.GroupStep, bytes, bytes]
+
 MAX_KINDS: Final = 4  # of limits that are remembered
 FEW, MANY = 8, 32  # leaves that the launcher makes at once
+MAX_STEPS, STEP_SIZE = 60000, 11  # bytes of steps in a message, and of one without its words (wire.md)
 STALE_S: Final = 1.0  # after which the launcher is not expected to do what it was asked for
 
 
@@ -175,7 +178,7 @@ class Leaves:
 
     def _ask(self, kind: _Kind, group: Group, session: Session) -> None:
         """Have the launcher remove the dead and make some for later."""
-        steps: list[tuple[wire.GroupStep, bytes, bytes]] = []
+        leaves: list[list[Step]] = []  # what belongs together, and must not be torn apart
         with self._lock:
             batch = _Batch(deque(), self._dead)
             self._dead = []
@@ -185,12 +188,13 @@ class Leaves:
                 if found is None:
                     self._dead, kind.ahead, kind.is_alone = batch.dying, 0, True
                     return
-                steps += [(wire.GroupStep.MAKE, path, b"") if value is None else (wire.GroupStep.WRITE, path, value) for path, value in found]
+                leaves.append([(wire.GroupStep.MAKE, path, b"") if value is None else (wire.GroupStep.WRITE, path, value) for path, value in found])
                 batch.names.append(name)
             kind.batches.append(batch)
-        removals = [(wire.GroupStep.REMOVE, path, b"") for name in batch.dying for path in group.leaf_places(name)]
+        removals: list[list[Step]] = [[(wire.GroupStep.REMOVE, path, b"") for path in group.leaf_places(name)] for name in batch.dying]
         with contextlib.suppress(BrokenError):  # then all ends
-            session.change_groups([*removals, *steps])
+            for steps in _messages([*removals, *leaves]):
+                session.change_groups(steps)
 
     def abandon(self) -> None:
         """Close our copies of the descriptors: in a forked child, which must not wait for the parent's lock."""
@@ -215,3 +219,18 @@ class Leaves:
         self._remove_retired()
         if dead and group is not None:
             group.remove_leaves(dead)
+
+
+def _messages(parts: list[list[Step]]) -> Iterator[list[Step]]:
+    """*parts*, joined to as few messages as they fit into."""
+    steps: list[Step] = []
+    size = 0
+    for part in parts:
+        more = sum(len(path) + len(value) + STEP_SIZE for _, path, value in part)
+        if steps and size + more > MAX_STEPS:
+            yield steps
+            steps, size = [], 0
+        steps += part
+        size += more
+    if steps:
+        yield steps

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_READ: Final = 64 << 20
 MAX_COPY: Final = 1 << 30
 MAX_PREPARED: Final = 64
+MAX_KEPT: Final = 16384
 
 
 class Container:
@@ -256,7 +257,8 @@ class Container:
 
         options = ExecOptions._make((*said, pass_fds, tty, size))
         prepared = build_spec(options, self.spec, self._identity)
-        if is_alone and options.user is None:  # another user is looked up each time
+        # Another user is looked up each time; and what is large is not kept.
+        if is_alone and options.user is None and len(prepared.spec.plain) <= MAX_KEPT:
             if len(self._prepared) >= MAX_PREPARED:
                 self._prepared.clear()
             self._prepared[key] = prepared

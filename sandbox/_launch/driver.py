@@ -36,6 +36,7 @@ _ALL_SEALS: Final = 0x1F  # seal, shrink, grow, write, future write
 _RECEIVE: Final = 4096
 _EXPECTED_FDS: Final = 16
 _LEAVE_S: Final = 10.0
+_MSG_DONTWAIT: Final = 0x40  # <linux/socket.h>
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1  # <asm-generic/socket.h>, <linux/socket.h>: `socket` itself is imported late
 _ints: Final = struct.Struct("=i")  # most messages have one descriptor at most
 
@@ -198,10 +199,15 @@ class Launcher:
     def change_groups(self, body: bytes) -> None:
         """Have steps taken with a container's control groups, when there is nothing else to do; see `codec.encode_groups`.
 
-        Raises: BrokenError when the launcher has died.
+        Nobody waits for it: a launcher that does not listen (it was stopped, say) does not hear of it.
+        Raises: BrokenError when the launcher has died. ValueError: *body* is larger than a datagram.
         """
+        if len(body) > wire.INLINE:
+            raise ValueError(f"{len(body)} bytes of steps with control groups; {wire.INLINE} are a datagram's")
         try:
-            send_message(self._sock, wire.Msg.GROUPS, body, ())
+            self._sock.sendmsg((wire.HEAD.pack(wire.Msg.GROUPS, 0, len(body)), body), (), _MSG_DONTWAIT)
+        except BlockingIOError:
+            return
         except OSError as error:
             raise BrokenError("the launcher of this process has died; its containers went with it") from error
 

@@ -179,6 +179,8 @@ class Leaf:
                 fd = self._watched[file] = os.open(self.name + file, _READ, dir_fd=directory)
             except FileNotFoundError:  # an older kernel
                 self._watched[file] = None
+            except OSError:  # out of descriptors, say: `usage` opens it when it is needed
+                return
             else:
                 self._own_fds.append(fd)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sandbox import DEVNULL, Container, Status
-from sandbox._leaves import FEW, MAX_KINDS, Leaves
+from sandbox._launch import codec, wire
+from sandbox._leaves import FEW, MAX_KINDS, Leaves, _messages
 from tests.support import needs
 
 pytestmark = [needs("userns"), needs("cgroup:memory", "cgroup:pids"), pytest.mark.usefixtures("no_leftovers")]
@@ -116,3 +118,25 @@ def test_killed_while_the_launcher_makes_groups(runs: int) -> None:
     # What is left would be found by the fixture.
     done = subprocess.run([sys.executable, "-c", HURRY_AND_DIE.format(runs=runs)], check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == -9
+
+
+def test_messages_are_no_larger_than_a_datagram_and_tear_no_leaf_apart() -> None:
+    path = b"/" + b"x" * 4000
+    leaf = [(wire.GroupStep.MAKE, path, b""), (wire.GroupStep.WRITE, path, b"33554432"), (wire.GroupStep.MAKE, path, b"")]
+    for count in (1, 4, 5, 33):
+        found = list(_messages([leaf] * count))
+        assert sum(found, []) == leaf * count  # noqa: RUF017
+        assert all(len(steps) % len(leaf) == 0 and len(codec.encode_groups(1, steps)) <= wire.INLINE for steps in found)
+        assert len(found) == -(-count // 4)
+
+
+def test_a_stopped_launcher_holds_up_no_program() -> None:
+    with Container(memory="64M", pids=32) as c:
+        hurried(c)
+        launcher = int(Path(f"/proc/{c.pid}/status").read_text().split("\nPPid:")[1].split()[0])
+        os.kill(launcher, signal.SIGSTOP)
+        try:
+            for _ in range(200):
+                assert c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL).ok
+        finally:
+            os.kill(launcher, signal.SIGCONT)
