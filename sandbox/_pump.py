@@ -115,9 +115,7 @@ class Pump:
             self._feed()
         while self.end is None:
             self._step(control)
-        for capture in self._captures.values():
-            if capture.is_open:
-                self._drain(capture)
+        self._drain(control)
         return self.end
 
     def streams(self) -> tuple[bytes | None, bytes | None, bool, bool]:
@@ -172,12 +170,18 @@ class Pump:
         os.close(fd)
         self._wiring.stdin = None
 
-    @staticmethod
-    def _drain(capture: Capture) -> None:
-        """All writers are dead: what is in the pipe is all there will be. Never waits: a descriptor may have been passed on."""
-        os.set_blocking(capture.fd, False)
-        try:
-            while capture.read():
-                pass
-        except BlockingIOError:
-            pass  # somebody outside holds the other end
+    def _drain(self, control: int) -> None:
+        """All writers are dead: what is in the pipes is all there will be. Never waits: a descriptor may have been passed on to somebody outside."""
+        self._wiring.close_lent()
+        self._is_cut = True  # there is nothing left to kill
+        self._poll.unregister(control)
+        if self._wiring.stdin is not None:
+            with contextlib.suppress(KeyError):  # it was never registered
+                self._poll.unregister(self._wiring.stdin)
+        while events := self._poll.poll(0):
+            for fd, event in events:
+                capture = self._captures[fd]
+                self._read(capture, event)
+                if capture.truncated and capture.is_open:  # whoever holds the other end outside may write for ever
+                    self._poll.unregister(fd)
+                    capture.is_open = False

@@ -237,7 +237,7 @@ class Session:
             # With a control group there is work to do meanwhile, which shall not keep the program waiting for this CPU.
             body, fds = encode(spec, wiring, leaf, apart=leaf is not None)
             channel.send(wire.Msg.EXEC, body, fds)
-            wiring.close_lent()
+            wiring.close_lent(outputs=False)
             if leaf is not None:
                 # The kernel may have put init on this CPU, for whoever sends a message mostly waits for the answer then.
                 os.sched_yield()

@@ -21,19 +21,22 @@ class Wiring:
     stdout: int | None = None
     stderr: int | None = None
     _lent: list[int] = field(factory=list[int])
+    _lent_outputs: list[int] = field(factory=list[int])
     is_plain: bool = True  # there is nothing to move, nor to close
     is_quiet: bool = False  # all three standard streams are /dev/null, and there is nothing else
 
-    def lend(self, fd: int) -> int:
+    def lend(self, fd: int, *, is_output: bool) -> int:
         """Note a descriptor to be closed once the program has its copy."""
         self.is_plain = False
-        self._lent.append(fd)
+        (self._lent_outputs if is_output else self._lent).append(fd)
         return fd
 
-    def close_lent(self) -> None:
-        """Close the program's ends here."""
+    def close_lent(self, *, outputs: bool = True) -> None:
+        """Close the program's ends here; without *outputs*, those that it writes to stay open, and its end wakes nobody who reads."""
         while self._lent:
             os.close(self._lent.pop())
+        while outputs and self._lent_outputs:
+            os.close(self._lent_outputs.pop())
 
     def close(self) -> None:
         """Close everything."""
@@ -87,12 +90,12 @@ def _end(target: Any, w: Wiring, number: int) -> int:  # noqa: ANN401
         read, write = os.pipe2(os.O_CLOEXEC)
         if number == 0:
             w.stdin = write
-            return w.lend(read)
+            return w.lend(read, is_output=False)
         if number == 1:
             w.stdout = read
         else:
             w.stderr = read
-        return w.lend(write)
+        return w.lend(write, is_output=True)
     if _is_null(target):
         return (_quiet[0] if _quiet else _make_quiet()).inside[0]
     return _fileno(target, "stdin" if number == 0 else "stdout or stderr")
