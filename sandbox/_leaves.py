@@ -63,6 +63,7 @@ class Leaves:
     _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1))
     _kinds: dict[Limits | None, _Kind] = field(factory=dict[Limits | None, _Kind])  # the last one used comes last
     _is_over: bool = False
+    has_asked: bool = False  # the launcher may be at work on the container's groups, as long as it does not know that it has ended
     _retired: list[Leaf] = field(factory=list[Leaf])
     _dead: list[bytes] = field(factory=list[bytes])  # closed, to be removed with the next batch
     _lock: threading.Lock = field(factory=threading.Lock)
@@ -98,8 +99,13 @@ class Leaves:
     def _drop(self, kind: _Kind) -> None:
         if kind.spare is not None:
             self._retired.append(kind.spare)
+            kind.spare = None
         for batch in kind.batches:
             self._dead += [*batch.names, *batch.dying]
+            batch.names.clear()
+            batch.dying.clear()
+        kind.batches.clear()  # another thread may hold it still
+        kind.ahead, kind.is_alone = 0, True
 
     def prepare(self, group: Group, *, adopt: bool = False) -> None:
         """Make the first one, without limits of its own, unless it is there. *adopt*: see `Group.make_leaf`."""
@@ -119,13 +125,20 @@ class Leaves:
             name = batch.names.popleft()
             if not batch.names:
                 kind.batches.popleft()
-        leaf = group.open_leaf(name, kind.limits)
+        try:
+            leaf = group.open_leaf(name, kind.limits)
+        except BaseException:
+            with self._lock:
+                self._dead.append(name)
+            raise
         with self._lock:
             if leaf is not None:
                 batch.dying.clear()  # they came first
-            elif time.monotonic() - batch.at > STALE_S:
+            elif time.monotonic() - batch.at > STALE_S or self._kinds.get(kind.limits) is not kind:
                 self._dead += [name, *batch.names, *batch.dying]  # something failed there; it will try to remove them
-                with contextlib.suppress(ValueError):  # another thread has its last name, or the container was closed
+                batch.names.clear()
+                batch.dying.clear()
+                with contextlib.suppress(ValueError):  # another thread has its last name, or the kind was dropped
                     kind.batches.remove(batch)
             else:
                 if not batch.names:
@@ -148,18 +161,21 @@ class Leaves:
             if kind is None or (not kind.ahead and not self._retired and kind.taken < 2):
                 return
             retired, self._retired = self._retired, []
-        if not kind.ahead:
-            for leaf in retired:
-                leaf.remove()
-        else:
-            for leaf in retired:
+            ahead = kind.ahead
+            if ahead:
+                self._dead += [leaf.name for leaf in retired]
+        for leaf in retired:
+            if ahead:
                 leaf.close()
                 group.forget_leaf(leaf)
-                self._dead.append(leaf.name)
+            else:
+                leaf.remove()
         made = self._have_spare(kind, group)
-        if (made or (retired and not kind.ahead)) and kind.ahead < MANY and not kind.is_alone and has_ended():
-            kind.ahead = max(FEW, 2 * kind.ahead)
-        if kind.ahead and kind.promised <= kind.ahead // 2:
+        if (made or (retired and not ahead)) and has_ended():
+            with self._lock:
+                if not kind.is_alone and kind.ahead < MANY:
+                    kind.ahead = max(FEW, 2 * kind.ahead)
+        if kind.ahead:
             self._ask(kind, group, session)
 
     def _have_spare(self, kind: _Kind, group: Group) -> bool:
@@ -178,23 +194,26 @@ class Leaves:
 
     def _ask(self, kind: _Kind, group: Group, session: Session) -> None:
         """Have the launcher remove the dead and make some for later."""
-        leaves: list[list[Step]] = []  # what belongs together, and must not be torn apart
         with self._lock:
-            batch = _Batch(deque(), self._dead)
-            self._dead = []
-            for _ in range(kind.ahead - kind.promised):
-                name = b"exec-%d" % next(self._numbers)
-                found = group.leaf_steps(name, kind.limits)
-                if found is None:
-                    self._dead, kind.ahead, kind.is_alone = batch.dying, 0, True
+            if not kind.ahead or kind.promised > kind.ahead // 2 or self._kinds.get(kind.limits) is not kind:
+                return
+            names = [b"exec-%d" % next(self._numbers) for _ in range(kind.ahead - kind.promised)]
+            leaves: list[list[Step]] = []  # what belongs together, and must not be torn apart
+            for name in names:
+                steps = group.leaf_steps(name, kind.limits)
+                if steps is None:
+                    kind.ahead, kind.is_alone = 0, True
                     return
-                leaves.append([(wire.GroupStep.MAKE, path, b"") if value is None else (wire.GroupStep.WRITE, path, value) for path, value in found])
-                batch.names.append(name)
+                leaves.append([(wire.GroupStep.MAKE, path, b"") if value is None else (wire.GroupStep.WRITE, path, value) for path, value in steps])
+            batch = _Batch(deque(names), self._dead)
+            self._dead = []
             kind.batches.append(batch)
-        removals: list[list[Step]] = [[(wire.GroupStep.REMOVE, path, b"") for path in group.leaf_places(name)] for name in batch.dying]
+            self.has_asked = True
+            dying = list(batch.dying)
+        removals: list[list[Step]] = [[(wire.GroupStep.REMOVE, path, b"") for path in group.leaf_places(name)] for name in dying]
         with contextlib.suppress(BrokenError):  # then all ends
-            for steps in _messages([*removals, *leaves]):
-                session.change_groups(steps)
+            for message in _messages([*removals, *leaves]):
+                session.change_groups(message)
 
     def abandon(self) -> None:
         """Close our copies of the descriptors: in a forked child, which must not wait for the parent's lock."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 GRACE_S: Final = 5.0  # how much later than init's our own deadline is
 CHUNK: Final = 1 << 18
+LITTLE: Final = 4096
 PIPE_SIZE: Final = 1 << 20  # asked for once a program has filled a default pipe (64 KiB): fewer switches per byte
 F_SETPIPE_SZ: Final = 1031
 _LATE: Final = "the container's init did not keep the deadline; the container is being killed"
@@ -38,9 +39,9 @@ class Capture:
     is_open: bool = True  # more may come
     _widened: bool = False
 
-    def read(self) -> bool:
+    def read(self, most: int = CHUNK) -> bool:
         """Take what is there; False at the end of the stream."""
-        data = os.read(self.fd, CHUNK)
+        data = os.read(self.fd, most)
         if not data:
             self.is_open = False
             return False
@@ -142,9 +143,8 @@ class Pump:
                 self._feed()
 
     def _read(self, capture: Capture, event: int) -> None:
-        if not event & select.POLLIN:  # POLLHUP alone: nobody writes any more, and nothing is left
-            capture.is_open = False
-        if not capture.is_open or not capture.read():
+        # POLLHUP alone: nobody writes any more, and most likely nothing is left. A small buffer then: large ones come from the kernel.
+        if not capture.read(CHUNK if event & select.POLLIN else LITTLE):
             self._poll.unregister(capture.fd)
         elif capture.truncated and not self._is_cut:
             self._is_cut = True

@@ -66,9 +66,9 @@ class Started:
             self.session.end()
             # While the launcher reaps init. (Not while init dies: both would take the kernel's locks from one another.)
             self._leaves.clear(self._group)
-            if self._starting.adopt:  # the launcher removes the group
+            if self._starting.adopt or self._leaves.has_asked:  # the launcher removes the group, or may be making some in it
                 self.session.close()
-            elif self._group is not None and self._group.init_fd is None:
+            if self._group is not None and self._group.init_fd is None:
                 self._group.remove_if_idle()
         finally:  # Ctrl-C, say
             self._stack.close()

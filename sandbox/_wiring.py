@@ -40,7 +40,7 @@ class Wiring:
 
     def close(self) -> None:
         """Close everything."""
-        if self.is_plain:
+        if self.is_quiet:
             return
         self.close_lent()
         ours = (self.stdin, self.stdout, self.stderr)

@@ -245,7 +245,8 @@ class Container:
         self, said: tuple[Any, ...], pass_fds: Sequence[int] | Mapping[int, int], tty: bool = False, size: tuple[int, int] = (0, 0)
     ) -> Prepared:
         """Check the arguments of a run. The last ones that were fine are remembered: a container runs the same again and again."""
-        is_alone = not pass_fds and tty is False  # else they are looked at each time
+        # What has other contents at another time is looked at each time.
+        is_alone = not pass_fds and tty is False and isinstance(said[0], tuple) and isinstance(said[1], (tuple, type(None)))
         key = (*said, *map(type, said))  # 1 and True are equal, and one of the two is refused
         try:
             found = self._prepared.get(key) if is_alone else None

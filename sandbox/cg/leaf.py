@@ -162,12 +162,12 @@ class Leaf:
 
     def watch(self) -> None:
         """Open what `usage` reads, and close what the program has joined by: while it runs this takes no time from anybody."""
-        shape, kept = self._shape, (self.cpu_fd, self.into_fd)
-        for fd in self._own_fds:
-            if fd not in kept:
-                os.close(fd)
+        shape, kept, fds = self._shape, (self.cpu_fd, self.into_fd), self._own_fds
         self._own_fds = [fd for fd in kept if fd is not None]
         self.join_fds = []
+        for fd in fds:
+            if fd not in kept:
+                os.close(fd)
         wanted: list[tuple[int, bytes]] = []
         if shape.memory is not None:
             version, directory = shape.memory

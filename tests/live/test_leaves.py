@@ -140,3 +140,19 @@ def test_a_stopped_launcher_holds_up_no_program() -> None:
                 assert c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL).ok
         finally:
             os.kill(launcher, signal.SIGCONT)
+
+
+def test_no_empty_batch_is_asked_for_when_threads_ask_at_once() -> None:
+    with Container(memory="256M", pids=128) as c:
+        hurried(c)
+        started = c._started
+        assert started is not None
+        leaves, group, session = started._leaves, started.group(), started.session
+        kind = leaves._kinds[None]
+        for _ in range(3):
+            leaves._ask(kind, group, session)
+        assert all(batch.names for batch in kind.batches)
+        leaves._drop(kind)
+        leaves._ask(kind, group, session)
+        assert (kind.promised, kind.ahead) == (0, 0)
+        assert c.exec(["/bin/true"]).ok

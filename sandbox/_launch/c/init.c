@@ -725,8 +725,11 @@ static int take_ids(struct init_start *s) {
 
 // Before there is any program, but when nobody waits for it.
 static void close_parked(struct init_start *s) {
-    if (s->parked)
-        close_range_(s->parked, ~0U, 0);
+    struct rlimit limit;
+    // Where the container's filter does not allow that call, one by one.
+    if (s->parked && close_range_(s->parked, ~0U, 0) < 0 && getrlimit(RLIMIT_NOFILE, &limit) == 0)
+        for (rlim_t fd = s->parked; fd < limit.rlim_max; fd++)
+            close((int)fd);
     s->parked = 0;
 }
 

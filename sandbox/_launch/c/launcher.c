@@ -714,6 +714,7 @@ struct waiting {
     bool groups; // steps with the control groups of `pid`; else a CREATE
     uint32_t pid;
     int tries;
+    uint64_t retry_at; // its next step is not taken before
     struct message m;
     uint8_t body[];
 };
@@ -749,6 +750,7 @@ static bool put_off(struct message *m) {
     w->groups = m->head.kind == MSG_GROUPS;
     w->pid = w->groups ? rd_uint32(&w->m.body) : 0;
     w->tries = 0;
+    w->retry_at = 0;
     while (*last)
         last = &(*last)->next;
     *last = w;
@@ -763,6 +765,8 @@ static int until_quiet(void) {
         return -1;
     uint64_t now = now_ms(), quiet = last_busy + QUIET_MS, late = first_waiting->since + PATIENCE_MS;
     uint64_t at = quiet < late ? quiet : late;
+    if (at < first_waiting->retry_at)
+        at = first_waiting->retry_at;
     return at > now ? (int)(at - now) : 0;
 }
 
@@ -776,10 +780,11 @@ static bool groups_go_on(struct waiting *w) {
         if (!removes)
             return false;                               // the next steps need this one
         if (errno == EBUSY && ++w->tries < MAX_TRIES) { // its last process is on its way out
-            last_busy = now_ms();
+            w->retry_at = now_ms() + QUIET_MS;
             return true;
         }
     }
+    w->tries = 0;
     w->m.body = step;
     return step.at != step.end;
 }
