@@ -195,7 +195,7 @@ class Session:
     def take_channel(self) -> Channel:
         """An idle channel, or a new one."""
         with self._lock:
-            if self.owner != os.getpid() or self._closed or (control := self._control) is None:
+            if self.owner != os.getpid() or self._closed or self._is_ending or (control := self._control) is None:
                 driver.check_owner(self.owner)
                 raise ClosedError("the container is not running; start() it, or use it inside `with`")
             if self._idle:
@@ -358,8 +358,8 @@ class Session:
 
     @property
     def is_alive(self) -> bool:
-        """Whether init lives."""
-        if self._closed or self.pidfd < 0 or self.owner != os.getpid():
+        """Whether init lives, and nobody has asked for its end."""
+        if self._closed or self._is_ending or self.pidfd < 0 or self.owner != os.getpid():
             return False
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
@@ -375,24 +375,33 @@ class Session:
             channel.close()  # the last one that is open is init's life
         self._drop_pidfd(kill=self.owner == os.getpid())
 
-    def end(self) -> None:
-        """Kill everything, and wait until it is dead; `close` then waits until the launcher has reaped it and removed what was left."""
+    def end(self, left: bytes | None = None) -> None:
+        """Kill everything, and wait until it is dead; `close` then waits until the launcher has reaped it and removed what was left.
+
+        *left*, the file that tells how much memory is left in the control group, says that nobody minds if namespaces go a moment
+        later than that: then there is nothing to wait for here, unless a program runs.
+        """
         if self.owner != os.getpid() or self.pidfd < 0:
             return
-        self._is_ending = True
-        self.kill()
+        with self._lock:
+            self._is_ending = True  # no program is started from now on
+            is_idle = self._control in self._idle
+        if left is None or self.launcher is None or not self.launcher.finish(codec.encode_finish(self.pid, left)):
+            self.kill()
+        elif is_idle:
+            return
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         poll.poll(GONE_S * 1000)
 
-    def close(self) -> None:
-        """Kill everything, and wait until the launcher has removed what was left. May be called twice.
+    def close(self) -> bool:
+        """Kill everything, and wait until the launcher has removed what was left; whether it said so. May be called twice.
 
         A call in another thread that waits for a program's end gets it, or ClosedError; its channel is its own to close.
         """
         with self._lock:
             if self._closed:
-                return
+                return False
             self._closed = True
             channels, self._idle = self._idle, []
             control = self._control or self._starting
@@ -400,8 +409,7 @@ class Session:
         try:
             if self.owner == os.getpid():
                 self.kill()
-                if control is not None and is_ours:
-                    self._await_gone(control)
+                return control is not None and is_ours and self._await_gone(control)
         except TimeoutError:
             raise BrokenError(f"the launcher did not say within {GONE_S:.0f} s that the container is gone; is it stopped?") from None
         finally:
@@ -409,8 +417,10 @@ class Session:
             for channel in {id(channel): channel for channel in (*channels, control if is_ours else None) if channel is not None}.values():
                 channel.close()
             self._drop_pidfd(kill=False)
+        return False
 
-    def _await_gone(self, channel: Channel) -> None:
+    def _await_gone(self, channel: Channel) -> bool:
+        """Whether the launcher said it; else it has died."""
         deadline = time.monotonic() + GONE_S
         while got := channel.receive(max(0.0, deadline - time.monotonic())):
             if isinstance(got[0], codec.Cloned):  # it was ended before anybody asked who it is
@@ -420,7 +430,8 @@ class Session:
             for fd in got[1]:
                 os.close(fd)
             if isinstance(got[0], codec.Gone):
-                return
+                return True
+        return False
 
     def _drop_pidfd(self, *, kill: bool) -> None:
         if kill:

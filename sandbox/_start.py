@@ -63,15 +63,29 @@ class Started:
             self._prepare_successor()
             if self.is_paused:
                 self.resume()  # what is frozen does not die
-            self.session.end()
-            # While the launcher reaps init. (Not while init dies: both would take the kernel's locks from one another.)
+            self.session.end(self._left)
+            # Meanwhile the launcher reaps init. (Where init's end takes long, not before: both would take the kernel's locks from one another.)
             self._leaves.clear(self._group)
             if self._starting.adopt or self._leaves.has_asked:  # the launcher removes the group, or may be making some in it
-                self.session.close()
+                if self._group is not None and self._starting.adopt:
+                    self._group.close_if_empty()  # there is time for it now
+                has_gone = self.session.close()
+                if self._group is not None and self._starting.adopt and has_gone:
+                    self._group.forget()
             if self._group is not None and self._group.init_fd is None:
                 self._group.remove_if_idle()
         finally:  # Ctrl-C, say
             self._stack.close()
+
+    @property
+    def _left(self) -> bytes | None:
+        """What tells how much memory is left in its group, if nothing in the container can be in the caller's way after its end (see held.c)."""
+        starting, group = self._starting, self._group
+        if group is None or (group.init_fd is None and not starting.adopt):  # on v1, what the launcher has not made goes before it looks
+            return None
+        if starting.kind is None or starting.compiled is None or not starting.compiled.is_complete:
+            return None
+        return group.memory_file
 
     def _abandon(self) -> None:
         self._stack.pop_all()
@@ -192,6 +206,7 @@ class _Starting:
         self.net_of = net_of
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
+        self._is_limited = spec.limits != _NO_LIMITS
         self.leaves = Leaves()
         self.adopt = False
         self.identity: Identity | None = None
@@ -244,10 +259,6 @@ class _Starting:
         self.identity = _identify(self.spec, fsplan, ids)
         session.await_ready()
         return session, ids, group
-
-    @property
-    def _is_limited(self) -> bool:
-        return self.spec.limits != _NO_LIMITS
 
     def _check(self) -> None:
         """Refuse what this host cannot do, before anything is touched."""

@@ -258,6 +258,11 @@ def encode_groups(pid: int, steps: Iterable[tuple[wire.GroupStep, bytes, bytes]]
     return _U32(pid) + encode_steps(steps)
 
 
+def encode_finish(pid: int, left: bytes) -> bytes:
+    """The body of FINISH; *left* names the file that tells how much memory is left in the container's control group."""
+    return _U32(pid) + text(left)
+
+
 def encode_paths(paths: tuple[bytes, ...]) -> bytes:
     """A count and strings: the body of CLEANUP, and a part of CREATE."""
     return _U32(len(paths)) + encode_strings(paths)

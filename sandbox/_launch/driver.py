@@ -211,6 +211,14 @@ class Launcher:
         except OSError as error:
             raise BrokenError("the launcher of this process has died; its containers went with it") from error
 
+    def finish(self, body: bytes) -> bool:
+        """Have a container ended; see `codec.encode_finish`. Does not wait; False: the launcher does not listen (it was stopped, or has died)."""
+        try:
+            self._sock.sendmsg((wire.HEAD.pack(wire.Msg.FINISH, 0, len(body)), body), (), _MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
+
     def set_cleanup(self, groups: tuple[bytes, ...], trees: tuple[bytes, ...] = ()) -> None:
         """Name the control groups, and the directories with all that is in them, to remove when this process has ended."""
         send_message(self._sock, wire.Msg.CLEANUP, codec.encode_paths(groups) + codec.encode_paths(trees), ())

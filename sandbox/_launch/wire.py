@@ -29,6 +29,7 @@ class Msg(enum.IntEnum):
     CLEANUP = 7
     COMPLETE = 8
     GROUPS = 9
+    FINISH = 10
     CLONED = 64
     GONE = 65
     FAILED = 66

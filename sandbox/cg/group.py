@@ -21,7 +21,7 @@ from sandbox.cg import files
 from sandbox.cg.bundle import Bundle, Events, Place, hierarchies_for, planned_writes
 from sandbox.cg.hosts import Hierarchy, detect
 from sandbox.cg.inforce import read_limits
-from sandbox.cg.leaf import Leaf, Shape
+from sandbox.cg.leaf import Ahead, Leaf, Shape
 from sandbox.cg.limits import Limits, Write
 from sandbox.cg.limits import controllers as controllers_of
 from sandbox.cg.stats import Stats, collect
@@ -60,6 +60,7 @@ class Group:
         self._fds: dict[str, int] = {}  # mount point -> the directory that leaves are made in
         self._tasks: dict[str, int] = {}  # v1: mount point -> `tasks` of the container's own group
         self._shapes: dict[tuple[Limits | None, frozenset[str]], Shape] = {}
+        self._aheads: dict[Limits | None, Ahead | None] = {}
         self._leaves: set[Leaf] = set()
         self._container: str | None = None  # v2: the directory that holds init and payload
         self._uid: int | None = None
@@ -98,8 +99,9 @@ class Group:
         planned = planned_writes(self._limits, host)
         self._bundle = Bundle(host, self._name, {})
         try:
-            for hierarchy in hierarchies_for(host, controllers_of(self._limits), self._wished):
-                self._add(hierarchy, adopt=adopt)
+            needed = controllers_of(self._limits)
+            for hierarchy in hierarchies_for(host, needed, self._wished):
+                self._add(hierarchy, needed | self._wished, adopt=adopt)
             if not adopt:
                 self._bundle.apply(planned)
         except BaseException:
@@ -119,9 +121,8 @@ class Group:
             self._extend(hierarchy, controllers_of(limits))
         bundle.apply(planned)
 
-    def _add(self, hierarchy: Hierarchy, *, adopt: bool = False) -> None:
+    def _add(self, hierarchy: Hierarchy, wanted: frozenset[str], *, adopt: bool = False) -> None:
         bundle = self._live()
-        wanted = self._wished | controllers_of(self._limits)
         path = f"{owner().directory(hierarchy, wanted)}/{self._name}"
         if hierarchy.version == 2:
             self._add_v2(hierarchy, path, wanted_v2(hierarchy, wanted))
@@ -171,16 +172,16 @@ class Group:
 
         None: not for such leaves: those of v2 and of cpusets want more.
         """
-        ahead = self._shape_of(limits, None).ahead
-        return None if ahead is None else tuple((before + name + after, value) for before, after, value in ahead)
+        ahead = self._ahead_of(limits)
+        return None if ahead is None else tuple((before + name + after, value) for before, after, value in ahead.steps)
 
     def open_leaf(self, name: bytes, limits: Limits | None = None) -> Leaf | None:
         """Give the leaf for which all of `leaf_steps` has been done; None: not yet."""
-        shape = self._shape_of(limits, None)
-        if shape.last is None:
+        ahead = self._ahead_of(limits)
+        if ahead is None:
             return None
         try:
-            leaf = Leaf(self, name, shape, self._uid, is_set=True)
+            leaf = Leaf(self, name, self._shape_of(limits, None), self._uid, last=ahead.last)
         except FileNotFoundError:
             return None
         self._leaves.add(leaf)
@@ -224,8 +225,6 @@ class Group:
         inherit: list[tuple[int, Write]] = [(self._fds[h.mount], write) for h in v1 if "cpuset" in h.controllers for write in CPUSET]
         shared = [self._tasks_fd(place) for place in bundle.places.values() if place.version == 1 and place.hierarchy not in v1]
         unified = bundle.host.unified
-        leaf_writes = self._leaf_writes(planned, wanted)
-        ahead, last = self._ahead(v1, leaf_writes) if len(v1) == len(needed) and not inherit else (None, None)
         return Shape(
             v1=tuple(self._fds[h.mount] for h in v1),
             shared=tuple(shared),
@@ -234,32 +233,38 @@ class Group:
             memory=self._account("memory", wanted),
             cpu=self._account("cpuacct", wanted),
             pids=self._account("pids", wanted),
-            writes=(*inherit, *leaf_writes),
-            ahead=ahead,
-            last=last,
+            writes=(*inherit, *self._leaf_writes(planned, wanted)),
         )
 
-    def _ahead(
-        self, hierarchies: Iterable[Hierarchy], writes: Iterable[tuple[int, Write]]
-    ) -> tuple[tuple[tuple[bytes, bytes, bytes | None], ...] | None, int | None]:
-        """Give `Shape.ahead` and `Shape.last`: where limits are set comes first, so that the last directory says that all is done."""
-        places = {self._fds[h.mount]: self._live().places[h.mount].path for h in hierarchies}
+    def _ahead_of(self, limits: Limits | None) -> Ahead | None:
+        if limits not in self._aheads:  # two threads at once would both find the same: no lock
+            self._aheads[limits] = self._ahead(self._shape_of(limits, None))
+        return self._aheads[limits]
+
+    def _ahead(self, shape: Shape) -> Ahead | None:
+        """Where limits are set comes first, so that the last directory says that all is done. None: a leaf takes more than that."""
+        if shape.v2 is not None:
+            return None
+        known = self._live().places
+        places = {directory: known[mount].path for mount, directory in self._fds.items() if directory in shape.v1}
         settings: dict[int, list[tuple[bytes, bytes]]] = {directory: [] for directory in places}
-        for directory, write in writes:
+        for directory, write in shape.writes:
+            if write in CPUSET:
+                return None
             there = files.existing(places[directory], write)
             if there is not None and there.value is not None:
                 settings[directory].append((f"/{there.file}".encode(), there.value.encode()))
             elif there is not None or (not write.optional and write.instead is None):
-                return None, None
+                return None
         order = sorted(settings, key=lambda directory: not settings[directory])
         if not order or settings[order[-1]]:
-            return None, None
+            return None
         steps: list[tuple[bytes, bytes, bytes | None]] = []
         for directory in order:
             before = os.fsencode(places[directory]) + b"/"
             steps.append((before, b"", None))
             steps += [(before, file, value) for file, value in settings[directory]]
-        return tuple(steps), order[-1]
+        return Ahead(tuple(steps), order[-1])
 
     def _leaf_writes(self, planned: Iterable[Write], wanted: frozenset[str]) -> list[tuple[int, Write]]:
         host = self._live().host
@@ -275,8 +280,8 @@ class Group:
         """Make sure that leaves can be made in *hierarchy* with *wanted* controllers."""
         bundle = self._live()
         if hierarchy.mount not in bundle.places:
-            self._wished |= wanted  # found again by _add
-            self._add(hierarchy)
+            self._wished |= wanted
+            self._add(hierarchy, self._wished | controllers_of(self._limits))
         elif self._container is not None and (needed := wanted_v2(hierarchy, wanted)):
             owner().directory(hierarchy, needed)
             enable(self._container, needed)
@@ -350,6 +355,24 @@ class Group:
 
         return Introspection(self._live())
 
+    @property
+    def memory_file(self) -> bytes | None:
+        """The file that tells how much memory the programs have now; None: no controller does."""
+        place = self._live().at("memory")
+        if place is None:
+            return None
+        return os.fsencode(place.path) + (b"/memory.usage_in_bytes" if place.version == 1 else b"/memory.current")
+
+    def close_if_empty(self) -> None:
+        """Close the descriptors ahead of `remove` or `forget`, if no leaf is left; nothing else may be asked of it then."""
+        if not self._leaves:
+            self._close()
+
+    def forget(self) -> None:
+        """Let go of it: somebody else has removed it."""
+        self._bundle = None
+        self.close_if_empty()
+
     def remove_if_idle(self) -> bool:
         """Remove everything if nobody is in it; False: somebody is, and what is left waits for `remove`."""
         bundle = self._bundle
@@ -412,7 +435,7 @@ class Group:
 
     def _close(self) -> None:
         fds = [*self._fds.values(), *self._tasks.values()]
-        self._fds, self._tasks, self._shapes = {}, {}, {}
+        self._fds, self._tasks, self._shapes, self._aheads = {}, {}, {}, {}
         if self.init_fd is not None:
             fds.append(self.init_fd)
             self.init_fd = None

@@ -76,6 +76,10 @@ class Host:
         init=False, eq=False, repr=False, default=Factory(lambda self: _versions(self._homes), takes_self=True)
     )
 
+    unified: Hierarchy | None = field(
+        init=False, eq=False, repr=False, default=Factory(lambda self: next((h for h in self.hierarchies if h.version == 2), None), takes_self=True)
+    )
+
     @property
     def mode(self) -> Mode:
         found = {h.version for h in self.hierarchies}
@@ -84,10 +88,6 @@ class Host:
         if found == {1}:
             return Mode.V1
         return Mode.HYBRID if found else Mode.NONE
-
-    @property
-    def unified(self) -> Hierarchy | None:
-        return next((h for h in self.hierarchies if h.version == 2), None)
 
     def find(self, controller: str) -> Hierarchy | None:
         """Give the hierarchy that *controller* (a word of `CONTROLLERS`) lives in, None when it lives in none."""

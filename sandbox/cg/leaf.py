@@ -53,10 +53,14 @@ class Shape:
     cpu: tuple[int, int] | None
     pids: tuple[int, int] | None
     writes: tuple[tuple[int, Write], ...]
-    #: What somebody else can do ahead: (path before the leaf's name, and after it, what to write; None: make a directory), in
-    #: order. None: not everything that a leaf of this kind takes.
-    ahead: tuple[tuple[bytes, bytes, bytes | None], ...] | None = None
-    last: int | None = None  # the directory where that is made last
+
+
+@frozen
+class Ahead:
+    """What somebody else can do ahead for leaves of one kind."""
+
+    steps: tuple[tuple[bytes, bytes, bytes | None], ...]  # path before the leaf's name, and after it; what to write (None: make a directory)
+    last: int  # the directory where a leaf is made last
 
 
 _TASKS = os.O_WRONLY | os.O_CLOEXEC
@@ -98,7 +102,7 @@ class Leaf:
 
     __slots__ = ("_group", "_own_fds", "_shape", "_watched", "cpu_fd", "cpu_format", "into_fd", "join_fds", "name")
 
-    def __init__(self, group: Group, name: bytes, shape: Shape, owner_uid: int | None, *, adopt: bool = False, is_set: bool = False) -> None:
+    def __init__(self, group: Group, name: bytes, shape: Shape, owner_uid: int | None, *, adopt: bool = False, last: int | None = None) -> None:
         self._group = group
         self._shape = shape
         self._own_fds: list[int] = []
@@ -113,17 +117,18 @@ class Leaf:
         self.cpu_format = CpuFormat.NONE
         made: list[int] = []
         try:
-            self._create(owner_uid, made, adopt=adopt, is_set=is_set)
+            self._create(owner_uid, made, adopt=adopt, last=last)
         except BaseException:
             self._discard(made)
             raise
 
-    def _create(self, owner_uid: int | None, made: list[int], *, adopt: bool, is_set: bool) -> None:
+    def _create(self, owner_uid: int | None, made: list[int], *, adopt: bool, last: int | None) -> None:
         name, shape, own, mkdir, open_ = self.name, self._shape, self._own_fds, os.mkdir, os.open
         tasks = name + b"/tasks"
-        if is_set and shape.last is not None:  # that one first: where it is not there yet, the others need not be complete
-            own.append(open_(tasks, _TASKS, dir_fd=shape.last))
-            own.extend(open_(tasks, _TASKS, dir_fd=directory) for directory in shape.v1 if directory != shape.last)
+        is_set = last is not None  # by somebody else, there last
+        if last is not None:  # that one first: where it is not there yet, the others need not be complete
+            own.append(open_(tasks, _TASKS, dir_fd=last))
+            own.extend(open_(tasks, _TASKS, dir_fd=directory) for directory in shape.v1 if directory != last)
         for directory in () if is_set else shape.v1:
             fd = _open_if_there(tasks, directory) if adopt else None
             if fd is None:

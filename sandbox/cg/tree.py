@@ -90,6 +90,7 @@ class Owner:
         self.host = host
         self.pid = os.getpid()
         self.name = f"{PREFIX}{self.pid}-{start_time(self.pid)}-{_pid_namespace()}"
+        self._paths = tuple(self.path(hierarchy) for hierarchy in host.hierarchies)
         self._made: dict[str, str] = {}
         self._enabled: dict[str, set[str]] = {}
         self._lock = threading.Lock()
@@ -131,7 +132,7 @@ class Owner:
 
     def paths(self) -> tuple[str, ...]:
         """Give our directories in all hierarchies, made or not: what a janitor has to remove when this process has ended."""
-        return tuple(self.path(hierarchy) for hierarchy in self.host.hierarchies)
+        return self._paths
 
     def close(self) -> None:
         """Remove the directories that are empty; they are made again when needed."""

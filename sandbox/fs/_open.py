@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Final, Self
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from sandbox._plan import Op, Slot
 from sandbox._sys.calls import openat2
@@ -204,7 +204,7 @@ class _Opener:
         fd = self._keep(_ROOT_SOURCE, _open_source(directory.path, what="root", kinds=(stat.S_IFDIR,)))
         if self.privileged and not self._can_map(fd):
             _refuse(f"root: {directory.path!r}", "copy it to ext4, xfs, btrfs or tmpfs")
-        return evolve(self._source(_ROOT_SOURCE, id_map=True), etc=_look_at_etc(fd) if self.privileged else None)
+        return self._source(_ROOT_SOURCE, id_map=True, etc=_look_at_etc(fd) if self.privileged else None)
 
     def _disk(self, base: str) -> Source:
         self.scratch = make_scratch(base, self.announce)
@@ -231,9 +231,9 @@ class _Opener:
         self.fds[slot] = fd
         return fd
 
-    def _source(self, slot: Slot, *, id_map: bool) -> Source:
+    def _source(self, slot: Slot, *, id_map: bool, etc: tuple[int, int, int] | None = None) -> Source:
         if self.privileged:
-            return Source(slot, id_map=id_map)
+            return Source(slot, id_map=id_map, etc=etc)
         # Init opens it again, in its own mount namespace, and compares: a path alone proves nothing.
         return Source(slot, os.readlink(f"/proc/self/fd/{self.fds[slot]}"))
 

@@ -70,7 +70,7 @@ def test_codes_of_operations_are_those_of_c() -> None:
 def show(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that prints what the C side makes of a body."""
     program = tmp_path_factory.mktemp("show") / "show"
-    sources = [ROOT / "tests/c/show.c", *(SOURCES / name for name in ("exec.c", "init.c", "message.c"))]
+    sources = [ROOT / "tests/c/show.c", *(SOURCES / name for name in ("exec.c", "held.c", "init.c", "message.c"))]
     command = ["gcc", "-std=gnu11", "-w", f"-I{SOURCES}", f"-I{ROOT / 'tests/c'}", "-o", program, *sources]
     subprocess.run(command, check=True)
     return program

@@ -13,6 +13,7 @@
 // When the socket ends, or the embedding process does (its pidfd; a forked child may still hold the socket), every
 // init is killed, what they left is removed, and the launcher ends.
 #define _GNU_SOURCE
+#include "held.h"
 #include "init.h"
 #include "sys.h"
 
@@ -38,6 +39,7 @@ struct container {
     int pid; // 0: free; -1: dead, its control groups still to be removed
     int channel;
     int go; // to an init that is prepared and waits for COMPLETE; else -1
+    struct held held;
     bool direct;
     int status;
     struct rusage usage;
@@ -192,10 +194,13 @@ static void announce(struct container *c) {
 }
 
 static void bury(struct container *c) {
-    if (remove_all(c->cleanup))
-        announce(c);
-    else
+    held_weigh(&c->held);
+    if (!remove_all(c->cleanup)) {
         pending = true;
+        return;
+    }
+    announce(c);
+    held_release(&c->held);
 }
 
 static void retry_pending(void) {
@@ -311,6 +316,7 @@ static _Noreturn void leave(void) {
     for (size_t i = 0; i < ncontainers; i++)
         if (containers[i].pid > 0)
             kill(containers[i].pid, SIGKILL);
+    held_end(); // it is a child as well, and ends now
     reap(0);
     for (const char *path = own_trees; path && *path; path += strlen(path) + 1)
         remove_tree(path);
@@ -623,8 +629,12 @@ static void start(struct create *k) {
         close(k->go[0]);
         return give_up(k, PHASE_CLONE, step, error);
     }
-    *c = (struct container){
-        .pid = (int)pid, .channel = park(k->start.channel), .go = -1, .cleanup = k->cleanup, .direct = k->flags & CREATE_DIRECT};
+    *c = (struct container){.pid = (int)pid,
+                            .channel = park(k->start.channel),
+                            .go = -1,
+                            .held = HELD_NOTHING,
+                            .cleanup = k->cleanup,
+                            .direct = k->flags & CREATE_DIRECT};
     // Before anybody is told: who knows of a container that was made ahead may use its groups.
     int groups_error = k->groups.at != k->groups.end && make_groups(k->groups) < 0 ? errno : 0;
     struct writer w = {.length = 0};
@@ -668,6 +678,16 @@ static struct container *alive(uint32_t pid) {
         if (containers[i].pid > 0 && (uint32_t)containers[i].pid == pid)
             return &containers[i];
     return NULL;
+}
+
+// The end of a container of which nothing is in anybody's way for a moment more: see held.c.
+static void on_finish(struct message *m) {
+    struct container *c = alive(rd_uint32(&m->body));
+    const char *left = rd_str(&m->body);
+    if (!c || m->body.bad)
+        return;
+    held_take(&c->held, c->pid, left);
+    kill(c->pid, SIGKILL);
 }
 
 // What a prepared container still lacks. One that has died meanwhile is not found, and its channel has said so.
@@ -761,11 +781,12 @@ static bool put_off(struct message *m) {
 
 // How long to sleep at most, in milliseconds; -1: until something happens.
 static int until_quiet(void) {
-    if (!first_waiting)
+    if (!first_waiting && !held_waits())
         return -1;
-    uint64_t now = now_ms(), quiet = last_busy + QUIET_MS, late = first_waiting->since + PATIENCE_MS;
-    uint64_t at = quiet < late ? quiet : late;
-    if (at < first_waiting->retry_at)
+    uint64_t now = now_ms(), quiet = last_busy + QUIET_MS, at = quiet;
+    if (first_waiting && first_waiting->since + PATIENCE_MS < quiet)
+        at = first_waiting->since + PATIENCE_MS;
+    if (first_waiting && !held_waits() && at < first_waiting->retry_at)
         at = first_waiting->retry_at;
     return at > now ? (int)(at - now) : 0;
 }
@@ -818,6 +839,8 @@ static void on_socket(void) {
         on_create(&m);
     else if (m.head.kind == MSG_COMPLETE)
         on_complete(&m);
+    else if (m.head.kind == MSG_FINISH)
+        on_finish(&m);
     else if (m.head.kind == MSG_CLEANUP)
         on_cleanup(&m);
     message_drop(&m);
@@ -885,8 +908,10 @@ int main(int argc, char **argv) {
         int n = epoll_wait(epoll, events, 4, pending ? 2 : until_quiet());
         if (pending)
             retry_pending();
-        if (n == 0)
+        if (n == 0) {
             do_waiting();
+            held_let_go();
+        }
         bool ended = false; // to look for the dead, all children are looked at
         for (int i = 0; i < n; i++) {
             struct signalfd_siginfo info;

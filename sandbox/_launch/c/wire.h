@@ -21,6 +21,7 @@ enum { // Python -> launcher, Python -> init
     MSG_CLEANUP = 7,
     MSG_COMPLETE = 8,
     MSG_GROUPS = 9,
+    MSG_FINISH = 10,
 };
 enum { // launcher or init -> Python
     MSG_CLONED = 64,

@@ -1,0 +1,135 @@
+"""What the launcher lets go of after a container's end: never what is in somebody's way, and nothing stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import sandbox
+from sandbox import Bind, Container
+from tests.support import needs
+
+pytestmark = [needs("root"), needs("cgroup:memory"), needs("program:busybox")]
+PATIENCE_S = 5.0
+TRIES = 50  # what is held goes when the launcher has had nothing to do for 2 ms: looking may come too late
+
+
+@pytest.fixture(autouse=True)
+def own_launcher() -> Iterator[None]:
+    sandbox.shut_down()
+    yield
+    sandbox.shut_down()
+
+
+def ours(name: str) -> list[int]:
+    """This process's launcher, or its process that lets go."""
+    command = b"sandbox-launcher\0%d\0" % os.getpid()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cmdline").read_bytes() == command and (entry / "comm").read_text() == name + "\n":
+                found.append(int(entry.name))
+        except OSError:  # it ended while we looked
+            continue
+    return found
+
+
+def held(pid: int) -> list[str]:
+    """The namespaces that it has open."""
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(entry))
+        except OSError:
+            continue
+    return [link for link in links if link.startswith(("mnt:", "net:"))]
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+TRUE = "/busybox", "true"
+
+
+def one_run(container: Container, *argv: str) -> None:
+    with container as c:
+        assert c.exec(list(argv)).ok
+
+
+def run_until_released(make: Callable[[], Container]) -> None:
+    """One container after the other, until one was made ahead, whose groups are the launcher's to remove."""
+
+    def has_released() -> bool:
+        one_run(make(), *TRUE)
+        return bool(ours("sandbox-release"))
+
+    await_that(has_released)
+
+
+def held_after(make: Callable[[], Container], *argv: str) -> bool:
+    one_run(make(), *argv)
+    (launcher,) = ours("sandbox-launch")
+    return bool(held(launcher))
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> Callable[[], Container]:
+    """Makes a container over a directory, with limits."""
+    root = tmp_path / "root"
+    root.mkdir()
+    shutil.copy(shutil.which("busybox") or "", root / "busybox")
+    return lambda: Container(root, memory="64M", scratch="32M")
+
+
+def test_a_light_container_is_unmounted_after_its_end_and_nothing_stays(light: Callable[[], Container]) -> None:
+    assert any(held_after(light, *TRUE) for _ in range(TRIES))
+    await_that(lambda: bool(ours("sandbox-release")))
+    (launcher,), (releaser,) = ours("sandbox-launch"), ours("sandbox-release")
+    await_that(lambda: not held(launcher) and not held(releaser))
+    sandbox.shut_down()
+    await_that(lambda: not ours("sandbox-launch") and not ours("sandbox-release"))
+
+
+def test_much_memory_in_a_tmpfs_has_gone_when_close_returns(light: Callable[[], Container]) -> None:
+    fill = ("/busybox", "dd", "if=/dev/zero", "of=/file", "bs=1M", "count=16")
+    assert not any(held_after(light, *fill) for _ in range(5))
+
+
+def test_what_is_the_callers_is_let_go_of_at_once(tmp_path: Path) -> None:
+    def bound() -> Container:
+        return Container(memory="64M", mounts=[Bind(str(tmp_path), "/bound")])
+
+    assert not any(held_after(bound, "true") for _ in range(5))
+
+
+def test_without_a_group_that_tells_its_memory_nothing_is_held() -> None:
+    assert not any(held_after(Container, "true") for _ in range(5))
+
+
+def test_the_process_that_lets_go_may_die(light: Callable[[], Container]) -> None:
+    run_until_released(light)
+    (first,) = ours("sandbox-release")
+    os.kill(first, signal.SIGKILL)
+    await_that(lambda: not ours("sandbox-release"))
+    for _ in range(12):  # more than are held at most
+        one_run(light(), *TRUE)
+    await_that(lambda: len(ours("sandbox-release")) == 1 and ours("sandbox-release") != [first])
+    (launcher,) = ours("sandbox-launch")
+    await_that(lambda: not held(launcher))
+
+
+def test_when_the_launcher_dies_so_does_it(light: Callable[[], Container]) -> None:
+    run_until_released(light)
+    (launcher,) = ours("sandbox-launch")
+    os.kill(launcher, signal.SIGKILL)
+    await_that(lambda: not ours("sandbox-release"))
