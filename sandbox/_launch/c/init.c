@@ -723,16 +723,6 @@ static int take_ids(struct init_start *s) {
     return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 ? -1 : prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 }
 
-// Before there is any program, but when nobody waits for it.
-static void close_parked(struct init_start *s) {
-    struct rlimit limit;
-    // Where the container's filter does not allow that call, one by one.
-    if (s->parked && close_range_(s->parked, ~0U, 0) < 0 && getrlimit(RLIMIT_NOFILE, &limit) == 0)
-        for (rlim_t fd = s->parked; fd < limit.rlim_max; fd++)
-            close((int)fd);
-    s->parked = 0;
-}
-
 static void send_ready(int sock, struct ops *o) {
     struct writer w = {.length = 0};
     wr_u32(&w, o->nskipped);
@@ -776,8 +766,6 @@ void init_main(struct init_start *s) {
     prctl(PR_SET_NAME, "sandbox-init", 0, 0, 0);
     umask(0);
     setsid();
-    if (s->flags & CREATE_DIRECT)
-        close_parked(s);
     await_go(s);
     prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     if (take_ids(s) < 0)
@@ -786,10 +774,8 @@ void init_main(struct init_start *s) {
     ends = open_ends(); // the filter that is to come need not allow this, nor that:
     exec_note_cpus();
     set_up(s, s->init_ops);
-    if (s->flags & CREATE_PREPARED) {
-        close_parked(s);
+    if (s->flags & CREATE_PREPARED)
         set_up(s, await_complete(s));
-    }
     s->ops.setup = false;
     if (s->flags & CREATE_DIRECT) {
         if (s->exec.at != s->exec.end)
@@ -810,7 +796,6 @@ void init_main(struct init_start *s) {
         (s->ops.notify >= 0 && !watch(s->ops.notify, KIND_NOTIFY)))
         fail_setup(s->channel, PHASE_INIT, s->ops.index, 1, errno);
     send_ready(s->channel, &s->ops);
-    close_parked(s);
     if (s->exec.at != s->exec.end)
         run(&channels[0], s->exec, slots, SLOTS);
     close_slots(slots);

@@ -6,7 +6,6 @@
 
 struct init_start {
     int channel;       // the first channel to the caller
-    unsigned parked;   // from this descriptor on all are the launcher's, of other containers: to be closed; 0: there are none
     int go;            // the launcher says here that the id maps stand, and hands over the slots that it filled
     uint32_t flags;    // CREATE_*
     uint32_t uid, gid; // ids to take on once the maps stand (UINT32_MAX: stay)

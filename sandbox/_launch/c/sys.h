@@ -82,6 +82,9 @@ static inline int move_mount_(int from, int to) {
 static inline int mount_setattr_(int fd, unsigned flags, struct x_mount_attr *attr) {
     return (int)syscall(__NR_mount_setattr, fd, "", AT_EMPTY_PATH | flags, attr, sizeof *attr);
 }
+#ifndef CLOSE_RANGE_UNSHARE
+#define CLOSE_RANGE_UNSHARE 2U
+#endif
 static inline int close_range_(unsigned first, unsigned last, unsigned flags) {
     return (int)syscall(__NR_close_range, first, last, flags);
 }
