@@ -25,7 +25,7 @@ from sandbox._spec import ContainerSpec
 from sandbox._sys.constants import CLONE_NEWNET
 from sandbox._users import MAX_FILE, Identity, known, resolve
 from sandbox._wiring import Wiring
-from sandbox.cg import LEAF_ACCOUNTING, Blueprint, Group, Leaf, Limits, Stats, check_limits, close_owner, limits_need_v2, owner_paths
+from sandbox.cg import LEAF_ACCOUNTING, Blueprint, Group, Leaf, Limits, Stats, check_limits, close_owner, count_as_ours, limits_need_v2, owner_paths
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.ns.time import check_clocks
 
@@ -104,6 +104,9 @@ class Started:
 
     def leaf(self, prepared: Prepared, wiring: Wiring) -> Leaf | None:
         """The run's own control group, where there is a reason for one; closes *wiring* when that fails."""
+        if self.session.owner != os.getpid():
+            wiring.close()
+            driver.check_owner(self.session.owner)
         if self.is_paused:
             wiring.close()
             raise UsageError("the container is paused; resume() it before it can run a program")
@@ -112,6 +115,13 @@ class Started:
             wanted = self._group is not None
         if not wanted and self._group is None:
             return None
+        if prepared.limits is not None and not self._starting.clones_into_group and limits_need_v2(prepared.limits):
+            wiring.close()
+            raise UnsupportedError(
+                "that limit is cgroup v2's on this host, and the container's filter does not allow init to put programs into such groups",
+                feature="cgroup:v2",
+                remedy="give the container a limit of the same kind too, in Container(...)",
+            )
         try:
             return self._leaves.take(self._group or self.group(), prepared.limits)
         except UnsupportedError as error:
@@ -189,6 +199,7 @@ def _announce(tree: str | None = None) -> None:
         if tree is not None:
             trees = (*(path for path in trees if os.path.lexists(path)), tree)
         if known != (launcher, groups, trees):
+            count_as_ours(launcher.own_pid)
             launcher.set_cleanup(tuple(map(os.fsencode, groups)), tuple(map(os.fsencode, trees)))
             _announced.clear()
             _announced[pid] = launcher, groups, trees
@@ -207,6 +218,8 @@ class _Starting:
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
         self._is_limited = spec.limits != _NO_LIMITS
+        #: cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible
+        self.clones_into_group = self.host.clone3_exec or (self._is_limited and limits_need_v2(spec.limits))
         self.leaves = Leaves()
         self.adopt = False
         self.identity: Identity | None = None
@@ -217,9 +230,10 @@ class _Starting:
         self._check()
         joined = stack.enter_context(contextlib.closing(_join_net(self.net_of, self.host))) if self.net_of is not None else None
         fsplan = stack.enter_context(_open_sources(spec, self.host, self.shape))
-        compiled = compile_plan(spec, self.host, fsplan)
+        host = self.host if self.clones_into_group == self.host.clone3_exec else evolve(self.host, clone3_exec=True)
+        compiled = compile_plan(spec, host, fsplan)
         fds = [fsplan.fds[slot] for slot in compiled.names]
-        if joined is None and compiled.may_wait and self._needs_group_first() == self.host.clone3_exec:
+        if joined is None and compiled.may_wait and self.clones_into_group == self.host.clone3_exec:
             limited = spec.limits if self._is_limited and not self.host.clone3_exec else None
             self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, self.shape.only, limited)
         self.compiled = compiled
@@ -278,10 +292,6 @@ class _Starting:
                 self.degraded.append(line)
             return None
 
-    def _needs_group_first(self) -> bool:
-        """Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible."""
-        return self.host.clone3_exec or (self._is_limited and limits_need_v2(self.spec.limits))
-
     def _limited_group(self, stack: contextlib.ExitStack) -> Group | None:
         if self.degraded:
             return None
@@ -304,7 +314,7 @@ class _Starting:
     ) -> tuple[Session, Ids, Group | None]:
         ids = allot(self.shape)
         stack.callback(ids.release)
-        group = self._first_group(stack) if self._needs_group_first() else None
+        group = self._first_group(stack) if self.clones_into_group else None
         joins: list[tuple[int, int]] = []
         if joined is not None:
             fds.append(joined.fileno())

@@ -148,6 +148,22 @@ class Launcher:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.pid = os.getpid()
+        self._own_pid = 0
+        self._lock = threading.Lock()
+
+    @property
+    def own_pid(self) -> int:
+        """The launcher's own pid, which it tells once.
+
+        Raises: BrokenError when it died before that.
+        """
+        with self._lock:
+            if not self._own_pid:
+                said = self._sock.recv(4)
+                if len(said) != 4:
+                    raise BrokenError("the launcher of this process died at its start")
+                self._own_pid = int.from_bytes(said, "little")
+            return self._own_pid
 
     @classmethod
     def start(cls) -> Launcher:
@@ -230,7 +246,8 @@ class Launcher:
         with contextlib.suppress(OSError):  # it has gone already
             self._sock.shutdown(socket_module.SHUT_WR)
             self._sock.settimeout(_LEAVE_S)
-            self._sock.recv(1)
+            while self._sock.recv(4):  # what it said at its start, if nobody has asked
+                pass
         self.drop()
 
     def drop(self) -> None:

@@ -18,7 +18,8 @@ from sandbox.cg.hosts import Hierarchy, Host, Mode, detect
 from sandbox.cg.leaf import CpuFormat, Leaf, Usage
 from sandbox.cg.limits import IoMax, Limits, Write, writes
 from sandbox.cg.stats import IoStats, Pressure, Stall, Stats
-from sandbox.cg.tree import close_owner, make_room, owner_paths
+from sandbox.cg.systemd import delegate
+from sandbox.cg.tree import close_owner, count_as_ours, make_room, owner_paths
 
 __all__ = [
     "LEAF_ACCOUNTING",
@@ -43,6 +44,8 @@ __all__ = [
     "available",
     "check_limits",
     "close_owner",
+    "count_as_ours",
+    "delegate",
     "detect",
     "limits_need_v2",
     "make_room",

@@ -95,6 +95,11 @@ class Owner:
         self._enabled: dict[str, set[str]] = {}
         self._lock = threading.Lock()
 
+    @property
+    def has_made(self) -> bool:
+        """Whether there are any."""
+        return bool(self._made)
+
     def directory(self, hierarchy: Hierarchy, controllers: Iterable[str]) -> str:
         """Give our directory in *hierarchy*, made if need be, with *controllers* (v2) enabled for the groups in it.
 
@@ -206,10 +211,25 @@ def check_can_enable(start: str) -> None:
         raise _internal_processes(start, "controllers")
 
 
+def count_as_ours(pid: int) -> None:
+    """Let *pid*, a process that works for this one but is no child of it, be moved with it."""
+    if pid not in _helpers:
+        with contextlib.suppress(ProcessLookupError):  # it has died: nothing to move
+            _helpers[pid] = start_time(pid)
+
+
+def helpers() -> set[int]:
+    """Give those of `count_as_ours` that live."""
+    return {pid for pid, ticks in _helpers.items() if is_alive(pid, ticks)}
+
+
+_helpers: dict[int, int] = {}
+
+
 def _all_ours(pids: set[int]) -> bool:
-    """Say whether *pids* are this process and its descendants only."""
-    me = os.getpid()
-    return all(pid == me or me in _ancestors(pid) for pid in pids)
+    """Say whether *pids* are this process, its helpers, and their descendants only."""
+    ours = {os.getpid(), *helpers()}
+    return all(not ours.isdisjoint(_ancestors(pid)) for pid in pids)
 
 
 def _ancestors(pid: int) -> set[int]:
@@ -269,6 +289,18 @@ def owner() -> Owner:
     return _owner
 
 
+def has_owner() -> bool:
+    """Say whether this process has directories of its own already."""
+    return _owner is not None and _owner.pid == os.getpid() and _owner.has_made
+
+
+def forget_owner() -> None:
+    """Look for the start cgroup anew at the next use: this process was moved."""
+    global _owner
+    with _owner_lock:
+        _owner = None
+
+
 def owner_paths() -> tuple[str, ...]:
     """Give this process's own directories (some may not exist), for a janitor to remove after the groups in them."""
     return owner().paths()
@@ -288,6 +320,7 @@ def _close(mine: Owner) -> None:
 def _after_fork() -> None:
     global _owner_lock  # the parent's lock may be held by a thread that the child does not have
     _owner_lock = threading.Lock()
+    _helpers.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

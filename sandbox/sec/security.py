@@ -184,6 +184,12 @@ def _ops(security: Security, at: _Places, *, landlock_abi: int, host_view: bool,
         result += [walls] if walls else []
     # Last: the filter need not allow what only the set-up does.
     policy = security.policy(clone3=clone3)
+    if clone3 and policy is not None and not policy.always_allows("clone3"):
+        raise UnsupportedError(
+            "the seccomp policy does not allow clone3, by which init puts programs into their control groups on cgroup v2",
+            feature="seccomp:clone3",
+            remedy="allow it in the policy (profile_policy(..., clone3=True) does); what it may make is limited by user.max_*_namespaces inside",
+        )
     if policy is not None:
         result.append(Seccomp(compile_policy(policy, arch or Arch.here()), flags=_SPEC_ALLOW, listen=policy.notifies))
     return tuple(result)

@@ -14,6 +14,7 @@ import pytest
 
 import sandbox
 from sandbox import DEVNULL, PIPE, STDOUT, Bind, Container, Status, Tmpfs
+from sandbox.cg import Mode, detect
 from sandbox.sec import NOTIFY, Profile, Security, fail, profile_policy, rule
 from tests.support import needs
 
@@ -383,9 +384,15 @@ def test_root_inside_cannot_tie_init_to_a_cpu() -> None:
 def test_a_policy_may_deny_what_init_only_likes_to_have(action: str) -> None:
     names = "sched_getaffinity sched_setaffinity getcpu"
     denied = rule(names, NOTIFY if action == "NOTIFY" else fail(errno.EPERM))
-    policy = profile_policy(Profile.DEFAULT).first(denied)
+    policy = profile_policy(Profile.DEFAULT, clone3=detect().mode is Mode.V2).first(denied)
     with Container(security=Security(seccomp=policy)) as c:
         assert c.exec(["/bin/true"], timeout=10).ok
         refused = sh(c, "taskset -p $$", timeout=10)
     assert refused.status is (Status.SYSCALL_DENIED if action == "NOTIFY" else Status.EXITED)
     assert not refused.ok
+
+
+@needs("cgroup-v2")
+def test_a_policy_without_clone3_is_refused_where_init_needs_it() -> None:
+    with pytest.raises(sandbox.UnsupportedError, match="clone3"), Container(security=Security(seccomp=profile_policy(Profile.DEFAULT))):
+        pass

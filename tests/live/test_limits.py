@@ -181,3 +181,11 @@ def test_a_program_that_cannot_be_executed_for_a_lease_holds_nobody_up_for_long(
             assert other.wait(5).status is Status.TIMEOUT
             assert time.monotonic() - began < 3
             p.kill()
+
+
+@needs("cgroup:hugetlb")
+def test_a_limit_that_is_v2s_on_a_hybrid_host_is_set_like_any_other() -> None:
+    with Container(hugetlb={"2MB": "4M"}, memory="64M") as c:
+        result = c.exec(["cat", "/proc/self/cgroup"])
+        assert result.ok, result
+        assert c.cgroup is not None

@@ -925,7 +925,8 @@ int main(int argc, char **argv) {
         return self < 0 ? 3 : 0;
     setsid();
     umask(0);
-    if (chdir("/") < 0)
+    uint32_t own = (uint32_t)getpid();
+    if (chdir("/") < 0 || send(FD_SOCKET, &own, sizeof own, MSG_NOSIGNAL) < 0)
         return 3;
     is_root = geteuid() == 0;
     raise_nofile();
