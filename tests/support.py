@@ -133,6 +133,12 @@ def _cgroup_v2(_: str) -> str:
     return "" if directory is not None and (directory / "cgroup.controllers").exists() else "the memory controller is not in the v2 hierarchy"
 
 
+def _systemd(_: str) -> str:
+    if not os.path.isdir("/run/systemd/system"):
+        return "systemd does not run this machine"
+    return _succeeds("busctl", "--system" if os.geteuid() == 0 else "--user", "status", "org.freedesktop.systemd1")
+
+
 def _userns(_: str) -> str:
     return _succeeds("unshare", "--user", "--map-root-user", "true")
 
@@ -197,6 +203,7 @@ WITH_ARGUMENT = frozenset({"arch", "cgroup", "kernel", "program"})
 PROBES: dict[str, Probe] = {
     "arch": _arch,
     "cgroup": _cgroup,
+    "systemd": _systemd,
     "cgroup-v1": _cgroup_v1,
     "cgroup-v2": _cgroup_v2,
     "idmap": _idmap,

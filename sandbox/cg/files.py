@@ -23,7 +23,7 @@ _HINTS = {
     ("devices", errno.EPERM): "the parent group does not allow this device",
 }
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_DELEGATE = "have a cgroup delegated (systemd-run --user --scope -p Delegate=yes ...), or run as root"
+_DELEGATE = "have a cgroup delegated (under systemd: sandbox.cg.delegate(), or systemd-run --user --scope -p Delegate=yes ...), or run as root"
 
 
 def read_bytes(path: str | bytes, *, dir_fd: int | None = None) -> bytes:

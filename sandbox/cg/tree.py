@@ -181,8 +181,8 @@ def _internal_processes(directory: str, value: str) -> UnsupportedError:
     return UnsupportedError(
         f"cannot enable {value} in {directory}: cgroup v2 allows no processes beside child groups, and {count} are there",
         feature="cgroup:delegation",
-        remedy="start the program in a cgroup of its own (systemd-run --user --scope -p Delegate=yes python ...), or call "
-        f"sandbox.cg.make_room() early, which moves those {count} processes one level down",
+        remedy="start the program in a cgroup of its own (systemd-run --user --scope -p Delegate=yes python ...), or call early "
+        f"sandbox.cg.delegate(), which asks systemd for one, or sandbox.cg.make_room(), which moves those {count} processes one level down",
     )
 
 

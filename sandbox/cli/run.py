@@ -94,15 +94,35 @@ def _explain(request: options.Request) -> int:
 def _run(request: options.Request) -> int:
     with Report.to(request.report) as report, Forwarding() as forwarding:
         try:
-            with Container(**request.container) as container:
-                for line in () if request.container["strict"] else container.degraded:
-                    _warn(line)
-                result = _program(container, request, forwarding, accounting=report.is_wanted)
+            result = _with_groups(lambda: _in_container(request, forwarding, accounting=report.is_wanted))
         except SandboxError as error:
             report.failed(error, code_of_error(error))
             raise
         report.ended(result, code_of_result(result))
         return code_of_result(result)
+
+
+def _with_groups(work: Callable[[], Result]) -> Result:
+    """Do *work*; where it wants control groups that this user cannot have, ask systemd for some. This process is ours alone: it may be moved."""
+    try:
+        return work()
+    except UnsupportedError as error:
+        if not error.feature.startswith("cgroup"):
+            raise
+        from sandbox import cg
+
+        try:
+            cg.delegate()
+        except SandboxError:  # what is missing was said better already
+            raise error from None
+    return work()
+
+
+def _in_container(request: options.Request, forwarding: Forwarding, *, accounting: bool) -> Result:
+    with Container(**request.container) as container:
+        for line in () if request.container["strict"] else container.degraded:
+            _warn(line)
+        return _program(container, request, forwarding, accounting=accounting)
 
 
 def _program(container: Container, request: options.Request, forwarding: Forwarding, *, accounting: bool) -> Result:
