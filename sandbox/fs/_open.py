@@ -203,14 +203,14 @@ class _Opener:
     def _root(self, directory: Directory) -> Source:
         fd = self._keep(_ROOT_SOURCE, _open_source(directory.path, what="root", kinds=(stat.S_IFDIR,)))
         if self.privileged and not self._can_map(fd):
-            _refuse(f"root: {directory.path!r}", "copy it to ext4, xfs, btrfs or tmpfs")
+            _refuse(f"root: {directory.path!r}", "copy it to ext4, xfs, btrfs or (from Linux 6.3 on) tmpfs")
         return self._source(_ROOT_SOURCE, id_map=True, etc=_look_at_etc(fd) if self.privileged else None)
 
     def _disk(self, base: str) -> Source:
         self.scratch = make_scratch(base, self.announce)
         fd = self._keep("fs.src.scratch", os.open(".", _PATH | os.O_DIRECTORY, dir_fd=self.scratch.fd))
         if self.privileged and not self._can_map(fd):
-            _refuse(f"scratch: {base!r}", "use ext4, xfs, btrfs or tmpfs, or a scratch layer in memory")
+            _refuse(f"scratch: {base!r}", "use ext4, xfs, btrfs or (from Linux 6.3 on) tmpfs, or a scratch layer in memory")
         return self._source("fs.src.scratch", id_map=True)
 
     def _mount(self, mount: Mount, index: int) -> Source | None:
@@ -224,7 +224,7 @@ class _Opener:
             fd, what = self._keep(slot, _open_source(mount.source, what="mounts", kinds=(stat.S_IFDIR, stat.S_IFREG))), repr(mount.source)
         id_map = self.privileged and self._can_map(fd)
         if self.privileged and not id_map and not mount.read_only:
-            _refuse(f"mounts: writing to {what}", "pass read_only=True, or use ext4, xfs, btrfs or tmpfs")
+            _refuse(f"mounts: writing to {what}", "pass read_only=True, or use ext4, xfs, btrfs or (from Linux 6.3 on) tmpfs")
         return self._source(slot, id_map=id_map)
 
     def _keep(self, slot: Slot, fd: int) -> int:
