@@ -399,6 +399,17 @@ static bool parse_create(struct create *k, struct message *m) {
     return !r->bad && r->at == r->end;
 }
 
+// What clone3 does, but for a group of cgroup v2 to be cloned into. For a seccomp filter around us that cannot look into the
+// arguments of clone3, and therefore says that there is none (Docker's and podman's, where namespaces are allowed by their
+// flags). A time namespace has no flag of clone; Python never asks for one here.
+static long clone_init_by_clone(uint64_t flags, uint64_t exit_signal, int *pidfd) {
+#if defined(__x86_64__)
+    return syscall(__NR_clone, flags | exit_signal, 0L, pidfd, NULL, 0L); // the pidfd goes where a thread's id would
+#else
+    return syscall(__NR_clone, flags | exit_signal, 0L, pidfd, 0L, NULL); // CONFIG_CLONE_BACKWARDS
+#endif
+}
+
 static long clone_init(struct create *k, uint64_t more, int *pidfd) {
     struct x_clone_args args = {
         .flags = k->clone_flags | more | CLONE_FILES | X_CLONE_PIDFD | (k->into_cgroup >= 0 ? X_CLONE_INTO_CGROUP : 0),
@@ -407,7 +418,10 @@ static long clone_init(struct create *k, uint64_t more, int *pidfd) {
         .cgroup = k->into_cgroup >= 0 ? (uint64_t)k->into_cgroup : 0,
     };
     size_t size = k->into_cgroup >= 0 ? sizeof args : offsetof(struct x_clone_args, set_tid);
-    return syscall(__NR_clone3, &args, size);
+    long pid = syscall(__NR_clone3, &args, size);
+    if (pid < 0 && errno == ENOSYS && k->into_cgroup < 0)
+        return clone_init_by_clone(args.flags, args.exit_signal, pidfd);
+    return pid;
 }
 
 static int compare(const void *a, const void *b) {
