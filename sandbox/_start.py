@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 from attrs import define, evolve, field
 
@@ -23,13 +23,13 @@ from sandbox._session import Session
 from sandbox._spares import Kind, Spare, spares
 from sandbox._spec import ContainerSpec
 from sandbox._sys.constants import CLONE_NEWNET
+from sandbox._sys.floor import check_floor
 from sandbox._users import MAX_FILE, Identity, known, resolve
 from sandbox._wiring import Wiring
 from sandbox.cg import LEAF_ACCOUNTING, Blueprint, Group, Leaf, Limits, Stats, check_limits, close_owner, limits_need_v2, owner_paths
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.ns.time import check_clocks
 
-T = TypeVar("T")
 _numbers: Final = itertools.count(1)
 _NO_LIMITS: Final = Limits()
 _announced: dict[int, tuple[driver.Launcher, tuple[str, ...], tuple[str, ...]]] = {}
@@ -113,6 +113,7 @@ class Started:
         if not wanted and self._group is None:
             return None
         try:
+            _host.check_groups(prepared.limits)
             return self._leaves.take(self._group or self.group(), prepared.limits)
         except UnsupportedError as error:
             if self.spec.strict:
@@ -206,15 +207,15 @@ class _Starting:
         self.net_of = net_of
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
-        self._is_limited = spec.limits != _NO_LIMITS
+        self._is_limited = spec.limits != _NO_LIMITS  # and can be
         self.leaves = Leaves()
         self.adopt = False
         self.identity: Identity | None = None
 
     def start(self, stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
         """Everything, in order; *stack* takes it back."""
-        spec = self.spec
         self._check()
+        spec = self.spec
         joined = stack.enter_context(contextlib.closing(_join_net(self.net_of, self.host))) if self.net_of is not None else None
         fsplan = stack.enter_context(_open_sources(spec, self.host, self.shape))
         compiled = compile_plan(spec, self.host, fsplan)
@@ -262,33 +263,43 @@ class _Starting:
 
     def _check(self) -> None:
         """Refuse what this host cannot do, before anything is touched."""
+        check_floor()
         if isinstance(self.spec.namespaces.time, ns.Time):
             check_clocks(self.spec.namespaces.time)
+            if not self._or_degrade(_host.check_time_namespaces, "time_offsets"):
+                self.spec = evolve(self.spec, namespaces=evolve(self.spec.namespaces, time=ns.Host()))
+        if self.spec.filesystem.takes_overlay:
+            _host.check_overlay()
         if self._is_limited:
-            self._or_degrade(lambda: check_limits(self.spec.limits))
+            self._is_limited = self._or_degrade(self._check_limits, "limits")
 
-    def _or_degrade(self, attempt: Callable[[], T]) -> T | None:
-        """What *attempt* gives; with ``strict=False``, None and a line in `degraded` where the host cannot do it."""
+    def _check_limits(self) -> None:
+        check_limits(self.spec.limits)
+        _host.check_groups(self.spec.limits)
+
+    def _or_degrade(self, attempt: Callable[[], object], what: str) -> bool:
+        """Do *attempt*; with ``strict=False``, False and a line in `degraded` where the host cannot do it."""
         try:
-            return attempt()
+            attempt()
         except UnsupportedError as error:
             if self.spec.strict:
                 raise
-            if (line := f"limits: {error}") not in self.degraded:
+            if (line := f"{what}: {error}") not in self.degraded:
                 self.degraded.append(line)
-            return None
+            return False
+        return True
 
     def _needs_group_first(self) -> bool:
         """Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible."""
         return self.host.clone3_exec or (self._is_limited and limits_need_v2(self.spec.limits))
 
     def _limited_group(self, stack: contextlib.ExitStack) -> Group | None:
-        if self.degraded:
+        made: list[Group] = []
+        self._is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits, adopt=self.adopt)), "limits")
+        if not made:
             return None
-        group = self._or_degrade(lambda: make_group(self.name, self.spec.limits, adopt=self.adopt))
-        if group is not None:
-            stack.callback(group.remove)
-        return group
+        stack.callback(made[0].remove)
+        return made[0]
 
     def _first_group(self, stack: contextlib.ExitStack) -> Group | None:
         if self._is_limited:
@@ -399,7 +410,7 @@ def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
         session, ids, group = starting.start(stack)
         degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
         return Started(
-            session, spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves
+            session, starting.spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves
         )
     raise AssertionError("unreachable")
 
