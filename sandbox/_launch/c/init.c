@@ -86,6 +86,12 @@ static _Noreturn void fail_setup(int sock, uint8_t phase, uint32_t index, uint32
     _exit(1);
 }
 
+// An answer that cannot be sent would be waited for in vain: the channel ends instead, which tells the caller as much.
+static void answer(int sock, uint16_t kind, const struct writer *w, const int *fds, int nfds) {
+    if (message_send(sock, kind, w, fds, nfds) < 0)
+        shutdown(sock, SHUT_RDWR);
+}
+
 // ---- Whose process is it? ----
 
 static uint64_t mark_of_thread(int pid, int tid) {
@@ -302,7 +308,7 @@ static void send_end(struct channel *c, uint8_t cause, int status, int detail, c
     wr_u64(&w, (uint64_t)u->ru_majflt);
     wr_u64(&w, (uint64_t)u->ru_nvcsw);
     wr_u64(&w, (uint64_t)u->ru_nivcsw);
-    message_send(c->sock, MSG_END, &w, NULL, 0);
+    answer(c->sock, MSG_END, &w, NULL, 0);
 }
 
 static void close_channel(struct channel *c) {
@@ -465,7 +471,7 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
     if (request.flags & (EXEC_REPORT_START | EXEC_TTY)) {
         struct writer w = {.length = 0};
         wr_u32(&w, (uint32_t)pid);
-        message_send(c->sock, MSG_STARTED, &w, &master, master >= 0);
+        answer(c->sock, MSG_STARTED, &w, &master, master >= 0);
     }
     if (master >= 0)
         close(master);
@@ -538,7 +544,7 @@ static void on_ops(struct channel *c, struct message *m) {
     }
     wr_u32(&w, (uint32_t)error);
     wr_u32(&w, context->index);
-    message_send(c->sock, MSG_DONE, &w, out, error ? 0 : count);
+    answer(c->sock, MSG_DONE, &w, out, error ? 0 : count);
     for (int i = 0; i < SLOTS; i++)
         if (slots[i] >= 0)
             close(slots[i]);
@@ -730,7 +736,8 @@ static void send_ready(int sock, struct ops *o) {
         wr_u32(&w, o->skipped[i].index);
         wr_u32(&w, (uint32_t)o->skipped[i].error);
     }
-    message_send(sock, MSG_READY, &w, NULL, 0);
+    if (message_send(sock, MSG_READY, &w, NULL, 0) < 0)
+        _exit(1); // the launcher says so
 }
 
 static void close_slots(int *slots) {

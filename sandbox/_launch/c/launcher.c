@@ -450,7 +450,8 @@ static void keep_own_fds(struct init_start *s) {
     qsort(keep, (size_t)n, sizeof *keep, compare);
     unsigned from = 3, last = (unsigned)keep[n - 1];
     take_own_table(last < parking ? parking : last + 1);
-    send(s->go, "", 1, MSG_NOSIGNAL);
+    if (send(s->go, "", 1, MSG_NOSIGNAL) < 0)
+        _exit(1); // it waits for this, or for our end
     for (int i = 0; i < n; i++) {
         if ((unsigned)keep[i] > from)
             close_range_(from, (unsigned)keep[i] - 1, 0);
@@ -680,15 +681,15 @@ static void start(struct create *k) {
     int groups_error = k->groups.at != k->groups.end && make_groups(k->groups) < 0 ? errno : 0;
     struct writer w = {.length = 0};
     wr_u32(&w, (uint32_t)pid);
-    message_send(c->channel, MSG_CLONED, &w, &pidfd, 1);
     uint32_t index = 0;
+    int clone_error = message_send(c->channel, MSG_CLONED, &w, &pidfd, 1) < 0 ? errno : 0;
     int maps_error = write_maps(k, pid) < 0 ? errno : 0;
     await_own_table(k->go[0], pidfd);
     close(pidfd);
     close(k->go[1]);
     c->channel = park(c->channel);
-    int bad = maps_error ? PHASE_MAPS : groups_error ? PHASE_GROUPS : 0;
-    errno = maps_error ? maps_error : groups_error;
+    int bad = clone_error ? PHASE_CLONE : maps_error ? PHASE_MAPS : groups_error ? PHASE_GROUPS : 0;
+    errno = clone_error ? clone_error : maps_error ? maps_error : groups_error;
     if (!bad && hand_over(k, pid, k->go[0], NULL, &index) < 0)
         bad = PHASE_HOST;
     if (bad) {
@@ -902,8 +903,7 @@ static void reset_signals(void) {
         sigaction(sig, &act, NULL);
     sigemptyset(&mask);
     sigaddset(&mask, SIGCHLD);
-    sigprocmask(SIG_SETMASK, &mask, NULL);
-    signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+    signals = sigprocmask(SIG_SETMASK, &mask, NULL) < 0 ? -1 : signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
 static void quiet_stdio(void) {

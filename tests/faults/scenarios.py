@@ -1,0 +1,37 @@
+"""What is done while something fails: containers from their creation to their end."""
+
+from __future__ import annotations
+
+import os
+
+from sandbox import PIPE, Bind, Container, Tmpfs
+
+
+def plain() -> None:
+    """One program in the default container."""
+    with Container() as c:
+        c.exec(["true"]).check()
+
+
+def limited() -> None:
+    """Limits, for the container and for a run, and mounts; two programs, and a file."""
+    limits = {"memory": "64M", "pids": 32} if os.geteuid() == 0 else {}
+    with Container(**limits, mounts=[Bind("/usr/lib", "/data", read_only=True), Tmpfs("/tmp", size="1M")], hostname="box") as c:  # type: ignore[arg-type]
+        c.exec(["true"]).check()
+        c.write_bytes("/tmp/file", b"text")
+        assert c.exec(["cat", "/tmp/file"], **({"memory": "32M"} if limits else {})).stdout == b"text"  # type: ignore[arg-type]
+
+
+def beside() -> None:
+    """Programs side by side, one with a terminal, one that leaves children behind."""
+    with Container() as c:
+        cat = c.popen(["cat"], stdin=PIPE, stdout=PIPE)
+        try:
+            c.exec(["sh", "-c", "sleep 60 & exit 0"]).check()
+            c.exec(["true"], timeout=10.0, cpu_time=5.0).check()
+        finally:
+            cat.kill()
+            cat.close()
+
+
+SCENARIOS = {"plain": plain, "limited": limited, "beside": beside}

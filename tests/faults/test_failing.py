@@ -1,0 +1,62 @@
+"""Each system call of the launcher and of inits fails once: the caller gets a typed error, or does not notice, and nothing is left.
+
+SANDBOX_FAULTS_ALL=1 tries every call with every errno (some minutes); else each place in the sources is tried once.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sandbox._launch import driver
+from tests.faults.cases import Outcome, Scenario, begin
+from tests.faults.conftest import ALL
+from tests.faults.faulty import MARK, Action, Call, Faulty
+from tests.faults.scenarios import SCENARIOS
+from tests.support import needs
+
+pytestmark = [needs("userns", "program:gcc", "root"), pytest.mark.timeout(900)]
+
+# They fail for a wrong argument only, and no handler ever interrupts them.
+NEVER_FAILS = re.compile(r"\S+ (wait4|waitid|waitpid|nanosleep|read\((signals|ends),)")
+# Those that wait. Without a handler only a stop and SIGCONT interrupts them, and not all (signal(7)).
+IS_INTERRUPTED = re.compile(r"\S+ (poll|epoll_wait|recvmsg|waitpid|nanosleep|syscall\((441|281),)")
+
+
+def fail(faulty: Faulty, scenario: Scenario, call: Call, error: int) -> Outcome:
+    faulty.ask(Action.FAIL, call.role, call.number, error)
+    return begin(scenario, faulty).outcome()
+
+
+def complaints(faulty: Faulty, scenario: Scenario, calls: list[Call], error: int) -> list[str]:
+    return [
+        f"{call.role.name} #{call.number} {call.text}: {complaint}"
+        for call in calls
+        for complaint in fail(faulty, scenario, call, error).complaints
+    ]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOMEM] if ALL else [errno.ENOMEM], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_call_that_fails_is_a_typed_error_at_once_and_leaves_nothing(name: str, number: int, faulty: Faulty, trace: Callable[[Scenario], list[Call]]) -> None:
+    calls = [call for call in trace(SCENARIOS[name]) if not NEVER_FAILS.match(call.text)]
+    assert len(calls) > 100
+    assert not (found := complaints(faulty, SCENARIOS[name], calls, number)), "\n".join(found)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_an_interrupted_call_is_made_again(name: str, faulty: Faulty, trace: Callable[[Scenario], list[Call]]) -> None:
+    for call in trace(SCENARIOS[name]):
+        if IS_INTERRUPTED.match(call.text):
+            outcome = fail(faulty, SCENARIOS[name], call, errno.EINTR)
+            assert not outcome.error, f"{call.text}: {outcome.message}"
+            assert not outcome.complaints, f"{call.text}: {outcome.complaints}"
+
+
+def test_the_launcher_that_is_shipped_has_no_faults(faulty: Faulty) -> None:
+    assert MARK in faulty.program.read_bytes()
+    assert MARK not in Path(driver._BINARY).read_bytes()
