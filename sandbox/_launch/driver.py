@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _BINARY: Final = os.path.join(os.path.dirname(__file__), "launcher")
 _LAUNCHER_FD: Final = 3
+_NOT_SET_UP: Final = 3  # exit code: wire.md
 _MFD_EXEC: Final = 0x10  # <linux/memfd.h>, since v6.3: states that this memfd is to be executed
 _F_ADD_SEALS: Final = 1033
 _ALL_SEALS: Final = 0x1F  # seal, shrink, grow, write, future write
@@ -284,7 +285,9 @@ def _spawn(binary: int, sock: int) -> None:
     except ChildProcessError:
         return  # the host program ignores or reaps SIGCHLD itself; a launcher that failed shows at the first request
     if status:
-        raise BrokenError(f"the launcher ended at once with status {status}")
+        code = os.waitstatus_to_exitcode(status)
+        hint = ": it could not set itself up; descriptors, memory or processes may be short" if code == _NOT_SET_UP else ""
+        raise BrokenError(f"the launcher ended at once with status {code}{hint}")
 
 
 _lock = threading.Lock()

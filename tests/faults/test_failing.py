@@ -15,7 +15,7 @@ import pytest
 from sandbox._launch import driver
 from tests.faults.cases import Outcome, Scenario, begin
 from tests.faults.conftest import ALL
-from tests.faults.faulty import MARK, Action, Call, Faulty
+from tests.faults.faulty import MARK, Action, Call, Faulty, Role
 from tests.faults.scenarios import SCENARIOS
 from tests.support import needs
 
@@ -46,6 +46,27 @@ def test_a_call_that_fails_is_a_typed_error_at_once_and_leaves_nothing(name: str
     calls = [call for call in trace(SCENARIOS[name]) if not NEVER_FAILS.match(call.text)]
     assert len(calls) > 100
     assert not (found := complaints(faulty, SCENARIOS[name], calls, number)), "\n".join(found)
+
+
+# Without these, what the launcher or an init holds could be seen by others, would outlive its owner, or get a terminal's signals.
+MUST_HOLD = re.compile(
+    r"\S+ (prctl\((4|1), |setsid\(\)|open\(./dev/null|dup2\(null|epoll_create1|signalfd|sigprocmask\(2, &mask|syscall\(434|syscall\(436, first, last)"
+)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOMEM], ids=errno.errorcode.get)
+def test_what_must_hold_is_not_passed_over(number: int, faulty: Faulty) -> None:
+    faulty.ask(Action.NONE)
+    begin(SCENARIOS["plain"], faulty).outcome()
+    calls = [call for call in faulty.calls() if call.role in (Role.STARTER, Role.LAUNCHER, Role.INIT) and MUST_HOLD.match(call.text)]
+    assert len(calls) > 15
+    passed_over: list[str] = []
+    for call in calls:
+        outcome = fail(faulty, SCENARIOS["plain"], call, number)
+        assert not outcome.complaints, (call.text, outcome.complaints)
+        if not outcome.error:
+            passed_over.append(f"{call.role.name} #{call.number} {call.text}")
+    assert not passed_over, "\n".join(passed_over)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

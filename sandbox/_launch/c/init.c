@@ -769,13 +769,12 @@ static void set_up(struct init_start *s, struct reader block) {
 
 void init_main(struct init_start *s) {
     int *slots = s->ops.slots;
-    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     prctl(PR_SET_NAME, "sandbox-init", 0, 0, 0);
     umask(0);
-    setsid();
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || setsid() < 0)
+        fail_setup(s->channel, PHASE_CLONE, 0, 0, errno);
     await_go(s);
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-    if (take_ids(s) < 0)
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || take_ids(s) < 0)
         fail_setup(s->channel, PHASE_MAPS, 1, 0, errno);
     s->ops.setup = true;
     ends = open_ends(); // the filter that is to come need not allow this, nor that:

@@ -428,15 +428,10 @@ static int compare(const void *a, const void *b) {
     return *(const int *)a - *(const int *)b;
 }
 
-// Copies from `first` on nothing. Where the container's own host forbids that call, one by one.
-static void take_own_table(unsigned first) {
-    struct rlimit limit;
-    if (close_range_(first, ~0U, CLOSE_RANGE_UNSHARE) == 0)
-        return;
-    if (unshare(CLONE_FILES) < 0 || getrlimit(RLIMIT_NOFILE, &limit) < 0)
+// What is another container's must not stay open; an init that cannot see to that does not begin.
+static void close_from_to(unsigned first, unsigned last, unsigned flags) {
+    if (close_range_(first, last, flags) < 0)
         _exit(1);
-    for (rlim_t fd = first; fd < limit.rlim_max; fd++)
-        close((int)fd);
 }
 
 // Goes on with a table of its own, in which there are only this container's descriptors; and lets the launcher know.
@@ -449,16 +444,16 @@ static void keep_own_fds(struct init_start *s) {
             keep[n++] = s->ops.slots[i];
     qsort(keep, (size_t)n, sizeof *keep, compare);
     unsigned from = 3, last = (unsigned)keep[n - 1];
-    take_own_table(last < parking ? parking : last + 1);
+    close_from_to(last < parking ? parking : last + 1, ~0U, CLOSE_RANGE_UNSHARE); // from there on nothing is copied
     if (send(s->go, "", 1, MSG_NOSIGNAL) < 0)
         _exit(1); // it waits for this, or for our end
     for (int i = 0; i < n; i++) {
         if ((unsigned)keep[i] > from)
-            close_range_(from, (unsigned)keep[i] - 1, 0);
+            close_from_to(from, (unsigned)keep[i] - 1, 0);
         if ((unsigned)keep[i] >= from)
             from = (unsigned)keep[i] + 1;
     }
-    close_range_(from, ~0U, 0);
+    close_from_to(from, ~0U, 0);
 }
 
 static _Noreturn void child(struct create *k) {
@@ -658,7 +653,7 @@ static void start(struct create *k) {
         child(k);
     int error = errno;
     if (open_up)
-        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); // main has seen that this can be done
     struct container *c = pid < 0 ? NULL : new_entry();
     if (pid < 0 || !c) {
         if (pid > 0) {
@@ -906,12 +901,14 @@ static void reset_signals(void) {
     signals = sigprocmask(SIG_SETMASK, &mask, NULL) < 0 ? -1 : signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-static void quiet_stdio(void) {
+static bool quiet_stdio(void) {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    for (int fd = 0; null >= 0 && fd < 3; fd++)
-        dup2(null, fd);
+    bool done = null >= 0;
+    for (int fd = 0; done && fd < 3; fd++)
+        done = dup2(null, fd) >= 0;
     if (null > 2)
         close(null);
+    return done;
 }
 
 // The table of containers and their descriptors may grow to thousands.
@@ -928,18 +925,17 @@ int main(int argc, char **argv) {
     int caller = argc == 2 ? atoi(argv[1]) : 0;
     if (caller <= 0 || fcntl(FD_SOCKET, F_SETFD, FD_CLOEXEC) < 0)
         return 2; // started by hand
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     prctl(PR_SET_NAME, "sandbox-launch", 0, 0, 0);
-    close_range_(4, ~0U, 0);
-    quiet_stdio(); // before anything is opened: a caller that has closed 0, 1 or 2 left the numbers free
-    if (getppid() == caller)
-        parent = pidfd_open_(caller);
+    // The streams before anything is opened: a caller that has closed 0, 1 or 2 left the numbers free.
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || close_range_(4, ~0U, 0) < 0 || !quiet_stdio())
+        return 3;
+    if (getppid() == caller && (parent = pidfd_open_(caller)) < 0)
+        return 3;
     pid_t self = fork();
     if (self != 0)
         return self < 0 ? 3 : 0;
-    setsid();
     umask(0);
-    if (chdir("/") < 0)
+    if (setsid() < 0 || chdir("/") < 0)
         return 3;
     is_root = geteuid() == 0;
     raise_nofile();
