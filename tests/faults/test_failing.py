@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from sandbox import PIPE, Container
 from sandbox._launch import driver
 from tests.faults.cases import Outcome, Scenario, begin
 from tests.faults.conftest import ALL
 from tests.faults.faulty import MARK, Action, Call, Faulty, Role
 from tests.faults.scenarios import SCENARIOS
+from tests.leak.snapshot import descendants, describe
 from tests.support import needs
 
 pytestmark = [needs("userns", "program:gcc", "root"), pytest.mark.timeout(900)]
@@ -67,6 +69,20 @@ def test_what_must_hold_is_not_passed_over(number: int, faulty: Faulty) -> None:
         if not outcome.error:
             passed_over.append(f"{call.role.name} #{call.number} {call.text}")
     assert not passed_over, "\n".join(passed_over)
+
+
+def leaves_a_child_beside_another_program() -> None:
+    with Container() as c, c.popen(["cat"], stdin=PIPE) as cat:
+        c.exec(["sh", "-c", "sleep 60 & exit 0"]).check()
+        alive = [describe(pid).partition(" ")[0] for pid in descendants(c.pid)]
+        assert alive == ["cat"], alive
+        cat.kill()
+
+
+def test_what_a_program_left_is_killed_though_init_cannot_look_for_it_at_once(faulty: Faulty, trace: Callable[[Scenario], list[Call]]) -> None:
+    looks = [call for call in trace(leaves_a_child_beside_another_program) if re.match(r'init.c:\d+ (openat\(.*"\."|syscall\((217|61),)', call.text)]
+    assert looks
+    assert not (found := complaints(faulty, leaves_a_child_beside_another_program, looks, errno.EMFILE)), "\n".join(found)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
