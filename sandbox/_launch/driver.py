@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sandbox._launch import codec, wire
-from sandbox.errors import BrokenError, ClosedError, SetupError, UnsupportedError
+from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError
 
 if TYPE_CHECKING:
     import socket
@@ -179,13 +179,17 @@ class Launcher:
             send_message(self._sock, wire.Msg.CREATE, body, [theirs, *fds])
         except OSError as error:
             channel.close()
-            if isinstance(error, (BrokenPipeError, ConnectionResetError)):
-                _forget(self)
-                raise BrokenError("the launcher of this process has died; its containers went with it, new ones get a new launcher") from error
-            raise SetupError("ask the launcher to create a container", error.errno or 0, step="request") from error
+            raise self._refusal("ask the launcher to create a container", error) from error
         finally:
             os.close(theirs)
         return channel
+
+    def _refusal(self, what: str, error: OSError) -> SandboxError:
+        """Words for what could not be said to the launcher; when it has died, the next container gets a new one."""
+        if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+            _forget(self)
+            return BrokenError("the launcher of this process has died; its containers went with it, new ones get a new launcher")
+        return SetupError(what, error.errno or 0, step="request")
 
     def complete(self, body: bytes, fds: Sequence[int]) -> None:
         """Have a prepared container completed; the answers come on its channel. *fds* fill the slots from 1 on (copied).
@@ -221,8 +225,14 @@ class Launcher:
         return True
 
     def set_cleanup(self, groups: tuple[bytes, ...], trees: tuple[bytes, ...] = ()) -> None:
-        """Name the control groups, and the directories with all that is in them, to remove when this process has ended."""
-        send_message(self._sock, wire.Msg.CLEANUP, codec.encode_paths(groups) + codec.encode_paths(trees), ())
+        """Name the control groups, and the directories with all that is in them, to remove when this process has ended.
+
+        Raises: BrokenError when the launcher has died; SetupError.
+        """
+        try:
+            send_message(self._sock, wire.Msg.CLEANUP, codec.encode_paths(groups) + codec.encode_paths(trees), ())
+        except OSError as error:
+            raise self._refusal("tell the launcher what to remove when this process has ended", error) from error
 
     def close(self) -> None:
         """End it, and with it every container of this process; wait until it has removed them and has gone."""
