@@ -281,7 +281,12 @@ def _spawn(binary: int, sock: int) -> None:
 
     # Neither may be 3 already, as in a process that has closed its standard streams: the dup2 would leave close-on-exec set on
     # the one, and replace the other.
-    high, program = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAUNCHER_FD + 1) for fd in (sock, binary))
+    high = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, _LAUNCHER_FD + 1)
+    try:
+        program = fcntl.fcntl(binary, fcntl.F_DUPFD_CLOEXEC, _LAUNCHER_FD + 1)
+    except BaseException:
+        os.close(high)
+        raise
     try:
         actions = [(os.POSIX_SPAWN_DUP2, high, _LAUNCHER_FD)]
         pid = os.posix_spawn(f"/proc/self/fd/{program}", ["sandbox-launcher", str(os.getpid())], {}, file_actions=actions)
