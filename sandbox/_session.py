@@ -162,7 +162,7 @@ class Session:
         except TimeoutError:
             raise BrokenError(f"the container's init said nothing for {START_S:.0f} s") from None
         if got is None:
-            raise BrokenError("the launcher went away while a container was set up")
+            raise BrokenError("the launcher went away while a container was set up, or could not take the descriptors of the request (ulimit -Hn)")
         return got
 
     def setup_error(self, failed: codec.Failed) -> SandboxError:
@@ -184,7 +184,10 @@ class Session:
             if index < len(ops) and _is_overlay(ops[index]) and failed.errno in (errno.EPERM, errno.ENODEV):
                 return no_overlay()
             words = ops[index].describe() if index < len(ops) else f"{phase.name.lower()} operation {index}"
-        return SetupError(words, failed.errno, step=phase.name.lower(), hint=_HINTS.get((phase, failed.errno), ""))
+        hint = _HINTS.get((phase, failed.errno), "")
+        if words.startswith(plan.Unshare.__name__) and failed.errno == errno.ENOSPC:
+            hint = "user.max_mnt_namespaces, max_net_namespaces or another limit of that kind is reached; raise the sysctl"
+        return SetupError(words, failed.errno, step=phase.name.lower(), hint=hint)
 
     # ---- Channels ----
 

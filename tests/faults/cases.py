@@ -80,8 +80,8 @@ class Case:
         return found
 
 
-def begin(scenario: Scenario, faulty: Faulty) -> Case:
-    """Carry *scenario* out in a fork of this process, by a launcher with faults; see `own_orphans`."""
+def begin(scenario: Scenario, faulty: Faulty | None = None) -> Case:
+    """Carry *scenario* out in a fork of this process, by a launcher with faults if one is given; see `own_orphans`."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -96,8 +96,9 @@ def begin(scenario: Scenario, faulty: Faulty) -> Case:
     return Case(pid, read)
 
 
-def _carry_out(scenario: Scenario, faulty: Faulty) -> dict[str, object]:
-    driver._BINARY = str(faulty.program)  # type: ignore[misc]
+def _carry_out(scenario: Scenario, faulty: Faulty | None) -> dict[str, object]:
+    if faulty is not None:
+        driver._BINARY = str(faulty.program)  # type: ignore[misc]
     before = _fds()
     began = time.monotonic()
     error, typed = None, True
@@ -109,7 +110,8 @@ def _carry_out(scenario: Scenario, faulty: Faulty) -> dict[str, object]:
     message = str(error or "") if typed else "".join(traceback.format_exception(error))
     error_name = type(error).__name__ if error is not None else ""
     del error  # its frames hold what they were at work on
-    alive = [] if (launcher := faulty.launcher) == 0 else list(_outliving(lambda: list(filter(None, map(describe, descendants(launcher)))), allow="sandbox-"))
+    launcher = 0 if faulty is None else faulty.launcher
+    alive = list(_outliving(lambda: list(filter(None, map(describe, descendants(launcher)))), allow="sandbox-")) if launcher else []
     with contextlib.suppress(sandbox.SandboxError):
         sandbox.shut_down()
     left = [f"before its launcher ended: {line}" for line in alive] + [f"descriptor {fd}" for fd in sorted(_fds() - before)]
