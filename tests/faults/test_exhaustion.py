@@ -81,6 +81,21 @@ def test_a_container_outlives_a_shortage_of_descriptors() -> None:
     outcomes({0: scenario})
 
 
+def test_an_init_that_has_no_descriptors_left_says_so_and_goes_on() -> None:
+    def scenario() -> None:
+        with Container() as c:
+            limits = resource.prlimit(c.pid, resource.RLIMIT_NOFILE)
+            c.exec(["true"], input=b"x").check()
+            resource.prlimit(c.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+            for attempt in (lambda: c.exec(["true"], input=b"x"), lambda: c.read_bytes("/etc/hostname")):
+                with pytest.raises(sandbox.SetupError, match="EMFILE"):
+                    attempt()
+            resource.prlimit(c.pid, resource.RLIMIT_NOFILE, limits)
+            c.exec(["true"], input=b"x").check()
+
+    outcomes({0: scenario})
+
+
 # --- processes
 
 

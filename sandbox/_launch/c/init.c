@@ -586,6 +586,18 @@ static void on_message(struct channel *c, struct message *m) {
     message_drop(m);
 }
 
+// A request that could not be received, for init had no room for its descriptors or its body: the caller waits for an answer.
+static void on_lost(struct channel *c, struct message *m) {
+    struct writer w = {.length = 0};
+    if (m->head.kind == MSG_EXEC && !c->pid) {
+        refuse(c, STEP_REQUEST, m->lost);
+    } else if (m->head.kind == MSG_OPS) {
+        wr_u32(&w, (uint32_t)m->lost);
+        wr_u32(&w, 0);
+        answer(c->sock, MSG_DONE, &w, NULL, 0);
+    }
+}
+
 // The caller closed its end: its program goes with it.
 static void on_hangup(struct channel *c) {
     if (c == &channels[0])
@@ -605,6 +617,8 @@ static void serve_channel(struct channel *c) {
     int got = message_receive(c->sock, MSG_DONTWAIT, &m);
     if (got > 0)
         on_message(c, &m);
+    else if (got < 0 && errno == EPROTO && m.lost)
+        on_lost(c, &m);
     else if (got == 0 || (errno != EAGAIN && errno != EINTR && errno != EPROTO))
         on_hangup(c);
 }
