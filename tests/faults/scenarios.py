@@ -28,7 +28,7 @@ def beside() -> None:
         cat = c.popen(["cat"], stdin=PIPE, stdout=PIPE)
         try:
             c.exec(["sh", "-c", "sleep 60 & exit 0"]).check()
-            c.exec(["true"], timeout=10.0, cpu_time=5.0).check()
+            c.exec(["true"], timeout=10.0, cpu_time=5.0, accounting=None if os.geteuid() == 0 else False).check()
         finally:
             cat.kill()
             cat.close()

@@ -21,7 +21,7 @@ from tests.faults.scenarios import SCENARIOS
 from tests.leak.snapshot import descendants, describe
 from tests.support import needs
 
-pytestmark = [needs("userns", "program:gcc", "root"), pytest.mark.timeout(900)]
+pytestmark = [needs("userns", "program:gcc"), pytest.mark.unprivileged, pytest.mark.timeout(900)]
 
 # They fail for a wrong argument only, and no handler ever interrupts them.
 NEVER_FAILS = re.compile(r"\S+ (wait4|waitid|waitpid|nanosleep|read\((signals|ends),)")

@@ -17,7 +17,7 @@ from tests.faults.scenarios import SCENARIOS
 from tests.leak.snapshot import descendants
 from tests.support import needs
 
-pytestmark = [needs("userns", "program:gcc", "root"), pytest.mark.timeout(900)]
+pytestmark = [needs("userns", "program:gcc"), pytest.mark.unprivileged, pytest.mark.timeout(900)]
 
 REACH_S = 10.0
 

@@ -652,8 +652,11 @@ static void start(struct create *k) {
     if (pid == 0)
         child(k);
     int error = errno;
-    if (open_up)
-        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); // main has seen that this can be done
+    if (open_up && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) { // open to all of this user's processes: it ends
+        if (pid > 0)
+            kill((int)pid, SIGKILL);
+        leave();
+    }
     struct container *c = pid < 0 ? NULL : new_entry();
     if (pid < 0 || !c) {
         if (pid > 0) {
