@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import struct
 import threading
@@ -291,7 +292,9 @@ def _spawn(binary: int, sock: int) -> None:
         actions = [(os.POSIX_SPAWN_DUP2, high, _LAUNCHER_FD)]
         pid = os.posix_spawn(f"/proc/self/fd/{program}", ["sandbox-launcher", str(os.getpid())], {}, file_actions=actions)
     except OSError as error:
-        raise SetupError("start the launcher", error.errno or 0, step="launcher", hint="/proc must be mounted, and memfds executable") from error
+        few = error.errno == errno.EAGAIN
+        hint = "a limit on processes is reached (RLIMIT_NPROC, pids.max)" if few else "/proc must be mounted, and memfds executable"
+        raise SetupError("start the launcher", error.errno or 0, step="launcher", hint=hint) from error
     finally:
         os.close(high)
         os.close(program)

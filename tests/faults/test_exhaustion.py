@@ -124,6 +124,32 @@ def test_any_number_of_processes_is_enough_or_is_said_to_be_too_few(scenario: Sc
     assert not found[9].error
 
 
+STRANGER = 54321  # from here on are users who have no other processes, those of the run before among them
+_BY_STRANGER = """
+import resource, sys
+import sandbox
+resource.setrlimit(resource.RLIMIT_NPROC, (int(sys.argv[1]),) * 2)
+try:
+    with sandbox.Container() as c:
+        c.exec(["true"]).check()
+    print("ran")
+except sandbox.SandboxError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_any_number_of_processes_of_a_user_is_enough_or_is_said_to_be_too_few() -> None:
+    told: dict[int, str] = {}
+    for count in range(1, 13):
+        command, user = [sys.executable, "-c", _BY_STRANGER, str(count)], STRANGER + count
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, user=user, group=user, extra_groups=[])
+        assert done.returncode == 0, done.stderr
+        told[count] = done.stdout
+    assert all("processes" in line for line in told.values() if line != "ran\n"), told
+    assert told[1] != "ran\n"
+    assert told[12] == "ran\n", told
+
+
 # --- namespaces, below a user namespace whose limits are ours to set
 
 NESTED = ["unshare", "--user", "sh", "-c", 'echo ready; read go; exec "$@"', "sh", sys.executable, "-c"]
