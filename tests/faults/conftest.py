@@ -28,9 +28,15 @@ def prepared() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def tried_by() -> dict[object, Scenario]:
+    """Which scenario it is that tries a place in the sources: the first that comes to it."""
+    return {}
+
+
 @pytest.fixture
-def trace(faulty: Faulty) -> Callable[[Scenario], list[Call]]:
-    """The calls that a scenario makes: each place in the sources once for each role, or (SANDBOX_FAULTS_ALL=1) all of them."""
+def trace(faulty: Faulty, tried_by: dict[object, Scenario]) -> Callable[[Scenario], list[Call]]:
+    """The calls that a scenario makes: each place in the sources once for each role, by one scenario, or (SANDBOX_FAULTS_ALL=1) all of them."""
 
     def calls(scenario: Scenario) -> list[Call]:
         faulty.ask(Action.NONE)
@@ -41,6 +47,6 @@ def trace(faulty: Faulty) -> Callable[[Scenario], list[Call]]:
         first: dict[object, Call] = {}
         for call in found:
             first.setdefault((call.role, call.text), call)
-        return found if ALL else list(first.values())
+        return found if ALL else [call for place, call in first.items() if tried_by.setdefault(place, scenario) is scenario]
 
     return calls

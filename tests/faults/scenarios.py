@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from pathlib import Path
 
-from sandbox import PIPE, Bind, Container, Tmpfs
+from sandbox import PIPE, Bind, Container, Scratch, Tmpfs
 
 
 def plain() -> None:
@@ -34,4 +37,17 @@ def beside() -> None:
             cat.close()
 
 
-SCENARIOS = {"plain": plain, "limited": limited, "beside": beside}
+def rooted() -> None:
+    """Over a directory, with a scratch layer on disk; a terminal; for root, in the network namespace of another container."""
+    with tempfile.TemporaryDirectory() as base, contextlib.ExitStack() as stack:
+        root, disk = Path(base, "root"), Path(base, "disk")
+        for directory in (root, root / "etc", disk):
+            directory.mkdir(mode=0o700)
+        root.chmod(0o755)
+        net = stack.enter_context(Container()) if os.geteuid() == 0 else None
+        mounts = [Bind(path, path, read_only=True) for path in ("/usr", "/lib", "/lib64", "/bin") if os.path.exists(path)]
+        with Container(root, net=net, scratch=Scratch(disk=str(disk)), mounts=mounts, user="0:0") as c, c.popen(["/usr/bin/true"], tty=True) as p:
+            assert p.wait(10.0).ok
+
+
+SCENARIOS = {"plain": plain, "limited": limited, "beside": beside, "rooted": rooted}

@@ -46,7 +46,7 @@ def complaints(faulty: Faulty, scenario: Scenario, calls: list[Call], error: int
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_call_that_fails_is_a_typed_error_at_once_and_leaves_nothing(name: str, number: int, faulty: Faulty, trace: Callable[[Scenario], list[Call]]) -> None:
     calls = [call for call in trace(SCENARIOS[name]) if not NEVER_FAILS.match(call.text)]
-    assert len(calls) > 100
+    assert calls
     assert not (found := complaints(faulty, SCENARIOS[name], calls, number)), "\n".join(found)
 
 
@@ -79,8 +79,10 @@ def leaves_a_child_beside_another_program() -> None:
         cat.kill()
 
 
-def test_what_a_program_left_is_killed_though_init_cannot_look_for_it_at_once(faulty: Faulty, trace: Callable[[Scenario], list[Call]]) -> None:
-    looks = [call for call in trace(leaves_a_child_beside_another_program) if re.match(r'init.c:\d+ (openat\(.*"\."|syscall\((217|61),)', call.text)]
+def test_what_a_program_left_is_killed_though_init_cannot_look_for_it_at_once(faulty: Faulty) -> None:
+    faulty.ask(Action.NONE)
+    assert not begin(leaves_a_child_beside_another_program, faulty).outcome().complaints
+    looks = [call for call in faulty.calls() if re.match(r'init.c:\d+ (openat\(.*"\."|syscall\((217|61),)', call.text)]
     assert looks
     assert not (found := complaints(faulty, leaves_a_child_beside_another_program, looks, errno.EMFILE)), "\n".join(found)
 
