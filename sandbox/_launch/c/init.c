@@ -795,7 +795,8 @@ void init_main(struct init_start *s) {
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || take_ids(s) < 0)
         fail_setup(s->channel, PHASE_MAPS, 1, 0, errno);
     s->ops.setup = true;
-    ends = open_ends(); // the filter that is to come need not allow this, nor that:
+    if ((ends = open_ends()) < 0) // the filter that is to come need not allow this, nor that:
+        fail_setup(s->channel, PHASE_CLONE, 0, 0, errno);
     exec_note_cpus();
     set_up(s, s->init_ops);
     if (s->flags & CREATE_PREPARED)
