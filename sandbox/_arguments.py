@@ -160,6 +160,15 @@ def _rlimits(rlimits: Rlimits) -> tuple[tuple[int, int, int], ...]:
     return (*settings, (_NPROC, most, most))
 
 
+def _after_fork_in_child() -> None:
+    """A child may lower its limits before it starts a launcher of its own, whose programs cannot have more."""
+    _cached_spec.cache_clear()
+    _rlimits.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 @lru_cache(maxsize=32)
 def _cpus_milli(cpus: float | None) -> int:
     online = len(os.sched_getaffinity(0))

@@ -1,27 +1,63 @@
-"""What this host offers, as far as a container's plan depends on it: probed at the first use, once per process."""
+"""What this host offers, as far as a container's plan depends on it: each probe asks once per process."""
 
 from __future__ import annotations
 
 import errno
 import os
-from functools import lru_cache
 from typing import Final
 
+from sandbox import fs
 from sandbox._compile import Host
 from sandbox._ids import allot, shape
 from sandbox._sys import features
-from sandbox.cg import Mode, detect
-from sandbox.errors import SetupError
+from sandbox.cg import Limits, Mode, detect, limits_need_v2
+from sandbox.errors import SetupError, UnsupportedError
 
 
-@lru_cache(maxsize=1)
 def host() -> Host:
     """The facts. Privileged: root, with the right to mount here and to map ids."""
     return Host(
         privileged=os.geteuid() == 0 and features.privileged(),
         landlock_abi=features.landlock_abi(),
-        clone3_exec=detect().mode is Mode.V2,
+        clone3_exec=detect().mode is Mode.V2 and features.clone_into_cgroup(),
     )
+
+
+def check_groups(limits: Limits | None) -> None:
+    """Refuse groups of cgroup v2, for *limits* or for none, where nothing can be started in one.
+
+    Raises: UnsupportedError.
+    """
+    if features.clone_into_cgroup():
+        return
+    if detect().mode is Mode.V2 or (limits is not None and limits_need_v2(limits)):
+        raise UnsupportedError(
+            "limits and accounting on cgroup v2 take clone3 with CLONE_INTO_CGROUP, which this host does not offer",
+            feature="clone_into_cgroup",
+            remedy="boot Linux 5.7 or later; inside another container, its seccomp filter must allow clone3",
+        )
+
+
+def check_time_namespaces() -> None:
+    """Refuse clocks of a container's own where the kernel has no time namespaces.
+
+    Raises: UnsupportedError.
+    """
+    if not features.time_namespace():
+        raise UnsupportedError(
+            "this kernel has no time namespaces, which time_offsets= takes",
+            feature="time_namespace",
+            remedy="boot a kernel with CONFIG_TIME_NS=y, or leave time_offsets out",
+        )
+
+
+def check_overlay() -> None:
+    """Refuse what takes an overlay where there is none. `overlay_in_userns` takes 10 ms to ask: where nobody has, the mount itself tells.
+
+    Raises: UnsupportedError.
+    """
+    if not features.overlay() or features.overlay_in_userns.known() is False:
+        raise fs.no_overlay()
 
 
 _mappable: dict[int, bool] = {}
@@ -30,6 +66,8 @@ _UNMAPPABLE: Final = (errno.EINVAL, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 def can_map(fd: int) -> bool:
     """Whether the file system behind *fd* can be id-mapped; tried once per file system, by a helper of the launcher."""
+    if not features.idmapped_mounts():
+        return False
     device = os.fstat(fd).st_dev
     known = _mappable.get(device)
     if known is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from errno import ENOEXEC, ENOMEM, ENOSYS, EPERM
+from errno import EAGAIN, ENOEXEC, ENOMEM, ENOSYS, EPERM
 from functools import lru_cache
 from typing import Final
 
@@ -143,6 +143,8 @@ STEP_WORDS: Final = {
 MEMORY_HINT: Final = "the container's memory= is used up, by files on its tmpfs perhaps; remove some, or start another container"
 _HINTS: Final[dict[tuple[int, int], str]] = {
     (wire.Step.EXECVE, ENOEXEC): "is it a script without '#!', or for another machine?",
+    (wire.Step.CLONE, EAGAIN): "a limit on processes is reached (pids=, RLIMIT_NPROC, kernel.pid_max)",
+    (wire.Step.CGROUP, EAGAIN): "a limit on processes is reached (pids=, RLIMIT_NPROC, kernel.pid_max)",
     (wire.Step.CLONE, EPERM): "init needs clone, timer_create and timer_settime: do not deny them",
     (wire.Step.CLONE, ENOSYS): "init needs clone, timer_create and timer_settime: do not deny them",
 }

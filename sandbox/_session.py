@@ -22,6 +22,7 @@ from sandbox._run import Spec, Text, encode, start_error
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
+from sandbox.fs import no_overlay
 from sandbox.process import Process
 
 _NOTHING: Final = (None, None, False, False)
@@ -32,10 +33,14 @@ _HINTS: Final = {
     (wire.Phase.CLONE, errno.ENOSPC): "user.max_user_namespaces or a nesting limit is reached; raise the sysctl",
     (wire.Phase.CLONE, errno.EUSERS): "user namespaces are nested too deeply (32)",
     (wire.Phase.CLONE, errno.EAGAIN): "a limit on processes is reached (RLIMIT_NPROC, pids.max, kernel.pid_max)",
-    (wire.Phase.CLONE, errno.ENOSYS): "clone3 is missing: Linux 5.5 or later is needed, and Docker's seccomp profile must allow it",
+    (wire.Phase.CLONE, errno.ENOSYS): "clone3 with CLONE_INTO_CGROUP is missing, and nothing else puts init into a group of cgroup v2",
     (wire.Phase.MAPS, errno.EPERM): "the ids are not this user's; check /etc/subuid and /etc/subgid, or run as root",
     (wire.Phase.MAPS, errno.ENOENT): "newuidmap and newgidmap are missing; install the package uidmap",
 }
+
+
+def _is_overlay(op: plan.Op) -> bool:
+    return isinstance(op, plan.NewFs) and op.fstype == "overlay"
 
 
 class Leaves(Protocol):
@@ -157,7 +162,7 @@ class Session:
         except TimeoutError:
             raise BrokenError(f"the container's init said nothing for {START_S:.0f} s") from None
         if got is None:
-            raise BrokenError("the launcher went away while a container was set up")
+            raise BrokenError("the launcher went away while a container was set up, or could not take the descriptors of the request (ulimit -Hn)")
         return got
 
     def setup_error(self, failed: codec.Failed) -> SandboxError:
@@ -176,8 +181,13 @@ class Session:
         }.get(phase, "set up")
         if ops is not None:
             index = failed.index + (self._host_ops_before if phase is wire.Phase.HOST else 0)
+            if index < len(ops) and _is_overlay(ops[index]) and failed.errno in (errno.EPERM, errno.ENODEV):
+                return no_overlay()
             words = ops[index].describe() if index < len(ops) else f"{phase.name.lower()} operation {index}"
-        return SetupError(words, failed.errno, step=phase.name.lower(), hint=_HINTS.get((phase, failed.errno), ""))
+        hint = _HINTS.get((phase, failed.errno), "")
+        if words.startswith(plan.Unshare.__name__) and failed.errno == errno.ENOSPC:
+            hint = "user.max_mnt_namespaces, max_net_namespaces or another limit of that kind is reached; raise the sysctl"
+        return SetupError(words, failed.errno, step=phase.name.lower(), hint=hint)
 
     # ---- Channels ----
 

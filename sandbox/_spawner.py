@@ -17,6 +17,7 @@ from sandbox._compile import helper_plan
 from sandbox._launch import codec, wire
 from sandbox._result import Result
 from sandbox._session import Session
+from sandbox._sys.floor import check_floor
 from sandbox._types import PIPE
 from sandbox._users import Identity
 from sandbox._wiring import wire_up
@@ -78,6 +79,7 @@ class _NoLeaves:
 
 
 def _start(planned: plan.Plan, flags: int) -> Session:
+    check_floor()
     names = tuple(planned.fds)
     slots = codec.SlotTable(names)
     compiled = helper_plan(planned, names)

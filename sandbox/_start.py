@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final
 
 from attrs import define, evolve, field
 
@@ -23,13 +23,13 @@ from sandbox._session import Session
 from sandbox._spares import Kind, Spare, spares
 from sandbox._spec import ContainerSpec
 from sandbox._sys.constants import CLONE_NEWNET
+from sandbox._sys.floor import check_floor
 from sandbox._users import MAX_FILE, Identity, known, resolve
 from sandbox._wiring import Wiring
 from sandbox.cg import LEAF_ACCOUNTING, Blueprint, Group, Leaf, Limits, Stats, check_limits, close_owner, count_as_ours, limits_need_v2, owner_paths
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.ns.time import check_clocks
 
-T = TypeVar("T")
 _numbers: Final = itertools.count(1)
 _NO_LIMITS: Final = Limits()
 _announced: dict[int, tuple[driver.Launcher, tuple[str, ...], tuple[str, ...]]] = {}
@@ -123,6 +123,7 @@ class Started:
                 remedy="give the container a limit of the same kind too, in Container(...)",
             )
         try:
+            _host.check_groups(prepared.limits)
             return self._leaves.take(self._group or self.group(), prepared.limits)
         except UnsupportedError as error:
             if self.spec.strict:
@@ -217,17 +218,18 @@ class _Starting:
         self.net_of = net_of
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
-        self._is_limited = spec.limits != _NO_LIMITS
-        #: cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible
-        self.clones_into_group = self.host.clone3_exec or (self._is_limited and limits_need_v2(spec.limits))
+        self._is_limited = spec.limits != _NO_LIMITS  # and can be
+        self.clones_into_group = False
         self.leaves = Leaves()
         self.adopt = False
         self.identity: Identity | None = None
 
     def start(self, stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
         """Everything, in order; *stack* takes it back."""
-        spec = self.spec
         self._check()
+        spec = self.spec
+        # Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible.
+        self.clones_into_group = self.host.clone3_exec or (self._is_limited and limits_need_v2(spec.limits))
         joined = stack.enter_context(contextlib.closing(_join_net(self.net_of, self.host))) if self.net_of is not None else None
         fsplan = stack.enter_context(_open_sources(spec, self.host, self.shape))
         host = self.host if self.clones_into_group == self.host.clone3_exec else evolve(self.host, clone3_exec=True)
@@ -276,29 +278,39 @@ class _Starting:
 
     def _check(self) -> None:
         """Refuse what this host cannot do, before anything is touched."""
+        check_floor()
         if isinstance(self.spec.namespaces.time, ns.Time):
             check_clocks(self.spec.namespaces.time)
+            if not self._or_degrade(_host.check_time_namespaces, "time_offsets"):
+                self.spec = evolve(self.spec, namespaces=evolve(self.spec.namespaces, time=ns.Host()))
+        if self.spec.filesystem.takes_overlay:
+            _host.check_overlay()
         if self._is_limited:
-            self._or_degrade(lambda: check_limits(self.spec.limits))
+            self._is_limited = self._or_degrade(self._check_limits, "limits")
 
-    def _or_degrade(self, attempt: Callable[[], T]) -> T | None:
-        """What *attempt* gives; with ``strict=False``, None and a line in `degraded` where the host cannot do it."""
+    def _check_limits(self) -> None:
+        check_limits(self.spec.limits)
+        _host.check_groups(self.spec.limits)
+
+    def _or_degrade(self, attempt: Callable[[], object], what: str) -> bool:
+        """Do *attempt*; with ``strict=False``, False and a line in `degraded` where the host cannot do it."""
         try:
-            return attempt()
+            attempt()
         except UnsupportedError as error:
             if self.spec.strict:
                 raise
-            if (line := f"limits: {error}") not in self.degraded:
+            if (line := f"{what}: {error}") not in self.degraded:
                 self.degraded.append(line)
-            return None
+            return False
+        return True
 
     def _limited_group(self, stack: contextlib.ExitStack) -> Group | None:
-        if self.degraded:
+        made: list[Group] = []
+        self._is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits, adopt=self.adopt)), "limits")
+        if not made:
             return None
-        group = self._or_degrade(lambda: make_group(self.name, self.spec.limits, adopt=self.adopt))
-        if group is not None:
-            stack.callback(group.remove)
-        return group
+        stack.callback(made[0].remove)
+        return made[0]
 
     def _first_group(self, stack: contextlib.ExitStack) -> Group | None:
         if self._is_limited:
@@ -409,7 +421,7 @@ def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
         session, ids, group = starting.start(stack)
         degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
         return Started(
-            session, spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves
+            session, starting.spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves
         )
     raise AssertionError("unreachable")
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_count, to_inside_path, to_signal, to_size, to_text
-from sandbox.errors import ClosedError, SetupError, UsageError
+from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 
 if TYPE_CHECKING:
     from sandbox._arguments import Prepared
@@ -131,7 +131,11 @@ class Container:
                 raise ClosedError("the container was closed; make another one")
             if self._started is None:
                 join = None if self._net_of is None else self._net_of.pid
-                self._started = start(self.spec, net_of=join)
+                try:
+                    self._started = start(self.spec, net_of=join)
+                except OSError as error:
+                    raise_shortage(error, "make a container")
+                    raise
         return self
 
     def start(self) -> Container:
@@ -236,9 +240,13 @@ class Container:
         data = None if input is None else _input_bytes(input, stdin, encoding, errors, text=text)
         live = self._started or self._live()
         prepared = self._prepare(said, pass_fds)
-        wiring = wire_up(PIPE if data is not None else stdin, stdout, stderr, prepared.fds, tty=False)
-        leaf = live.leaf(prepared, wiring)
-        result = live.session.run(prepared.spec, wiring, data, leaf, text=decoder, leaves=live)
+        try:
+            wiring = wire_up(PIPE if data is not None else stdin, stdout, stderr, prepared.fds, tty=False)
+            leaf = live.leaf(prepared, wiring)
+            result = live.session.run(prepared.spec, wiring, data, leaf, text=decoder, leaves=live)
+        except OSError as error:
+            raise_shortage(error, "run a program")
+            raise
         return result.check() if check else result
 
     def _prepare(
@@ -308,9 +316,13 @@ class Container:
         prepared = self._prepare(said, pass_fds, tty, size)
         if tty and not (stdin is stdout is stderr is None):
             raise UsageError("tty=True gives the program one terminal for stdin, stdout and stderr; leave them out")
-        wiring = wire_up(stdin, stdout, stderr, prepared.fds, tty=tty)
-        leaf = live.leaf(prepared, wiring)
-        return live.session.popen(prepared.spec, wiring, leaf, text=decoder, leaves=live)
+        try:
+            wiring = wire_up(stdin, stdout, stderr, prepared.fds, tty=tty)
+            leaf = live.leaf(prepared, wiring)
+            return live.session.popen(prepared.spec, wiring, leaf, text=decoder, leaves=live)
+        except OSError as error:
+            raise_shortage(error, "start a program")
+            raise
 
     def _identity(self, user: str) -> Identity:
         """Who *user* is. The container's own user is looked up once, before any program could change the files."""

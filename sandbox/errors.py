@@ -110,6 +110,24 @@ class CommandError(SandboxError):
         return type(self), (str(self), self.result)
 
 
+_SHORTAGES = {
+    "EMFILE": "this process has as many files open as it may (RLIMIT_NOFILE, ulimit -n)",
+    "ENFILE": "this host has as many files open as it may (fs.file-max)",
+    "ENOMEM": "memory is short",
+    "ENOBUFS": "memory for sockets is short",
+}
+
+
+def raise_shortage(error: OSError, operation: str) -> None:
+    """Raise the error of an operation that failed for want of descriptors or memory as one of ours; return when *error* is another.
+
+    Raises: SetupError.
+    """
+    name = _errno_name(error.errno or 0)
+    if name in _SHORTAGES and not isinstance(error, SandboxError):
+        raise SetupError(operation, error.errno or 0, step="shortage", hint=_SHORTAGES[name]) from error
+
+
 def _errno_name(errno: int) -> str:
     import errno as table
 

@@ -1,6 +1,7 @@
 """What this kernel and this host offer: ask ``sandbox.features.landlock_abi()`` and the like. Probed, never guessed from a version.
 
 Each function asks once per process and remembers; `forget` makes all ask anew.
+`NEEDS` is what every container takes; `check_floor` says what of that is missing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sandbox._sys.features import (
     close_range,
     forget,
     idmap_supported,
+    idmapped_mounts,
     landlock_abi,
     memfd_exec_flags,
     memfd_executable,
@@ -35,15 +37,21 @@ from sandbox._sys.features import (
     user_namespaces,
     userns_obstacle,
 )
+from sandbox._sys.floor import FLOOR, NEEDS, Need, check_floor
 
 __all__ = [
+    "FLOOR",
+    "NEEDS",
     "PROBES",
+    "Need",
     "Obstacle",
+    "check_floor",
     "clone3",
     "clone_into_cgroup",
     "close_range",
     "forget",
     "idmap_supported",
+    "idmapped_mounts",
     "landlock_abi",
     "memfd_exec_flags",
     "memfd_executable",

@@ -166,7 +166,10 @@ class Process:
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def close(self) -> None:
-        """Kill it if it runs, and close the files. May be called twice."""
+        """Kill it if it runs, and close the files. May be called twice.
+
+        Raises: BrokenError: the container's init does not answer (it was stopped, say).
+        """
         for file in (self.stdin, self.stdout, self.stderr):
             if file is not None:
                 with contextlib.suppress(OSError):  # unflushed input that nobody reads any more
@@ -177,8 +180,13 @@ class Process:
         if self._result is None:
             with contextlib.suppress(BrokenError, ClosedError):
                 self.kill()
-            with contextlib.suppress(BrokenError, ClosedError):  # also where nobody was there to be told: it gives the channel back
+            try:
                 self.wait(GRACE_S)
+            except TimeoutError:
+                self._finish(False)
+                raise BrokenError(f"the container's init has not ended the program within {GRACE_S:g} s; close the container") from None
+            except (BrokenError, ClosedError):  # also where nobody was there to be told: it has given the channel back
+                pass
 
     def __enter__(self) -> Self:
         return self

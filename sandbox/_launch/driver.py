@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import struct
 import threading
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sandbox._launch import codec, wire
-from sandbox.errors import BrokenError, ClosedError, SetupError, UnsupportedError
+from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError
 
 if TYPE_CHECKING:
     import socket
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _BINARY: Final = os.path.join(os.path.dirname(__file__), "launcher")
 _LAUNCHER_FD: Final = 3
+_NOT_SET_UP: Final = 3  # exit code: wire.md
 _MFD_EXEC: Final = 0x10  # <linux/memfd.h>, since v6.3: states that this memfd is to be executed
 _F_ADD_SEALS: Final = 1033
 _ALL_SEALS: Final = 0x1F  # seal, shrink, grow, write, future write
@@ -194,13 +196,17 @@ class Launcher:
             send_message(self._sock, wire.Msg.CREATE, body, [theirs, *fds])
         except OSError as error:
             channel.close()
-            if isinstance(error, (BrokenPipeError, ConnectionResetError)):
-                _forget(self)
-                raise BrokenError("the launcher of this process has died; its containers went with it, new ones get a new launcher") from error
-            raise SetupError("ask the launcher to create a container", error.errno or 0, step="request") from error
+            raise self._refusal("ask the launcher to create a container", error) from error
         finally:
             os.close(theirs)
         return channel
+
+    def _refusal(self, what: str, error: OSError) -> SandboxError:
+        """Words for what could not be said to the launcher; when it has died, the next container gets a new one."""
+        if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+            _forget(self)
+            return BrokenError("the launcher of this process has died; its containers went with it, new ones get a new launcher")
+        return SetupError(what, error.errno or 0, step="request")
 
     def complete(self, body: bytes, fds: Sequence[int]) -> None:
         """Have a prepared container completed; the answers come on its channel. *fds* fill the slots from 1 on (copied).
@@ -236,8 +242,14 @@ class Launcher:
         return True
 
     def set_cleanup(self, groups: tuple[bytes, ...], trees: tuple[bytes, ...] = ()) -> None:
-        """Name the control groups, and the directories with all that is in them, to remove when this process has ended."""
-        send_message(self._sock, wire.Msg.CLEANUP, codec.encode_paths(groups) + codec.encode_paths(trees), ())
+        """Name the control groups, and the directories with all that is in them, to remove when this process has ended.
+
+        Raises: BrokenError when the launcher has died; SetupError.
+        """
+        try:
+            send_message(self._sock, wire.Msg.CLEANUP, codec.encode_paths(groups) + codec.encode_paths(trees), ())
+        except OSError as error:
+            raise self._refusal("tell the launcher what to remove when this process has ended", error) from error
 
     def close(self) -> None:
         """End it, and with it every container of this process; wait until it has removed them and has gone."""
@@ -287,12 +299,19 @@ def _spawn(binary: int, sock: int) -> None:
 
     # Neither may be 3 already, as in a process that has closed its standard streams: the dup2 would leave close-on-exec set on
     # the one, and replace the other.
-    high, program = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAUNCHER_FD + 1) for fd in (sock, binary))
+    high = fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, _LAUNCHER_FD + 1)
+    try:
+        program = fcntl.fcntl(binary, fcntl.F_DUPFD_CLOEXEC, _LAUNCHER_FD + 1)
+    except BaseException:
+        os.close(high)
+        raise
     try:
         actions = [(os.POSIX_SPAWN_DUP2, high, _LAUNCHER_FD)]
         pid = os.posix_spawn(f"/proc/self/fd/{program}", ["sandbox-launcher", str(os.getpid())], {}, file_actions=actions)
     except OSError as error:
-        raise SetupError("start the launcher", error.errno or 0, step="launcher", hint="/proc must be mounted, and memfds executable") from error
+        few = error.errno == errno.EAGAIN
+        hint = "a limit on processes is reached (RLIMIT_NPROC, pids.max)" if few else "/proc must be mounted, and memfds executable"
+        raise SetupError("start the launcher", error.errno or 0, step="launcher", hint=hint) from error
     finally:
         os.close(high)
         os.close(program)
@@ -301,7 +320,9 @@ def _spawn(binary: int, sock: int) -> None:
     except ChildProcessError:
         return  # the host program ignores or reaps SIGCHLD itself; a launcher that failed shows at the first request
     if status:
-        raise BrokenError(f"the launcher ended at once with status {status}")
+        code = os.waitstatus_to_exitcode(status)
+        hint = ": it could not set itself up; descriptors, memory or processes may be short" if code == _NOT_SET_UP else ""
+        raise BrokenError(f"the launcher ended at once with status {code}{hint}")
 
 
 _lock = threading.Lock()

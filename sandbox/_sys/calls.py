@@ -38,7 +38,9 @@ __all__ = [
     "fsmount",
     "fsopen",
     "fspick",
+    "landlock_add_rule",
     "landlock_create_ruleset",
+    "landlock_restrict_self",
     "memfd_create",
     "mount_setattr",
     "move_mount",
@@ -72,6 +74,8 @@ _COMMON: Final = {
     "pidfd_getfd": 438,
     "mount_setattr": 442,
     "landlock_create_ruleset": 444,
+    "landlock_add_rule": 445,
+    "landlock_restrict_self": 446,
 }
 _NUMBERS: Final = {
     "x86_64": {**_COMMON, "prctl": 157, "unshare": 272, "setns": 308, "seccomp": 317, "memfd_create": 319, "statx": 332},
@@ -280,6 +284,18 @@ def landlock_create_ruleset(attr: bytes | None, flags: int = 0) -> int:
     if attr is None and flags == 0:
         flags = LANDLOCK_CREATE_RULESET_VERSION
     return _call("landlock_create_ruleset", attr, len(attr) if attr else 0, flags)
+
+
+def landlock_add_rule(ruleset: int, kind: int, attr: bytes | None, flags: int = 0) -> None:
+    """Ask landlock_add_rule(2). The library asks only; rules are added by init."""
+    _call("landlock_add_rule", ruleset, kind, attr, flags)
+
+
+def landlock_restrict_self(ruleset: int, flags: int = 0) -> None:
+    """Ask landlock_restrict_self(2), with arguments that must fail: the wall would be this process's own."""
+    if ruleset >= 0:
+        raise ValueError("landlock_restrict_self is here for probes that must fail; init builds the wall")
+    _call("landlock_restrict_self", ruleset, flags)
 
 
 def seccomp(operation: int, flags: int, args: bytes | None) -> int:

@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from errno import EFAULT, EINVAL
+from errno import EBADF, EFAULT, EINVAL, ENOSYS
 from typing import Any, Final, Generic, TypeVar
 
 from attrs import frozen
@@ -46,6 +46,11 @@ class Probe(Generic[T]):
         if not self._answer:
             self._answer = [self._ask()]
         return self._answer[0]
+
+    def known(self) -> T | None:
+        """The answer where it is known without asking; else None."""
+        given = self._pretended[-1:] or self._answer
+        return given[0] if given else None
 
     def forget(self) -> None:
         """Ask anew at the next call (the host's settings may have been changed)."""
@@ -124,8 +129,15 @@ def openat2() -> bool:
 def new_mount_api() -> bool:
     """fsopen, fsconfig, fsmount, open_tree and move_mount, which came together in Linux 5.2."""
     # These two look at their arguments before they look at our rights.
-    tree = _errno_of(lambda: calls.open_tree("/", _BAD_FLAGS))
-    return tree == EINVAL and _errno_of(lambda: calls.fsconfig(-1, 0)) == EINVAL
+    if _errno_of(lambda: calls.open_tree("/", _BAD_FLAGS)) != EINVAL or _errno_of(lambda: calls.fsconfig(-1, 0)) != EINVAL:
+        return False
+    # These three look at our rights first: an ordinary user learns only whether they are there.
+    asked: tuple[Callable[[], object], ...] = (
+        lambda: calls.fsopen("", _BAD_FLAGS),
+        lambda: calls.fsmount(-1, _BAD_FLAGS, 0),
+        lambda: calls.move_mount(-1, "", -1, "", _BAD_FLAGS),
+    )
+    return all(_errno_of(ask) != ENOSYS for ask in asked)
 
 
 @Probe
@@ -136,12 +148,12 @@ def mount_setattr() -> bool:
 
 @Probe
 def pidfd() -> bool:
-    """pidfd_open(2), Linux 5.3."""
+    """pidfd_open(2), Linux 5.3, and pidfd_send_signal(2), Linux 5.1."""
 
     def ask() -> None:
         os.close(calls.pidfd_open(os.getpid()))
 
-    return _errno_of(ask) == 0
+    return _errno_of(ask) == 0 and _errno_of(lambda: calls.pidfd_send_signal(-1, 0)) == EBADF
 
 
 @Probe
@@ -179,11 +191,13 @@ def _memfd_errno(flags: int) -> int:
 
 @Probe
 def landlock_abi() -> int:
-    """The version of Landlock's interface; 0 where the kernel has none, or it is not among the active LSMs."""
+    """The version of Landlock's interface; 0 where the kernel has none, it is not among the active LSMs, or a filter forbids a part."""
+    parts = (lambda: calls.landlock_add_rule(-1, 0, None), lambda: calls.landlock_restrict_self(-1))
     try:
-        return calls.landlock_create_ruleset(None, constants.LANDLOCK_CREATE_RULESET_VERSION)
+        version = calls.landlock_create_ruleset(None, constants.LANDLOCK_CREATE_RULESET_VERSION)
     except OSError:
         return 0
+    return version if all(_errno_of(part) != ENOSYS for part in parts) else 0
 
 
 @Probe
@@ -372,6 +386,15 @@ def _needs_unshare(what: str) -> UnsupportedError:
 
 # --- id-mapped mounts
 
+
+@Probe
+def idmapped_mounts() -> bool:
+    """Whether the kernel knows MOUNT_ATTR_IDMAP, Linux 5.12; `idmap_supported` says of which file systems. False without privileges."""
+    # The attribute is looked at before the user namespace's descriptor: EINVAL where it is not known.
+    attr = {"attr_set": constants.MOUNT_ATTR_IDMAP, "userns_fd": _BAD_FLAGS}
+    return _errno_of(lambda: calls.mount_setattr(-1, "", constants.AT_EMPTY_PATH, **attr)) == EBADF
+
+
 _idmaps: Final[dict[int, bool]] = {}
 
 
@@ -383,7 +406,7 @@ def idmap_supported(path: str, userns: int | None = None) -> bool:
 
     Raises: OSError when *path* cannot be opened; UnsupportedError when *userns* is None and unshare(1) is missing.
     """
-    if not (privileged() and new_mount_api() and mount_setattr()):
+    if not (privileged() and new_mount_api() and idmapped_mounts()):
         return False
     device = os.stat(path).st_dev
     if device not in _idmaps:

@@ -23,6 +23,7 @@ from sandbox.fs._specs import (
     Scratch,
     Tmpfs,
     Volume,
+    no_overlay,
 )
 from sandbox.fs.volumes import VolumeStore
 
@@ -41,6 +42,7 @@ __all__ = [
     "VolumeStore",
     "host_trees",
     "name_ops",
+    "no_overlay",
     "ops",
     "to_host_name",
 ]

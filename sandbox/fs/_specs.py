@@ -11,7 +11,7 @@ from typing import Final
 from attrs import field, frozen
 
 from sandbox._types import Size, StrPath, to_count, to_inside_path, to_size, to_text
-from sandbox.errors import UsageError
+from sandbox.errors import UnsupportedError, UsageError
 
 PAGE: Final = 4096
 MAX_ID: Final = (1 << 32) - 2
@@ -261,3 +261,17 @@ class FilesystemSpec:
     def __attrs_post_init__(self) -> None:
         if isinstance(self.root, HostView) and self.root.overlay and self.scratch is None:
             raise UsageError("root: an overlay needs a scratch layer to write to; give scratch=Scratch()")
+
+    @property
+    def takes_overlay(self) -> bool:
+        """Whether the kernel has to mount an overlay for it, with the rights of a user namespace."""
+        return isinstance(self.root, Directory) or self.root.overlay
+
+
+def no_overlay() -> UnsupportedError:
+    """Say that this host mounts no overlay in a user namespace (Linux 5.11; the module may not be loaded)."""
+    return UnsupportedError(
+        "a directory as the root, or a writable view of the host, takes overlay mounts in a user namespace, which this host does not offer",
+        feature="overlay",
+        remedy="as root: modprobe overlay; or use the view of the host without overlay=True",
+    )

@@ -93,8 +93,19 @@ def descendants(pid: int) -> list[int]:
 
 
 def orphaned_launchers() -> list[int]:
-    """Launchers and inits (they share its executable) whose parent is gone."""
-    return [pid for pid, parent in _parents() if parent == 1 and "memfd:" in (exe := _readlink(f"/proc/{pid}/exe")) and OURS.search(exe)]
+    """Launchers and inits (they share its executable) whose parent is gone; not those of a stranger that is alive."""
+    found = [pid for pid, parent in _parents() if parent == 1 and "memfd:" in (exe := _readlink(f"/proc/{pid}/exe")) and OURS.search(exe)]
+    family = {os.getpid(), *descendants(os.getpid())}
+    return [pid for pid in found if (caller := _caller(pid)) in family or not (PROC / str(caller)).exists()]
+
+
+def _caller(launcher: int) -> int:
+    """The embedding process, which is a launcher's only argument."""
+    try:
+        words = (PROC / str(launcher) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return 0
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 
 
 def _parents() -> Iterator[tuple[int, int]]:

@@ -376,6 +376,16 @@ def test_a_stopped_launcher_is_an_error_in_bounded_time(monkeypatch: pytest.Monk
 
 
 @needs("root")
+def test_closing_a_program_of_a_stopped_init_is_an_error_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.process.GRACE_S", 0.2)
+    with Container() as container:
+        program = container.popen(["sleep", "60"])
+        os.kill(container.pid, signal.SIGSTOP)
+        with pytest.raises(sandbox.BrokenError, match="has not ended the program"):
+            program.close()
+
+
+@needs("root")
 def test_an_init_holds_nothing_of_other_containers() -> None:
     with contextlib.ExitStack() as stack:
         containers = [stack.enter_context(Container(memory="64M")) for _ in range(12)]

@@ -37,6 +37,7 @@
 #include <termios.h>
 #include <time.h>
 
+enum { BLIND_MOST = 1000 }; // looks for what a program left, without seeing anything: 0.2 s
 enum { MAX_CHANNELS = 512, EVENTS = 16, KIND_NOTIFY = MAX_CHANNELS, KIND_CHILD };
 static const uint64_t SECOND = 1000000000ULL;
 static const uint64_t MIN_STEP = 500000ULL; // between two looks at a CPU limit
@@ -84,6 +85,12 @@ static _Noreturn void fail_setup(int sock, uint8_t phase, uint32_t index, uint32
     wr_u32(&w, (uint32_t)error);
     message_send(sock, MSG_FAILED, &w, NULL, 0);
     _exit(1);
+}
+
+// An answer that cannot be sent would be waited for in vain: the channel ends instead, which tells the caller as much.
+static void answer(int sock, uint16_t kind, const struct writer *w, const int *fds, int nfds) {
+    if (message_send(sock, kind, w, fds, nfds) < 0)
+        shutdown(sock, SHUT_RDWR);
 }
 
 // ---- Whose process is it? ----
@@ -142,11 +149,11 @@ static struct channel *owner_of(int pid) {
     return owner_of_mark(mark_of(pid));
 }
 
-// Calls `visit` for each process of `c` but init; returns how many there were.
+// Calls `visit` for each process of `c` but init; returns how many there were, or -1 when not all could be seen.
 static int each_process(struct channel *c, void (*visit)(struct channel *, int)) {
     int fd = openat(context->roles[ROLE_PROC], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
-        return 0;
+        return -1;
     char buffer[4096] __attribute__((aligned(8)));
     int seen = 0;
     long n;
@@ -172,7 +179,7 @@ static int each_process(struct channel *c, void (*visit)(struct channel *, int))
         }
     }
     close(fd);
-    return seen;
+    return n < 0 ? -1 : seen;
 }
 
 static void reap_orphans(void);
@@ -201,8 +208,11 @@ static void kill_rest(struct channel *c) {
         return;
     }
     struct timespec pause = {0, 200000};
-    while (each_process(c, kill_visited) > 0) {
-        nanosleep(&pause, NULL); // the killed need the CPU to go
+    int blind = 0, seen;
+    while ((seen = each_process(c, kill_visited)) != 0) {
+        if (seen < 0 && ++blind == BLIND_MOST) // all processes' descriptors are in use, say
+            _exit(1);                          // nothing outlives its program; here only by the end of the container
+        nanosleep(&pause, NULL);               // the killed need the CPU to go
         reap_orphans();
     }
 }
@@ -302,7 +312,7 @@ static void send_end(struct channel *c, uint8_t cause, int status, int detail, c
     wr_u64(&w, (uint64_t)u->ru_majflt);
     wr_u64(&w, (uint64_t)u->ru_nvcsw);
     wr_u64(&w, (uint64_t)u->ru_nivcsw);
-    message_send(c->sock, MSG_END, &w, NULL, 0);
+    answer(c->sock, MSG_END, &w, NULL, 0);
 }
 
 static void close_channel(struct channel *c) {
@@ -465,7 +475,7 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
     if (request.flags & (EXEC_REPORT_START | EXEC_TTY)) {
         struct writer w = {.length = 0};
         wr_u32(&w, (uint32_t)pid);
-        message_send(c->sock, MSG_STARTED, &w, &master, master >= 0);
+        answer(c->sock, MSG_STARTED, &w, &master, master >= 0);
     }
     if (master >= 0)
         close(master);
@@ -538,7 +548,7 @@ static void on_ops(struct channel *c, struct message *m) {
     }
     wr_u32(&w, (uint32_t)error);
     wr_u32(&w, context->index);
-    message_send(c->sock, MSG_DONE, &w, out, error ? 0 : count);
+    answer(c->sock, MSG_DONE, &w, out, error ? 0 : count);
     for (int i = 0; i < SLOTS; i++)
         if (slots[i] >= 0)
             close(slots[i]);
@@ -576,6 +586,18 @@ static void on_message(struct channel *c, struct message *m) {
     message_drop(m);
 }
 
+// A request that could not be received, for init had no room for its descriptors or its body: the caller waits for an answer.
+static void on_lost(struct channel *c, struct message *m) {
+    struct writer w = {.length = 0};
+    if (m->head.kind == MSG_EXEC && !c->pid) {
+        refuse(c, STEP_REQUEST, m->lost);
+    } else if (m->head.kind == MSG_OPS) {
+        wr_u32(&w, (uint32_t)m->lost);
+        wr_u32(&w, 0);
+        answer(c->sock, MSG_DONE, &w, NULL, 0);
+    }
+}
+
 // The caller closed its end: its program goes with it.
 static void on_hangup(struct channel *c) {
     if (c == &channels[0])
@@ -595,6 +617,8 @@ static void serve_channel(struct channel *c) {
     int got = message_receive(c->sock, MSG_DONTWAIT, &m);
     if (got > 0)
         on_message(c, &m);
+    else if (got < 0 && errno == EPROTO && m.lost)
+        on_lost(c, &m);
     else if (got == 0 || (errno != EAGAIN && errno != EINTR && errno != EPROTO))
         on_hangup(c);
 }
@@ -730,7 +754,8 @@ static void send_ready(int sock, struct ops *o) {
         wr_u32(&w, o->skipped[i].index);
         wr_u32(&w, (uint32_t)o->skipped[i].error);
     }
-    message_send(sock, MSG_READY, &w, NULL, 0);
+    if (message_send(sock, MSG_READY, &w, NULL, 0) < 0)
+        _exit(1); // the launcher says so
 }
 
 static void close_slots(int *slots) {
@@ -762,16 +787,16 @@ static void set_up(struct init_start *s, struct reader block) {
 
 void init_main(struct init_start *s) {
     int *slots = s->ops.slots;
-    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     prctl(PR_SET_NAME, "sandbox-init", 0, 0, 0);
     umask(0);
-    setsid();
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || setsid() < 0)
+        fail_setup(s->channel, PHASE_CLONE, 0, 0, errno);
     await_go(s);
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-    if (take_ids(s) < 0)
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || take_ids(s) < 0)
         fail_setup(s->channel, PHASE_MAPS, 1, 0, errno);
     s->ops.setup = true;
-    ends = open_ends(); // the filter that is to come need not allow this, nor that:
+    if ((ends = open_ends()) < 0) // the filter that is to come need not allow this, nor that:
+        fail_setup(s->channel, PHASE_CLONE, 0, 0, errno);
     exec_note_cpus();
     set_up(s, s->init_ops);
     if (s->flags & CREATE_PREPARED)

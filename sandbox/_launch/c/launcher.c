@@ -399,6 +399,17 @@ static bool parse_create(struct create *k, struct message *m) {
     return !r->bad && r->at == r->end;
 }
 
+// What clone3 does, but for a group of cgroup v2 to be cloned into. For a seccomp filter around us that cannot look into the
+// arguments of clone3, and therefore says that there is none (Docker's and podman's, where namespaces are allowed by their
+// flags). A time namespace has no flag of clone; Python never asks for one here.
+static long clone_init_by_clone(uint64_t flags, uint64_t exit_signal, int *pidfd) {
+#if defined(__x86_64__)
+    return syscall(__NR_clone, flags | exit_signal, 0L, pidfd, NULL, 0L); // the pidfd goes where a thread's id would
+#else
+    return syscall(__NR_clone, flags | exit_signal, 0L, pidfd, 0L, NULL); // CONFIG_CLONE_BACKWARDS
+#endif
+}
+
 static long clone_init(struct create *k, uint64_t more, int *pidfd) {
     struct x_clone_args args = {
         .flags = k->clone_flags | more | CLONE_FILES | X_CLONE_PIDFD | (k->into_cgroup >= 0 ? X_CLONE_INTO_CGROUP : 0),
@@ -407,22 +418,20 @@ static long clone_init(struct create *k, uint64_t more, int *pidfd) {
         .cgroup = k->into_cgroup >= 0 ? (uint64_t)k->into_cgroup : 0,
     };
     size_t size = k->into_cgroup >= 0 ? sizeof args : offsetof(struct x_clone_args, set_tid);
-    return syscall(__NR_clone3, &args, size);
+    long pid = syscall(__NR_clone3, &args, size);
+    if (pid < 0 && errno == ENOSYS && k->into_cgroup < 0)
+        return clone_init_by_clone(args.flags, args.exit_signal, pidfd);
+    return pid;
 }
 
 static int compare(const void *a, const void *b) {
     return *(const int *)a - *(const int *)b;
 }
 
-// Copies from `first` on nothing. Where the container's own host forbids that call, one by one.
-static void take_own_table(unsigned first) {
-    struct rlimit limit;
-    if (close_range_(first, ~0U, CLOSE_RANGE_UNSHARE) == 0)
-        return;
-    if (unshare(CLONE_FILES) < 0 || getrlimit(RLIMIT_NOFILE, &limit) < 0)
+// What is another container's must not stay open; an init that cannot see to that does not begin.
+static void close_from_to(unsigned first, unsigned last, unsigned flags) {
+    if (close_range_(first, last, flags) < 0)
         _exit(1);
-    for (rlim_t fd = first; fd < limit.rlim_max; fd++)
-        close((int)fd);
 }
 
 // Goes on with a table of its own, in which there are only this container's descriptors; and lets the launcher know.
@@ -435,15 +444,16 @@ static void keep_own_fds(struct init_start *s) {
             keep[n++] = s->ops.slots[i];
     qsort(keep, (size_t)n, sizeof *keep, compare);
     unsigned from = 3, last = (unsigned)keep[n - 1];
-    take_own_table(last < parking ? parking : last + 1);
-    send(s->go, "", 1, MSG_NOSIGNAL);
+    close_from_to(last < parking ? parking : last + 1, ~0U, CLOSE_RANGE_UNSHARE); // from there on nothing is copied
+    if (send(s->go, "", 1, MSG_NOSIGNAL) < 0)
+        _exit(1); // it waits for this, or for our end
     for (int i = 0; i < n; i++) {
         if ((unsigned)keep[i] > from)
-            close_range_(from, (unsigned)keep[i] - 1, 0);
+            close_from_to(from, (unsigned)keep[i] - 1, 0);
         if ((unsigned)keep[i] >= from)
             from = (unsigned)keep[i] + 1;
     }
-    close_range_(from, ~0U, 0);
+    close_from_to(from, ~0U, 0);
 }
 
 static _Noreturn void child(struct create *k) {
@@ -642,8 +652,11 @@ static void start(struct create *k) {
     if (pid == 0)
         child(k);
     int error = errno;
-    if (open_up)
-        prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    if (open_up && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) { // open to all of this user's processes: it ends
+        if (pid > 0)
+            kill((int)pid, SIGKILL);
+        leave();
+    }
     struct container *c = pid < 0 ? NULL : new_entry();
     if (pid < 0 || !c) {
         if (pid > 0) {
@@ -666,15 +679,15 @@ static void start(struct create *k) {
     int groups_error = k->groups.at != k->groups.end && make_groups(k->groups) < 0 ? errno : 0;
     struct writer w = {.length = 0};
     wr_u32(&w, (uint32_t)pid);
-    message_send(c->channel, MSG_CLONED, &w, &pidfd, 1);
     uint32_t index = 0;
+    int clone_error = message_send(c->channel, MSG_CLONED, &w, &pidfd, 1) < 0 ? errno : 0;
     int maps_error = write_maps(k, pid) < 0 ? errno : 0;
     await_own_table(k->go[0], pidfd);
     close(pidfd);
     close(k->go[1]);
     c->channel = park(c->channel);
-    int bad = maps_error ? PHASE_MAPS : groups_error ? PHASE_GROUPS : 0;
-    errno = maps_error ? maps_error : groups_error;
+    int bad = clone_error ? PHASE_CLONE : maps_error ? PHASE_MAPS : groups_error ? PHASE_GROUPS : 0;
+    errno = clone_error ? clone_error : maps_error ? maps_error : groups_error;
     if (!bad && hand_over(k, pid, k->go[0], NULL, &index) < 0)
         bad = PHASE_HOST;
     if (bad) {
@@ -888,16 +901,17 @@ static void reset_signals(void) {
         sigaction(sig, &act, NULL);
     sigemptyset(&mask);
     sigaddset(&mask, SIGCHLD);
-    sigprocmask(SIG_SETMASK, &mask, NULL);
-    signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
+    signals = sigprocmask(SIG_SETMASK, &mask, NULL) < 0 ? -1 : signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-static void quiet_stdio(void) {
+static bool quiet_stdio(void) {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    for (int fd = 0; null >= 0 && fd < 3; fd++)
-        dup2(null, fd);
+    bool done = null >= 0;
+    for (int fd = 0; done && fd < 3; fd++)
+        done = dup2(null, fd) >= 0;
     if (null > 2)
         close(null);
+    return done;
 }
 
 // The table of containers and their descriptors may grow to thousands.
@@ -914,19 +928,18 @@ int main(int argc, char **argv) {
     int caller = argc == 2 ? atoi(argv[1]) : 0;
     if (caller <= 0 || fcntl(FD_SOCKET, F_SETFD, FD_CLOEXEC) < 0)
         return 2; // started by hand
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
     prctl(PR_SET_NAME, "sandbox-launch", 0, 0, 0);
-    close_range_(4, ~0U, 0);
-    quiet_stdio(); // before anything is opened: a caller that has closed 0, 1 or 2 left the numbers free
-    if (getppid() == caller)
-        parent = pidfd_open_(caller);
+    // The streams before anything is opened: a caller that has closed 0, 1 or 2 left the numbers free.
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || close_range_(4, ~0U, 0) < 0 || !quiet_stdio())
+        return 3;
+    if (getppid() == caller && (parent = pidfd_open_(caller)) < 0)
+        return 3;
     pid_t self = fork();
     if (self != 0)
         return self < 0 ? 3 : 0;
-    setsid();
     umask(0);
     uint32_t own = (uint32_t)getpid();
-    if (chdir("/") < 0 || send(FD_SOCKET, &own, sizeof own, MSG_NOSIGNAL) < 0)
+    if (setsid() < 0 || chdir("/") < 0 || send(FD_SOCKET, &own, sizeof own, MSG_NOSIGNAL) < 0)
         return 3;
     is_root = geteuid() == 0;
     raise_nofile();

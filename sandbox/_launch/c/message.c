@@ -68,7 +68,7 @@ int message_receive(int sock, int flags, struct message *m) {
     uint8_t *space = m->space ? m->space : buffer;
     struct iovec iov = {space, m->space ? m->room : sizeof buffer};
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.data, .msg_controllen = sizeof control.data};
-    m->nfds = 0;
+    m->nfds = m->lost = 0;
     m->mapped = NULL;
     ssize_t n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | flags);
     if (n < 0)
@@ -76,13 +76,18 @@ int message_receive(int sock, int flags, struct message *m) {
     bool fit = take_fds(m, &msg);
     if (n == 0 && m->nfds == 0)
         return 0;
-    if (!fit || n < (ssize_t)sizeof m->head || (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
+    if (!fit || n < (ssize_t)sizeof m->head || msg.msg_flags & MSG_TRUNC)
         goto broken;
     memcpy(&m->head, space, sizeof m->head);
+    if (msg.msg_flags & MSG_CTRUNC) {
+        m->lost = EMFILE;
+        goto broken;
+    }
     if (m->head.flags & HEAD_MEMFD) {
-        if (load_memfd(m) < 0)
-            goto broken;
-        return 1;
+        if (load_memfd(m) == 0)
+            return 1;
+        m->lost = errno == EPROTO ? 0 : errno;
+        goto broken;
     }
     if (m->head.length != (size_t)n - sizeof m->head)
         goto broken;

@@ -126,6 +126,7 @@ struct message {
     struct reader body;
     int fds[WIRE_FDS];
     int nfds;
+    int lost;       // of a datagram that was dropped though it was well-formed: the errno that says for want of what; else 0
     uint8_t *space; // where to receive to, NULL: a buffer that every message shares
     size_t room;
     void *mapped; // a large body's own memory; message_drop unmaps it

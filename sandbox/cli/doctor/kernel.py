@@ -27,14 +27,7 @@ class Feature:
 
 _EVERY: Final = "every container"
 _FEATURES: Final = (
-    Feature("clone3", "clone3", _EVERY, "boot Linux 5.5 or later; inside another container, its seccomp filter must allow clone3"),
-    Feature("pidfd", "pidfd_open", _EVERY, "boot Linux 5.4 or later"),
-    Feature("memfd_seals", "sealed memfds", _EVERY, "boot Linux 3.17 or later"),
-    Feature("memfd_executable", "executable memfds", _EVERY, "as root: sysctl -w vm.memfd_noexec=1"),
-    Feature("openat2", "openat2", _EVERY, "boot Linux 5.6 or later"),
-    Feature("new_mount_api", "fsopen, open_tree, move_mount", _EVERY, "boot Linux 5.2 or later"),
-    Feature("mount_setattr", "mount_setattr", _EVERY, "boot Linux 5.12 or later"),
-    Feature("close_range", "close_range", _EVERY, "boot Linux 5.11 or later"),
+    *(Feature(need.probe, need.words, _EVERY, need.remedy) for need in features.NEEDS),
     Feature("seccomp_user_notify", "seccomp notifications", "the profile 'strict'", "boot Linux 5.0 or later"),
     Feature("clone_into_cgroup", "clone into a cgroup", "limits on cgroup v2", "boot Linux 5.7 or later"),
     Feature("overlay", "overlay", "a directory as the root with a writable layer", "as root: modprobe overlay"),

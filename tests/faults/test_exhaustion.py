@@ -1,0 +1,235 @@
+"""Descriptors, processes, namespaces, memory and inodes that run out: a typed error that says which, at once, and nothing left."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+import sandbox
+from sandbox import Container, Scratch, cg
+from tests.faults.cases import Outcome, Scenario, begin
+from tests.faults.scenarios import beside, limited, plain
+from tests.support import needs
+
+pytestmark = [needs("userns", "root"), pytest.mark.timeout(900)]
+
+
+def outcomes(scenarios: dict[object, Scenario]) -> dict[object, Outcome]:
+    """Carry them all out; no outcome may give cause for complaint."""
+    found = {key: begin(scenario).outcome() for key, scenario in scenarios.items()}
+    assert not (wrong := {key: outcome.complaints for key, outcome in found.items() if outcome.complaints}), wrong
+    return found
+
+
+# --- descriptors
+
+
+def with_descriptors(count: int, scenario: Scenario) -> Scenario:
+    """*scenario* where so many more descriptors can be opened."""
+
+    def limited_scenario() -> None:
+        import select  # noqa: F401 - what is imported late takes descriptors, and is not what is tried out
+        import socket  # noqa: F401
+
+        last = max(map(int, os.listdir("/proc/self/fd")))
+        fillers = set(range(last)) - set(map(int, os.listdir("/proc/self/fd")))
+        for fd in fillers:
+            os.dup2(0, fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + count, last + count))
+        try:
+            scenario()
+        finally:
+            for fd in fillers:
+                os.close(fd)
+
+    return limited_scenario
+
+
+@pytest.mark.parametrize("scenario", [plain, limited, beside])
+def test_any_number_of_descriptors_is_enough_or_is_said_to_be_too_few(scenario: Scenario) -> None:
+    found = outcomes({count: with_descriptors(count, scenario) for count in range(1, 64, 1)})
+    assert found[1].error
+    assert "EMFILE" in found[1].message or "descriptors" in found[1].message
+    assert not found[63].error
+
+
+def test_a_container_outlives_a_shortage_of_descriptors() -> None:
+    def scenario() -> None:
+        with Container(memory="64M") as c:
+            c.exec(["true"]).check()
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            errors = 0
+            for more in range(12):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + more, hard))
+                try:
+                    c.exec(["true"], input=b"x").check()
+                except sandbox.SandboxError:
+                    errors += 1
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                c.exec(["true"], input=b"x").check()
+            assert errors
+
+    outcomes({0: scenario})
+
+
+def test_an_init_that_has_no_descriptors_left_says_so_and_goes_on() -> None:
+    def scenario() -> None:
+        with Container() as c:
+            limits = resource.prlimit(c.pid, resource.RLIMIT_NOFILE)
+            c.exec(["true"], input=b"x").check()
+            resource.prlimit(c.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+            for attempt in (lambda: c.exec(["true"], input=b"x"), lambda: c.read_bytes("/etc/hostname")):
+                with pytest.raises(sandbox.SetupError, match="EMFILE"):
+                    attempt()
+            resource.prlimit(c.pid, resource.RLIMIT_NOFILE, limits)
+            c.exec(["true"], input=b"x").check()
+
+    outcomes({0: scenario})
+
+
+# --- processes
+
+
+@pytest.fixture
+def few_processes() -> Iterator[Callable[[int, Scenario], Scenario]]:
+    with cg.Cgroup("few", cg.Limits(pids=1)) as group:
+        directory = next(path for path in map(Path, group.paths) if (path / "pids.max").exists())
+
+        def within(count: int, scenario: Scenario) -> Scenario:
+            def confined() -> None:
+                (directory / "pids.max").write_text(str(count))
+                (directory / "cgroup.procs").write_text("0")
+                scenario()
+
+            return confined
+
+        yield within
+
+
+@needs("cgroup:pids")
+@pytest.mark.parametrize("scenario", [plain, beside])
+def test_any_number_of_processes_is_enough_or_is_said_to_be_too_few(scenario: Scenario, few_processes: Callable[[int, Scenario], Scenario]) -> None:
+    found = outcomes({count: few_processes(count, scenario) for count in range(1, 10)})
+    assert found[1].error
+    assert "EAGAIN" in found[3].message or "processes" in found[3].message
+    assert not found[9].error
+
+
+STRANGER = 54321  # from here on are users who have no other processes, those of the run before among them
+_BY_STRANGER = """
+import resource, sys
+import sandbox
+resource.setrlimit(resource.RLIMIT_NPROC, (int(sys.argv[1]),) * 2)
+try:
+    with sandbox.Container() as c:
+        c.exec(["true"]).check()
+    print("ran")
+except sandbox.SandboxError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_any_number_of_processes_of_a_user_is_enough_or_is_said_to_be_too_few() -> None:
+    told: dict[int, str] = {}
+    for count in range(1, 13):
+        command, user = [sys.executable, "-c", _BY_STRANGER, str(count)], STRANGER + count
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, user=user, group=user, extra_groups=[])
+        assert done.returncode == 0, done.stderr
+        told[count] = done.stdout
+    assert all("processes" in line for line in told.values() if line != "ran\n"), told
+    assert told[1] != "ran\n"
+    assert told[12] == "ran\n", told
+
+
+# --- namespaces, below a user namespace whose limits are ours to set
+
+NESTED = ["unshare", "--user", "sh", "-c", 'echo ready; read go; exec "$@"', "sh", sys.executable, "-c"]
+_CODE = """
+import sys
+from pathlib import Path
+import sandbox
+kind, most = sys.argv[1:]
+sandbox.run(["true"])
+Path(f"/proc/sys/user/max_{kind}_namespaces").write_text(most)
+sandbox.shut_down()
+for _ in range(2):
+    try:
+        with sandbox.Container() as c:
+            c.exec(["true"]).check()
+    except sandbox.SandboxError as error:
+        print(type(error).__name__, error)
+Path(f"/proc/sys/user/max_{kind}_namespaces").write_text("1000")
+assert sandbox.run(["true"]).ok
+"""
+
+
+@pytest.mark.parametrize("kind", ["user", "mnt", "pid", "net", "uts", "ipc", "cgroup"])
+def test_namespaces_that_run_out_are_named(kind: str) -> None:
+    def scenario() -> None:
+        process = subprocess.Popen([*NESTED, _CODE, kind, "0"], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text("0 0 1000000")
+        told, complaint = process.communicate("go\n", timeout=60)
+        assert process.returncode == 0, complaint
+        lines = told.splitlines()
+        assert len(lines) == 2, told
+        assert all("ENOSPC" in line and "sysctl" in line for line in lines), lines
+
+    outcome = begin(scenario).outcome()
+    assert (outcome.error, outcome.left) == ("", []), outcome
+
+
+# --- file systems
+
+
+def on_tmpfs(options: str, directory: Path, scenario: Callable[[Path], object]) -> Scenario:
+    """*scenario* with a tmpfs of its own, in a mount namespace of its own."""
+
+    def mounted() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.unshare(0x00020000) == 0  # CLONE_NEWNS
+        assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+        assert libc.mount(b"none", os.fsencode(directory), b"tmpfs", 0, options.encode()) == 0
+        try:
+            scenario(directory)
+        finally:
+            assert os.listdir(directory) == []
+
+    return mounted
+
+
+def scratch_on_disk(directory: Path) -> None:
+    with Container(scratch=Scratch(disk=str(directory))) as c:
+        c.exec(["sh", "-c", "head -c 1M /dev/zero >/tmp/file || true"]).check()
+
+
+def test_a_scratch_directory_without_inodes_is_an_error(tmp_path: Path) -> None:
+    found = outcomes({count: on_tmpfs(f"nr_inodes={count}", tmp_path, scratch_on_disk) for count in (*range(2, 12), 400)})
+    assert "ENOSPC" in found[2].message
+    assert not found[400].error
+
+
+def test_a_scratch_directory_without_room_is_an_error(tmp_path: Path) -> None:
+    found = outcomes({count: on_tmpfs(f"size={count}k", tmp_path, scratch_on_disk) for count in (4, 8, 16, 32, 64, 4096)})
+    assert "ENOSPC" in found[4].message
+    assert not found[4096].error
+
+
+def test_a_scratch_layer_in_memory_without_room_is_an_error() -> None:
+    def scenario(size: int) -> Scenario:
+        return lambda: Container(scratch=Scratch(size=size)).create().close()
+
+    found = outcomes({size: scenario(size) for size in (4096, 16384, 1 << 20)})
+    assert "ENOSPC" in found[4096].message
+    assert not found[1 << 20].error
