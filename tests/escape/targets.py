@@ -25,7 +25,7 @@ import sandbox
 from sandbox import Bind, Container, Security, Tmpfs
 
 _serial = itertools.count()
-APPLETS = "cat chmod chown cp dd echo env false grep head id ln ls mkdir mkfifo mount mv ps readlink rm sh sleep stat tail touch tr true umount wc"
+APPLETS = "[ cat chmod chown cp dd echo env false find grep head id ln ls mkdir mkfifo mount mv ps readlink rm rmdir sh sleep stat tail touch tr true umount wc"
 PATIENCE_S = 60.0
 
 
