@@ -110,7 +110,7 @@ def exchanging(attacks: Path, shared: Path, first: str, second: str) -> Iterator
         attacker.close()
 
 
-@pytest.mark.parametrize("trap", ["canary"])
+@pytest.mark.parametrize("trap", ["canary", "proc", "root"])
 def test_a_place_that_is_exchanged_while_we_mount_leads_nowhere(attacks: Path, tmp_path: Path, canary: Canary, trap: str) -> None:
     """CVE-2021-30465, CVE-2024-45310: a directory becomes a link between being resolved and being mounted on. 200 times."""
     shared = tmp_path / "shared"
