@@ -71,9 +71,6 @@ static void rights(void) {
         snprintf(name, sizeof name, "raise the hard limit %s", kinds[i].name);
         errno = 0;
         tell(name, setrlimit(kinds[i].number, &limit));
-        errno = 0;
-        snprintf(name, sizeof name, "prlimit of the parent, %s", kinds[i].name);
-        tell(name, prlimit(getppid() ? getppid() : getpid(), kinds[i].number, &limit, 0));
     }
 }
 
