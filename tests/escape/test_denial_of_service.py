@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import sandbox
-from sandbox import PIPE, Bind, Container, Scratch, Status, Tmpfs
+from sandbox import PIPE, Bind, Container, Scratch, Status, Tmpfs, Volume
+from sandbox.fs import VolumeStore, volumes
 from tests.escape.targets import Target
 from tests.leak.snapshot import descendants
 from tests.support import needs
@@ -150,6 +151,30 @@ def test_a_deep_tree_is_gone_with_its_container(attacks: Path) -> None:
         assert result.stdout == b"5000 levels\n", result
         began = time.monotonic()
     assert time.monotonic() - began < 10
+
+
+@needs("root")
+def test_a_deep_tree_on_disk_is_gone_with_its_container(attacks: Path, tmp_path: Path) -> None:
+    """The same where somebody has to remove it name by name."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with Container(mounts=[Bind(attacks, "/attacks", read_only=True)], scratch=Scratch(disk=disk), user="0:0") as c:
+        assert c.exec([SH, "-c", "mkdir /deep && exec /attacks/bombs deep /deep 3000"], timeout=60).stdout == b"3000 levels\n"
+        assert c.exec([SH, "-c", "mkdir /locked && touch /locked/x && chmod 0 /locked"]).ok
+    assert os.listdir(disk) == []
+
+
+@needs("root")
+def test_a_deep_tree_in_a_volume_is_removed_with_it(attacks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one run left in a volume must not keep its owner from removing it."""
+    monkeypatch.setattr(volumes, "_SYSTEM_STORE", str(tmp_path / "volumes"))
+    with box(attacks, mounts=[Volume("kept", "/kept")]) as c:
+        assert c.exec(["/attacks/bombs", "deep", "/kept", "3000"], timeout=60).stdout == b"3000 levels\n"
+        assert c.exec([SH, "-c", "cd /kept; mkdir -p a/b c; touch a/b/x; ln -s / a/link; mkfifo c/fifo; chmod 0 a/b c a"]).ok
+    store = VolumeStore()
+    assert store.names() == ["kept"]
+    store.remove("kept")
+    assert store.names() == []
 
 
 def test_ten_gigabytes_of_output_cost_the_host_no_memory(attacks: Path) -> None:
