@@ -19,6 +19,7 @@ from tests.support import why_not
 
 PAYLOADS = Path(__file__).parent / "payloads"
 VERDICTS = pytest.StashKey[dict[tuple[str, str], str]]()
+REASONS = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[VERDICTS] = {}
+    config.stash[VERDICTS], config.stash[REASONS] = {}, {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -54,6 +55,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.when == "call" or report.failed:
         verdict = _verdict(report, call, target)
         verdicts[key] = max(verdicts.get(key, ""), verdict, key=_RANKS.index)
+        if report.failed and call.excinfo is not None:
+            item.config.stash[REASONS][item.name] = str(call.excinfo.value).partition("\n")[0][:300]
         if target.name not in OURS and verdict != "error":
             report.outcome = "passed"
     return report
@@ -84,7 +87,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     lines = list(_table(config.stash[VERDICTS], [*OURS, *against]))
     terminalreporter.section("who holds")
-    for line in lines:
+    for line in (*lines, "", *(f"{name}: {reason}" for name, reason in config.stash[REASONS].items())):
         terminalreporter.write_line(line)
     if path := config.getoption("--table"):
         Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -145,7 +145,8 @@ class OursWeakened(OursImage):
 
     name: ClassVar[str] = "weakened"
     options: ClassVar[dict[str, Any]] = {
-        "security": Security(seccomp=False, landlock=False, masks=False, nesting=True, no_new_privs=False, cap_add=["ALL"])
+        "security": Security(seccomp=False, landlock=False, masks=False, nesting=True, no_new_privs=False, cap_add=["ALL"]),
+        "net": "host",
     }
 
 
@@ -161,11 +162,17 @@ def _refusals() -> Any:
 
 
 def run_tool(command: Sequence[str], *, stdin: int | None, timeout: float, failed: Callable[[int, bytes], bool], **more: Any) -> Outcome:
-    """Run a tool as its user would. In a session of its own: a program that kills its process group must not meet ours."""
+    """Run a tool as its user would. In a session of its own: a program that kills its process group must not meet ours.
+
+    A terminal as *stdin* becomes that session's own, as in a shell.
+    """
     source = subprocess.DEVNULL if stdin is None else stdin
+    has_terminal = stdin is not None and os.isatty(stdin)
+    if has_terminal:
+        command = ["setsid", "--ctty", *command]
     # Descriptors that are inheritable reach the tool, as they reach the programs of this library's launcher.
     process = subprocess.Popen(
-        command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=False, start_new_session=True, **more
+        command, stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=False, start_new_session=not has_terminal, **more
     )
     try:
         stdout, stderr = process.communicate(timeout=timeout)
