@@ -27,17 +27,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--table", metavar="FILE", help="write the comparison there, as markdown")
 
 
+def _against(config: pytest.Config) -> list[str]:
+    # When all tests are run, this file is read too late to add options.
+    names: list[str] = config.getoption("--against", [])
+    return names
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[VERDICTS], config.stash[REASONS] = {}, {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
-        metafunc.parametrize("target", [*OURS, *metafunc.config.getoption("--against")], indirect=True)
+        metafunc.parametrize("target", [*OURS, *_against(metafunc.config)], indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--against"):
+    if not _against(config):
         return
     compared = [item for item in items if "target" in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=[item for item in items if item not in compared])
@@ -82,14 +88,14 @@ def _title(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    against = config.getoption("--against")
+    against = _against(config)
     if not against:
         return
     lines = list(_table(config.stash[VERDICTS], [*OURS, *against]))
     terminalreporter.section("who holds")
     for line in (*lines, "", *(f"{name}: {reason}" for name, reason in config.stash[REASONS].items())):
         terminalreporter.write_line(line)
-    if path := config.getoption("--table"):
+    if path := config.getoption("--table", None):
         Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
@@ -175,5 +181,5 @@ def target(
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> None:
     """Whatever is tried, nothing of ours is left on the host. Beside other tools that cannot be told: their daemons come and go."""
-    if not request.config.getoption("--against"):
+    if not _against(request.config):
         request.getfixturevalue("no_leftovers")

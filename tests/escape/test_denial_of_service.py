@@ -283,7 +283,7 @@ def flat(count: Callable[[], int], rounds: Callable[[], object]) -> None:
     rounds()
     before = count()
     rounds()
-    assert count() <= before
+    assert count() <= before + 4  # a few are kept for the next run; a leak would be one for each of many
 
 
 def test_a_thousand_rounds_of_attaching_leave_descriptors_and_threads_flat() -> None:
