@@ -207,6 +207,31 @@ def test_what_one_container_does_another_does_not_see(channel: str) -> None:
     assert b"note" not in heard.stdout, heard
 
 
+MARKS = """
+import fcntl, os
+for fd in (0, 1, 2):
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.flock(fd, fcntl.LOCK_SH)
+"""
+SEES = """
+import fcntl, os, sys
+for fd in (0, 1, 2):
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & (os.O_NONBLOCK | os.O_APPEND) or fcntl.fcntl(fd, fcntl.F_GETOWN):
+        sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists(PYTHON), reason=f"needs program:python3 at {PYTHON}")
+@pytest.mark.parametrize("streams", [{}, {"stdout": sandbox.DEVNULL, "stderr": sandbox.DEVNULL}, {"stderr": sandbox.STDOUT}], ids=["pipes", "quiet", "joined"])
+def test_what_a_program_sets_on_its_streams_the_next_one_does_not_see(streams: dict[str, int]) -> None:
+    """isolate 2.4 to 2.6: an open file that two programs share keeps what one of them sets on it, /dev/null too."""
+    with Container() as a, Container() as b:
+        assert a.exec([PYTHON, "-c", MARKS], **streams).ok
+        for later in (a, b):
+            assert later.exec([PYTHON, "-c", SEES], **streams).exit_code == 0
+
+
 LOCKS = """
 import fcntl, sys
 try:
