@@ -248,6 +248,22 @@ def test_changes_stay_inside(target: Target, root: Path) -> None:
     assert not list(root.rglob("written"))
 
 
+def test_the_hosts_device_nodes_stay_as_they_are(target: Target) -> None:
+    """Devices that are bound from the host are its own nodes, with its own times, mode and owner."""
+    nodes = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")]
+    before = [os.stat(node) for node in nodes]
+    script = "touch -c $n; chmod 600 $n; chown 1:1 $n; rm -f $n; mv $n /dev/moved; ln -f /tmp/x $n"
+    target.run([SH, "-c", f"exec 2>/dev/null; for n in {' '.join(nodes[:5])}; do {script}; done; echo x >/dev/null && cat /dev/null"])
+    look = [(old.st_mode, old.st_uid, old.st_mtime_ns, old.st_ino) for old in before[:5]]
+    assert [(new.st_mode, new.st_uid, new.st_mtime_ns, new.st_ino) for new in map(os.stat, nodes[:5])] == look
+
+
+def test_devices_work(target: Target) -> None:
+    """What is protected is of use all the same."""
+    out = target.run([SH, "-c", "echo x >/dev/null && head -c 4 /dev/zero | wc -c && head -c 4 /dev/urandom | wc -c && { (echo x >/dev/full) 2>/dev/null || echo full; }"])
+    assert out.stdout.split() == [b"4", b"4", b"full"]
+
+
 def test_a_terminal_is_one_of_the_container() -> None:
     """CVE-2025-52565: /dev/console is a terminal of the container's own devpts, or is not there."""
     with Container() as c:
