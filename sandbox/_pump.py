@@ -24,7 +24,7 @@ CHUNK: Final = 1 << 18
 LITTLE: Final = 4096
 PIPE_SIZE: Final = 1 << 20  # asked for once a program has filled a default pipe (64 KiB): fewer switches per byte
 F_SETPIPE_SZ: Final = 1031
-_LATE: Final = "the container's init did not keep the deadline; the container is being killed"
+LATE: Final = "the container's init did not keep the deadline; the container is being killed"
 
 
 @define
@@ -75,7 +75,7 @@ def await_end(channel: Channel, wall_s: float | None) -> codec.End:
         try:
             end = _end_of(channel.receive_alone(None if give_up is None else give_up - time.monotonic()))
         except TimeoutError:
-            raise BrokenError(_LATE) from None
+            raise BrokenError(LATE) from None
         if end is not None:
             return end
 
@@ -133,7 +133,7 @@ class Pump:
         wait_ms = None if self._give_up is None else max(0.0, (self._give_up - time.monotonic()) * 1000)
         events = self._poll.poll(wait_ms)
         if not events:
-            raise BrokenError(_LATE)
+            raise BrokenError(LATE)
         for fd, event in events:
             if (capture := self._captures.get(fd)) is not None:
                 self._read(capture, event)

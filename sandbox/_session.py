@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from sandbox import _plan as plan
 from sandbox._compile import Compiled
 from sandbox._launch import codec, driver, wire
-from sandbox._launch.driver import Channel
+from sandbox._launch.driver import Channel, close_all
 from sandbox._pump import GRACE_S, Pump, await_end
 from sandbox._result import Result, make_result
 from sandbox._run import Spec, Text, encode, start_error
@@ -135,8 +135,7 @@ class Session:
         if isinstance(event, codec.Cloned):
             self._take_pidfd(event, fds)
             return False
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
         if isinstance(event, codec.Ready):
             self.skipped = event.skipped
             return True
@@ -150,8 +149,7 @@ class Session:
 
     def _take_pidfd(self, event: codec.Cloned, fds: list[int]) -> None:
         if len(fds) != 1 or self.pidfd >= 0:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             raise ProtocolError(f"CLONED with {len(fds)} descriptors{' again' if self.pidfd >= 0 else ''}")
         self.pid, self.pidfd = event.pid, fds[0]
 
@@ -294,6 +292,7 @@ class Session:
             while got := channel.receive(max(0.0, deadline - time.monotonic())):
                 if isinstance(got[0], codec.End):
                     return True
+                close_all(got[1])
         return False
 
     @staticmethod
@@ -310,10 +309,15 @@ class Session:
             self._discard(wiring, leaf, leaves)
             raise
 
-        def finish(sound: bool) -> None:
+        def give_back(sound: bool) -> None:
             self.give_channel(channel, sound=sound)
             if leaf is not None:
                 leaves.retire(leaf)
+
+        def finish(sound: bool) -> None:
+            if not sound:  # init did not answer, or not as it should: as `_wait`
+                self.kill()
+            give_back(sound)
 
         try:
             body, fds = encode(spec, wiring, leaf, flags=wire.EXEC_REPORT_START)
@@ -323,7 +327,7 @@ class Session:
             return Process(spec, wiring, channel, leaf=leaf, text=text, finish=finish)
         except BaseException as error:
             wiring.close()
-            finish(isinstance(error, (SetupError, ValueError)))
+            give_back(isinstance(error, (SetupError, ValueError)))
             raise
 
     # ---- Requests ----
@@ -339,9 +343,8 @@ class Session:
         with self._channel() as channel:
             channel.send(wire.Msg.OPS, codec.block(block) + len(wanted).to_bytes(4, "little") + numbers)
             event, fds = self._next(channel)
-            if not isinstance(event, codec.Done) or (not event.errno and len(fds) != len(wanted)):
-                for fd in fds:
-                    os.close(fd)
+            if not isinstance(event, codec.Done) or len(fds) != (0 if event.errno else len(wanted)):
+                close_all(fds)
                 raise ProtocolError(f"{type(event).__name__} with {len(fds)} descriptors in answer to OPS")
         if event.errno:
             op = ops[event.index].describe() if event.index < len(ops) else "operation"
@@ -437,8 +440,7 @@ class Session:
                 self._take_pidfd(got[0], got[1])
                 self.kill()
                 continue
-            for fd in got[1]:
-                os.close(fd)
+            close_all(got[1])
             if isinstance(got[0], codec.Gone):
                 return True
         return False

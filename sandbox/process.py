@@ -21,7 +21,8 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from sandbox._launch import codec, wire
-from sandbox._pump import GRACE_S
+from sandbox._launch.driver import close_all
+from sandbox._pump import GRACE_S, LATE
 from sandbox._result import Result, Status, make_result
 from sandbox._run import Spec, Text, start_error
 from sandbox._streams import Communication
@@ -48,6 +49,8 @@ class Process:
         self._spec, self._wiring, self._channel, self._leaf, self._text = spec, wiring, channel, leaf, text
         self._finish = finish
         self._result: Result | None = None
+        self._is_lost = False  # its end will not be told
+        self._give_up = time.monotonic() + spec.wall_s + GRACE_S if spec.wall_s else None
         self._communication: Communication | None = None
         self._captured: tuple[Any, Any, bool, bool] = (None, None, False, False)
         self.args = spec.args
@@ -78,8 +81,9 @@ class Process:
         event, fds = got
         if isinstance(event, codec.End) and event.cause == wire.Cause.NOT_STARTED:
             raise start_error(self._spec, event.status, event.detail)
-        if not isinstance(event, codec.Started):
-            raise ProtocolError(f"{type(event).__name__} instead of STARTED")
+        if not isinstance(event, codec.Started) or len(fds) != self._spec.tty:
+            close_all(fds)
+            raise ProtocolError(f"{type(event).__name__} with {len(fds)} descriptors instead of STARTED")
         return event.pid, fds
 
     def fileno(self) -> int:
@@ -112,12 +116,36 @@ class Process:
             return self._result
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
             raise UsageError(f"timeout: {timeout!r} is not a time; give seconds as a number, or None to wait for ever")
-        got = self._channel.receive(timeout)
-        if got is None or not isinstance(got[0], codec.End):
-            self._finish(False)
-            raise BrokenError("the container ended while the program ran")
-        self._result = self._conclude(got[0])
+        self._result = self._conclude(self._await_end(timeout))
         return self._result
+
+    def _await_end(self, timeout: float | None) -> codec.End:
+        if self._is_lost:
+            raise BrokenError("the container ended while the program ran")
+        try:
+            return self._next_end(timeout)
+        except (BrokenError, ProtocolError):
+            self._is_lost = True
+            self._finish(False)
+            raise
+
+    def _next_end(self, timeout: float | None) -> codec.End:
+        patience = timeout
+        if self._give_up is not None:  # init keeps the deadline; this is for one that does not
+            late = max(GRACE_S, self._give_up - time.monotonic())
+            patience = late if timeout is None else min(late, timeout)
+        try:
+            got = self._channel.receive(patience)
+        except TimeoutError:
+            if patience != timeout:
+                raise BrokenError(LATE) from None
+            raise
+        if got is None:
+            raise BrokenError("the container ended while the program ran")
+        if not isinstance(got[0], codec.End):
+            close_all(got[1])
+            raise ProtocolError(f"{type(got[0]).__name__} instead of END")
+        return got[0]
 
     def _conclude(self, end: codec.End) -> Result:
         try:
@@ -177,7 +205,7 @@ class Process:
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
-        if self._result is None:
+        if self._result is None and not self._is_lost:
             with contextlib.suppress(BrokenError, ClosedError):
                 self.kill()
             try:
@@ -185,7 +213,7 @@ class Process:
             except TimeoutError:
                 self._finish(False)
                 raise BrokenError(f"the container's init has not ended the program within {GRACE_S:g} s; close the container") from None
-            except (BrokenError, ClosedError):  # also where nobody was there to be told: it has given the channel back
+            except (BrokenError, ClosedError, ProtocolError):  # also where nobody was there to be told: it has given the channel back
                 pass
 
     def __enter__(self) -> Self:

@@ -324,6 +324,8 @@ class Done:
 
 
 Event = Cloned | Gone | Failed | Ready | Started | End | Done
+CARRIERS: Final = (Cloned, Started, Done)  # the others come without descriptors
+_MAX_ERRNO: Final = 4095  # linux/err.h
 
 
 def _ready(body: bytes) -> Ready:
@@ -340,17 +342,44 @@ def _fixed(layout: str, kind: Callable[..., Event]) -> Callable[[bytes], Event]:
 
 def _end() -> Callable[[bytes], Event]:
     unpack, make = struct.Struct("<BiiQQQQQQQQQ").unpack, End._make
-    return lambda body: make(unpack(body))
+
+    def end(body: bytes) -> End:
+        event = make(unpack(body))
+        if event.cause == wire.Cause.NOT_STARTED:
+            _check_errno(event.detail)
+        elif event.cause > wire.Cause.NOT_STARTED or not 0 <= event.status <= 0xFFFF or event.status & 0x7F == 0x7F:
+            # wait(2): 0x7f stands for stopped, 0xffff for continued; neither is an end.
+            raise ProtocolError(f"END with cause {event.cause} and wait status {event.status:#x}")
+        return event
+
+    return end
+
+
+def _with_errno(layout: str, kind: Callable[..., Failed | Done]) -> Callable[[bytes], Event]:
+    unpack = struct.Struct(layout).unpack
+
+    def event(body: bytes) -> Event:
+        made = kind(*unpack(body))
+        _check_errno(made.errno)
+        return made
+
+    return event
+
+
+def _check_errno(number: int) -> None:
+    # strerror(3) takes an int, and raises OverflowError for what is none.
+    if not 0 <= number <= _MAX_ERRNO:
+        raise ProtocolError(f"{number} is no error number")
 
 
 _DECODERS: Final[dict[int, Callable[[bytes], Event]]] = {
     wire.Msg.CLONED: _fixed("<I", Cloned),
     wire.Msg.GONE: _fixed("<iQQQ", Gone),
-    wire.Msg.FAILED: _fixed("<BIII", Failed),
+    wire.Msg.FAILED: _with_errno("<BIII", Failed),
     wire.Msg.READY: _ready,
     wire.Msg.STARTED: _fixed("<I", Started),
     wire.Msg.END: _end(),
-    wire.Msg.DONE: _fixed("<II", Done),
+    wire.Msg.DONE: _with_errno("<II", Done),
 }
 
 

@@ -99,11 +99,14 @@ class Channel:
         if not raw:
             return None
         try:
-            return codec.decode(raw), fds
+            event = codec.decode(raw)
         except BaseException:
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
             raise
+        if fds and not isinstance(event, codec.CARRIERS):
+            close_all(fds)
+            fds = []
+        return event, fds
 
     def receive_alone(self, timeout: float | None = None) -> Event | None:
         """As `receive`, for who expects no descriptors: the kernel drops any that come."""
@@ -122,6 +125,12 @@ class Channel:
     def close(self) -> None:
         """Close this end; a program that runs on this channel is killed, and with the first channel the container ends."""
         self.sock.close()
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that came with a message and that nobody asked for."""
+    for fd in fds:
+        os.close(fd)
 
 
 def _unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

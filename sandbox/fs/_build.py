@@ -386,15 +386,40 @@ def _accounts(view: HostView, host: Host) -> Iterator[Op]:
 
 
 def _mounts(spec: FilesystemSpec, sources: Sources, *, below_dev: bool) -> Iterator[Op]:
-    for mount, source in zip(spec.mounts, sources.mounts, strict=True):
+    for index, mount in enumerate(spec.mounts):
         if mount.target.startswith("/dev/") == below_dev:
-            yield from _mount(mount, source)
+            slot = _slot(spec, sources, index)
+            at, path, may_make = _place(spec, sources, index)
+            yield from _mount(mount, sources.mounts[index], slot)
+            # Nothing is ever made in a directory of the caller's; `_check_nested` has seen that the place is there.
+            yield MakeTarget(path, at, slot) if may_make else Open(_POINT, path, O_PATH | O_NOFOLLOW, at, _REAL_PATH)
+            yield Attach(slot, path, at)
 
 
-def _mount(mount: Mount, source: Source | None) -> Iterator[Op]:
-    in_dev = mount.target.startswith("/dev/")
-    at, path = (DEV, mount.target.removeprefix("/dev/")) if in_dev else (ROOT, mount.target)
-    slot = ITEM if source is None else source.slot
+def _slot(spec: FilesystemSpec, sources: Sources, index: int) -> Slot:
+    """The slot of a mount. A tmpfs keeps one of its own only where another mount lies in it."""
+    source = sources.mounts[index]
+    if source is not None:
+        return source.slot
+    inside = f"{spec.mounts[index].target}/"
+    return f"fs.mount{index}" if any(mount.target.startswith(inside) for mount in spec.mounts) else ITEM
+
+
+def _place(spec: FilesystemSpec, sources: Sources, index: int) -> tuple[Slot, str, bool]:
+    """Where a mount goes: a slot and the path below it, and whether that may be made.
+
+    What lies in another mount goes from that one's own descriptor. Who shares its source with us can exchange a directory and a link
+    at any time (CVE-2021-30465): from the root, such a link could put the mount over /proc or /usr; so it never leads out of the other mount.
+    """
+    target = spec.mounts[index].target
+    for outer in range(index - 1, -1, -1):  # sorted by components: the last one that contains it is the innermost
+        if target.startswith(f"{spec.mounts[outer].target}/"):
+            inside = target.removeprefix(f"{spec.mounts[outer].target}/")
+            return _slot(spec, sources, outer), inside, not isinstance(spec.mounts[outer], Bind)
+    return (DEV, target.removeprefix("/dev/"), True) if target.startswith("/dev/") else (ROOT, target, True)
+
+
+def _mount(mount: Mount, source: Source | None, slot: Slot) -> Iterator[Op]:
     if isinstance(mount, Tmpfs):
         inodes = default_inodes(mount.size) if mount.inodes is None else mount.inodes
         yield NewFs(slot, "tmpfs", tmpfs_options(mount.size, inodes, mount.mode), NOSUID_NODEV)
@@ -402,8 +427,6 @@ def _mount(mount: Mount, source: Source | None) -> Iterator[Op]:
         yield Open(slot, source.path, O_PATH | O_NOFOLLOW, same_as=slot)
         yield CloneTree(slot, slot, recursive=_is_recursive(mount))
         yield SetAttr(slot, set=_bind_attrs(mount))
-    yield MakeTarget(path, at, slot)
-    yield Attach(slot, path, at)
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------

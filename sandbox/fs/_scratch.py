@@ -7,8 +7,9 @@ Each lies below the directory that the caller gave, as ``scratch-<random>``, wit
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from attrs import define
@@ -33,7 +34,7 @@ class ScratchDirectory:
             return
         fd, parent, self.fd, self.parent = self.fd, self.parent, -1, -1
         try:
-            _remove(self.name, parent)
+            remove_tree(self.name, parent)
         finally:
             os.close(fd)
             os.close(parent)
@@ -97,21 +98,55 @@ def _sweep_one(name: str, parent: int) -> None:
         return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove(name, parent)
+        remove_tree(name, parent)
     except OSError:  # in use; or somebody else's, whose business it is
         return
     finally:
         os.close(fd)
 
 
-def _remove(name: str, parent: int) -> None:
-    """Remove a tree, whatever modes its directories have (overlay's work directory has 000); links are not followed."""
-    for _, directories, _, fd in os.fwalk(name, dir_fd=parent, follow_symlinks=False):
-        for directory in directories:
-            _unlock(directory, fd)
-    import shutil
+def remove_tree(name: str, parent: int) -> None:
+    """Remove a tree, whatever modes its directories have (overlay's work directory has 000), and however deep it is; links are not followed.
 
-    shutil.rmtree(name, dir_fd=parent)
+    A program made it: shutil.rmtree recurses once for each level (before Python 3.13), and holds a descriptor for each. Here, what lies
+    in a directory moves up to *name*, so that there are never more than two levels to look at. The launcher does the same.
+
+    Raises: FileNotFoundError, NotADirectoryError: *name* is no directory.
+    """
+    _unlock(name, parent)
+    top = os.open(name, _OPEN, dir_fd=parent)
+    names = (f"{_PREFIX}{os.urandom(8).hex()}-{number}" for number in itertools.count())
+    try:
+        while entries := os.listdir(top):
+            for entry in entries:
+                if not _unlink(entry, top):
+                    _dissolve(entry, top, names)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _unlink(name: str, directory: int) -> bool:
+    """Remove *name* unless it is a directory; say whether that was so."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except IsADirectoryError:
+        return False
+    return True
+
+
+def _dissolve(name: str, top: int, names: Iterator[str]) -> None:
+    """Remove the directory *name*; the directories in it move up to *top*."""
+    _unlock(name, top)
+    fd = os.open(name, _OPEN, dir_fd=top)
+    try:
+        for entry in os.listdir(fd):
+            if not _unlink(entry, fd):
+                _unlock(entry, fd)  # to move a directory is to write to it
+                os.rename(entry, next(names), src_dir_fd=fd, dst_dir_fd=top)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=top)
 
 
 def _unlock(name: str, parent: int) -> None:

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from sandbox._types import StrPath, to_text
 from sandbox.errors import UsageError
+from sandbox.fs._scratch import remove_tree
 from sandbox.fs._specs import Volume
 
 _SYSTEM_STORE: Final = "/var/lib/sandbox/volumes"
@@ -66,15 +67,13 @@ class VolumeStore:
 
         Raises: UsageError: there is no such volume.
         """
-        import shutil
-
         Volume(name, "/volume")
         try:
             store = self._open_store(make=False)
         except FileNotFoundError:
             raise UsageError(f"volume: no volume {name!r} in {self.path}") from None
         try:
-            shutil.rmtree(name, dir_fd=store)  # never follows a link (rmtree.avoids_symlink_attacks)
+            remove_tree(name, store)
         except FileNotFoundError:
             raise UsageError(f"volume: no volume {name!r} in {self.path}") from None
         finally:

@@ -167,15 +167,20 @@ def test_names_that_are_not_utf8_pass_unchanged(raw: bytes) -> None:
 
 # ---- What comes back: from an init that may have been taken over ----
 
-ENDS = st.builds(codec.End, st.integers(0, 255), I32, I32, *[U64] * 9)
+ERRNO = st.integers(0, 4095)
+WAIT_STATUS = st.one_of(st.integers(0, 255).map(lambda code: code << 8), st.integers(1, 0x7E), st.integers(0x81, 0xFE))
+ENDS = st.one_of(
+    st.builds(codec.End, st.integers(0, 4), WAIT_STATUS, I32, *[U64] * 9),
+    st.builds(codec.End, st.just(5), I32, ERRNO, *[U64] * 9),
+)
 EVENTS: dict[type, st.SearchStrategy[codec.Event]] = {
     codec.Cloned: st.builds(codec.Cloned, U32),
     codec.Gone: st.builds(codec.Gone, I32, U64, U64, U64),
-    codec.Failed: st.builds(codec.Failed, st.integers(0, 255), U32, U32, U32),
+    codec.Failed: st.builds(codec.Failed, st.integers(0, 255), U32, U32, ERRNO),
     codec.Ready: st.builds(codec.Ready, st.lists(st.tuples(U32, I32), max_size=32).map(tuple)),
     codec.Started: st.builds(codec.Started, U32),
     codec.End: ENDS,
-    codec.Done: st.builds(codec.Done, U32, U32),
+    codec.Done: st.builds(codec.Done, ERRNO, U32),
 }
 LAYOUTS = {codec.Cloned: "I", codec.Gone: "iQQQ", codec.Failed: "BIII", codec.Started: "I", codec.End: "Bii9Q", codec.Done: "II"}
 EVENT = st.one_of(*EVENTS.values())
@@ -195,6 +200,23 @@ def write_event(event: codec.Event) -> bytes:
 def test_events_come_back(event: codec.Event) -> None:
     found = codec.decode(write_event(event))
     assert (type(found), found) == (type(event), event)
+
+
+IMPOSSIBLE = {
+    "stopped": codec.End(0, 0x137F, 0, *[0] * 9),
+    "continued": codec.End(0, 0xFFFF, 0, *[0] * 9),
+    "negative status": codec.End(0, -1, 0, *[0] * 9),
+    "unknown cause": codec.End(6, 0, 0, *[0] * 9),
+    "negative errno": codec.End(5, 9, -1, *[0] * 9),
+    "large errno": codec.Done(4096, 0),
+    "errno that is no int": codec.Failed(4, 0, 0, 2**32 - 1),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_events_that_cannot_be_are_refused(name: str) -> None:
+    with pytest.raises(ProtocolError):
+        codec.decode(write_event(IMPOSSIBLE[name]))
 
 
 def test_every_answer_is_decoded() -> None:

@@ -81,10 +81,15 @@ def given_slots(spec):
     return slots | {"fs.src.root", "fs.src.scratch"}
 
 
+def place(op, spec):
+    """The path inside that a `MakeTarget` or an `Attach` is about."""
+    above = {f"fs.mount{index}": mount.target for index, mount in enumerate(spec.mounts)} | {"fs.dev": "/dev"}
+    return f"{above.get(op.at, '')}/{op.path.lstrip('/')}"
+
+
 def is_the_callers(target, spec):
     """Whether a `MakeTarget` is for a mount that the caller asked for."""
-    path = f"/dev/{target.path}" if target.at == "fs.dev" else target.path
-    return path in {mount.target for mount in spec.mounts}
+    return place(target, spec) in {mount.target for mount in spec.mounts}
 
 
 def kinds(ops, kind):
@@ -110,10 +115,7 @@ def test_every_slot_is_filled_before_it_is_used(spec, privileged):
 
 @given(specs, st.booleans())
 def test_a_parent_is_mounted_before_what_lies_inside_it(spec, privileged):
-    targets = [
-        f"/dev/{op.path}" if op.at == "fs.dev" else f"/{op.path.lstrip('/')}"
-        for op in kinds(init_ops(make(spec, privileged=privileged)), plan.Attach)
-    ]
+    targets = [place(op, spec) for op in kinds(init_ops(make(spec, privileged=privileged)), plan.Attach)]
     user = [target for target in targets if target in {mount.target for mount in spec.mounts}]
     assert sorted(user) == sorted(mount.target for mount in spec.mounts)
     for index, target in enumerate(user):
@@ -123,7 +125,8 @@ def test_a_parent_is_mounted_before_what_lies_inside_it(spec, privileged):
 @given(specs, st.booleans())
 def test_nothing_is_written_outside_the_root_and_its_own_layers(spec, privileged):
     static = make(spec, privileged=privileged)
-    ours = {ROOT, "fs.base", "fs.dev"}
+    # In a tmpfs or a volume, places for other mounts are made; in a directory of the caller's, nothing.
+    ours = {ROOT, "fs.base", "fs.dev", *(f"fs.mount{index}" for index, mount in enumerate(spec.mounts) if not isinstance(mount, Bind))}
     for op in init_ops(static):
         if isinstance(op, (plan.MakeDir, plan.WriteFile, plan.Symlink, plan.Unlink, plan.MakeTarget)):
             assert op.at in ours, op.describe()
@@ -234,6 +237,16 @@ def test_a_bind_copies_what_lies_below_only_when_asked(privileged, recursive):
     static = make(FilesystemSpec(mounts=[Bind("/srv", "/srv", recursive=recursive)]), privileged=privileged)
     (clone,) = [op for op in kinds((*host_ops(static), *init_ops(static)), plan.CloneTree) if op.out == "fs.mount0"]
     assert clone.recursive is recursive
+
+
+def test_a_mount_in_another_mount_goes_from_that_ones_own_descriptor():
+    mounts = [Bind("/srv", "/srv"), Tmpfs("/srv/a"), Bind("/x", "/srv/a/b"), Volume("v", "/srv/v"), Tmpfs("/srv/v/w")]
+    ops = init_ops(make(FilesystemSpec(mounts=mounts)))
+    attached = [(op.path, op.at) for op in kinds(ops, plan.Attach) if op.at.startswith("fs.mount") or op.slot.startswith("fs.mount")]
+    assert attached == [("/srv", ROOT), ("a", "fs.mount0"), ("b", "fs.mount1"), ("v", "fs.mount0"), ("w", "fs.mount3")]
+    opened = [op for op in kinds(ops, plan.Open) if op.at.startswith("fs.mount")]
+    assert [(op.path, op.at) for op in opened] == [("a", "fs.mount0"), ("v", "fs.mount0")]
+    assert all(op.resolve & sys.RESOLVE_NO_SYMLINKS for op in opened)
 
 
 def test_on_a_directory_our_own_mounts_go_to_real_directories_only():
