@@ -6,6 +6,7 @@ Each lies below the directory that the caller gave, as ``scratch-<random>``, wit
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from sandbox.errors import UsageError
 
 _PREFIX: Final = "scratch-"
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+_TRIES = 100  # to remove a directory
 
 
 @define(eq=False)
@@ -33,7 +37,12 @@ class ScratchDirectory:
             return
         fd, parent, self.fd, self.parent = self.fd, self.parent, -1, -1
         try:
-            _remove(self.name, parent)
+            for _ in range(_TRIES):
+                # A launcher that has given up removes it at the same time, and what is in it goes under our hands.
+                with contextlib.suppress(FileNotFoundError):
+                    _remove(self.name, parent)
+                if not os.fstat(fd).st_nlink:
+                    break
         finally:
             os.close(fd)
             os.close(parent)
