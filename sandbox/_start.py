@@ -214,7 +214,7 @@ class _Starting:
         self.host = _host.host()
         self.name = f"c{next(_numbers)}"
         self.degraded: list[str] = []
-        self.shape = shape(privileged=self.host.privileged, uid=_first_number(spec.user))
+        self.shape = shape(privileged=self.host.privileged, uid=first_number(spec.user))
         self.net_of = net_of
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
@@ -231,7 +231,7 @@ class _Starting:
         # Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible.
         self.clones_into_group = self.host.clone3_exec or (self._is_limited and limits_need_v2(spec.limits))
         joined = stack.enter_context(contextlib.closing(_join_net(self.net_of, self.host))) if self.net_of is not None else None
-        fsplan = stack.enter_context(_open_sources(spec, self.host, self.shape))
+        fsplan = stack.enter_context(open_sources(spec, self.host, self.shape))
         host = self.host if self.clones_into_group == self.host.clone3_exec else evolve(self.host, clone3_exec=True)
         compiled = compile_plan(spec, host, fsplan)
         fds = [fsplan.fds[slot] for slot in compiled.names]
@@ -426,7 +426,7 @@ def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
     raise AssertionError("unreachable")
 
 
-def _open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = _announce) -> fs.FsPlan:
+def open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = _announce) -> fs.FsPlan:
     return fs.ops(spec.filesystem, privileged=host.privileged, ids=ids.count, only_id=ids.only, id_mapping=_host.can_map, announce=announce)
 
 
@@ -456,7 +456,7 @@ def _identify(spec: ContainerSpec, fsplan: fs.FsPlan, ids: Ids) -> Identity | No
         return None
 
 
-def _first_number(user: str) -> int:
+def first_number(user: str) -> int:
     word = user.partition(":")[0]
     return int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
 
@@ -464,27 +464,6 @@ def _first_number(user: str) -> int:
 def _skipped(session: Session) -> list[str]:
     ops = session.compiled.ops.init_ops
     return [f"{ops[index].describe()[:200]}: {os.strerror(error)}" for index, error in session.skipped if index < len(ops)]
-
-
-def explain(spec: ContainerSpec) -> str:
-    """The plan in words; opens the sources, starts nothing."""
-    host = _host.host()
-    ids = shape(privileged=host.privileged, uid=_first_number(spec.user))
-    with _open_sources(spec, host, ids, announce=lambda path: None) as fsplan:
-        compiled = compile_plan(spec, host, fsplan)
-    example = allot(ids)
-    try:
-        lines = [evolve(compiled.ops, uid_map=example.maps.uid_map, gid_map=example.maps.gid_map).explain()]
-    finally:
-        example.release()
-    lines += [f"limit {field_} = {value}" for field_, value in _set_limits(spec.limits)]
-    return "\n".join(lines)
-
-
-def _set_limits(limits: Limits) -> list[tuple[str, object]]:
-    import attrs
-
-    return [(a.name, getattr(limits, a.name)) for a in attrs.fields(Limits) if getattr(limits, a.name) is not None]
 
 
 def shut_down() -> None:

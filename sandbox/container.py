@@ -184,7 +184,7 @@ class Container:
 
     def explain(self) -> str:
         """The plan, an operation a line; nothing is started."""
-        from sandbox._start import explain
+        from sandbox._explain import explain
 
         return explain(self.spec)
 

@@ -6,6 +6,7 @@ Each lies below the directory that the caller gave, as ``scratch-<random>``, wit
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -18,6 +19,9 @@ from sandbox.errors import UsageError
 
 _PREFIX: Final = "scratch-"
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+_TRIES = 100  # to remove a directory
 
 
 @define(eq=False)
@@ -34,7 +38,12 @@ class ScratchDirectory:
             return
         fd, parent, self.fd, self.parent = self.fd, self.parent, -1, -1
         try:
-            remove_tree(self.name, parent)
+            for _ in range(_TRIES):
+                # A launcher that has given up removes it at the same time, and what is in it goes under our hands.
+                with contextlib.suppress(FileNotFoundError):
+                    remove_tree(self.name, parent)
+                if not os.fstat(fd).st_nlink:
+                    break
         finally:
             os.close(fd)
             os.close(parent)
