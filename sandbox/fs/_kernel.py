@@ -67,6 +67,8 @@ def dev_ops(spec: FilesystemSpec, ids: int, *, has_mqueue: bool) -> Iterator[Op]
     for name in DEVICES:
         slot = NULL if name == "null" else ITEM
         yield CloneTree(slot, HOST, f"/dev/{name}", recursive=False)
+        # Devices can be written to all the same; but the times of the host's node stay as they are, whoever touches it (utimensat(2): EROFS).
+        yield SetAttr(slot, set=MOUNT_ATTR_RDONLY, recursive=False)
         yield WriteFile(name, b"", DEV)
         yield Attach(slot, name, DEV)
     yield from (Symlink(name, target, DEV) for name, target in _DEV_LINKS)

@@ -248,6 +248,21 @@ def test_changes_stay_inside(target: Target, root: Path) -> None:
     assert not list(root.rglob("written"))
 
 
+def test_the_hosts_device_nodes_stay_as_they_are(target: Target) -> None:
+    """Devices that are bound from the host are its own nodes, with its own times, mode and owner."""
+    # Only what changes nothing but times where it succeeds: the mode is the one that they have.
+    nodes = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
+    before = [(node, os.stat(node).st_mtime_ns, os.stat(node).st_ctime_ns) for node in nodes]
+    target.run([SH, "-c", f"for n in {' '.join(nodes)}; do touch -c $n; chmod 666 $n; done 2>&1"])
+    assert [(node, os.stat(node).st_mtime_ns, os.stat(node).st_ctime_ns) for node in nodes] == before
+
+
+def test_devices_work(target: Target) -> None:
+    """What is protected is of use all the same."""
+    out = target.run([SH, "-c", "echo x >/dev/null && head -c 4 /dev/zero | wc -c && head -c 4 /dev/urandom | wc -c && { (echo x >/dev/full) 2>/dev/null || echo full; }"])
+    assert out.stdout.split() == [b"4", b"4", b"full"]
+
+
 def test_a_terminal_is_one_of_the_container() -> None:
     """CVE-2025-52565: /dev/console is a terminal of the container's own devpts, or is not there."""
     with Container() as c:
