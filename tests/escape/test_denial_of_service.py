@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -109,8 +110,10 @@ def test_a_file_in_memory_is_counted(attacks: Path, place: str) -> None:
 @needs("root", "cgroup:memory", "idmap")
 def test_page_cache_is_counted_and_given_back(attacks: Path, tmp_path: Path) -> None:
     """A growing file on disk: its pages are charged, and go before the program has to."""
+    if b"tmpfs" in subprocess.run(["stat", "-f", "-c", "%T", tmp_path], capture_output=True, check=True).stdout:
+        pytest.skip("needs a temporary directory on a disk")
     disk = tmp_path / "disk"
-    disk.mkdir(mode=0o777)
+    disk.mkdir()
     disk.chmod(0o777)
     with box(attacks, mounts=[Bind(disk, "/disk")], memory="48M") as c:
         result = c.exec(["/attacks/bombs", "file", "/disk/bomb", str(150 * MB)], timeout=100)
@@ -216,6 +219,9 @@ STUBBORN = {
 }
 
 
+GIVE_UP = {"execs without end", "is busy forking"}  # a shell that cannot fork, or whose arguments do not nest any further, ends
+
+
 @pytest.mark.parametrize("trick", STUBBORN)
 def test_a_deadline_holds_against(attacks: Path, trick: str) -> None:
     """Whatever a program does to itself, its time is up when it is up, and nothing that it started is left."""
@@ -223,7 +229,7 @@ def test_a_deadline_holds_against(attacks: Path, trick: str) -> None:
         began = time.monotonic()
         result = c.exec([SH, "-c", STUBBORN[trick]], timeout=0.5, pids=64 if os.geteuid() == 0 else None)
         took = time.monotonic() - began
-        assert result.status in ({Status.TIMEOUT, Status.EXITED} if trick == "execs without end" else {Status.TIMEOUT}), result
+        assert result.status in ({Status.TIMEOUT, Status.EXITED} if trick in GIVE_UP else {Status.TIMEOUT}), result
         assert took < 10
         assert len(descendants(c.pid)) == 0
         assert c.exec(["echo", "alive"]).stdout == b"alive\n"
