@@ -35,7 +35,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     Raises: WrongUseError; SystemExit(0) after ``--help``.
     """
-    parsed = build().parse_args(list(arguments))
+    parser = build()
+    parsed = parser.parse_args(list(arguments))
+    for name, value in vars(parsed).items():
+        # argparse before Python 3.12.5 takes the value of --option=-- for the end of the options, and gives a list instead of it.
+        if name != "program" and isinstance(value, list) and (parser.get_default(name) is None or not all(isinstance(word, str) for word in value)):
+            raise WrongUseError(f"--{name.replace('_', '-')}: '--' is no value")
     if parsed.program[:1] == ["--"]:
         del parsed.program[0]
     if not parsed.program and not parsed.explain:

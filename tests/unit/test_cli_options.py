@@ -249,3 +249,9 @@ def test_any_words_give_a_request_or_a_complaint(words: list[str]) -> None:
             request(f"{option}={word}")
         except UsageError as error:
             assert str(error)
+
+
+@pytest.mark.parametrize("option", ["--mount", "--memory", "--volume"])
+def test_two_dashes_are_no_value(option: str) -> None:
+    with pytest.raises(UsageError, match=option):
+        request(f"{option}=--")
