@@ -23,6 +23,12 @@ def host() -> Host:
     )
 
 
+def runs_may_need_v2() -> bool:
+    """Whether a run's limits or accounting can be cgroup v2's here."""
+    found = [detect().find(controller) for controller in ("memory", "pids", "cpu", "cpuacct")]
+    return any(hierarchy is not None and hierarchy.version == 2 for hierarchy in found) or detect().mode is Mode.V2
+
+
 def check_groups(limits: Limits | None) -> None:
     """Refuse groups of cgroup v2, for *limits* or for none, where nothing can be started in one.
 

@@ -115,15 +115,9 @@ class Started:
             wanted = self._group is not None
         if not wanted and self._group is None:
             return None
-        if prepared.limits is not None and not self._starting.clones_into_group and limits_need_v2(prepared.limits):
-            wiring.close()
-            raise UnsupportedError(
-                "that limit is cgroup v2's on this host, and the container's filter does not allow init to put programs into such groups",
-                feature="cgroup:v2",
-                remedy="give the container a limit of the same kind too, in Container(...)",
-            )
         try:
-            _host.check_groups(prepared.limits)
+            if self._starting.runs_may_need_v2:
+                self._check_v2(prepared.limits)
             return self._leaves.take(self._group or self.group(), prepared.limits)
         except UnsupportedError as error:
             if self.spec.strict:
@@ -143,6 +137,15 @@ class Started:
         except BaseException:
             wiring.close()
             raise
+
+    def _check_v2(self, limits: Limits | None) -> None:
+        _host.check_groups(limits)
+        if limits is not None and not self._starting.clones_into_group and limits_need_v2(limits):
+            raise UnsupportedError(
+                "that limit is cgroup v2's on this host, and the container's filter does not allow init to put programs into such groups",
+                feature="cgroup:v2",
+                remedy="give the container a limit of the same kind too, in Container(...)",
+            )
 
     def retire(self, leaf: Leaf) -> None:
         """Take back the leaf of a run that has ended."""
@@ -220,6 +223,7 @@ class _Starting:
         self.compiled: Compiled | None = None
         self._is_limited = spec.limits != _NO_LIMITS  # and can be
         self.clones_into_group = False
+        self.runs_may_need_v2 = _host.runs_may_need_v2()
         self.leaves = Leaves()
         self.adopt = False
         self.identity: Identity | None = None

@@ -22,16 +22,8 @@ class Wiring:
     stderr: int | None = None
     _lent: list[int] = field(factory=list[int])
     _lent_outputs: list[int] = field(factory=list[int])
-    is_plain: bool = True  # there is nothing to move, and to close nothing but /dev/null
+    is_plain: bool = True  # there is nothing to move, nor to close
     is_quiet: bool = False  # all three standard streams are /dev/null, and there is nothing else
-    _null: int = -1
-
-    def null(self) -> int:
-        """``/dev/null``, opened for this run: what one program sets on an open file (F_SETFL, F_SETOWN, flock) others that have it would see."""
-        if self._null < 0:
-            self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            self._lent.append(self._null)
-        return self._null
 
     def lend(self, fd: int, *, is_output: bool) -> int:
         """Note a descriptor to be closed once the program has its copy."""
@@ -48,6 +40,8 @@ class Wiring:
 
     def close(self) -> None:
         """Close everything."""
+        if self.is_quiet:
+            return
         self.close_lent()
         ours = (self.stdin, self.stdout, self.stderr)
         self.stdin = self.stdout = self.stderr = None
@@ -59,9 +53,7 @@ class Wiring:
 def wire_up(stdin: Any, stdout: Any, stderr: Any, pass_fds: Mapping[int, int], *, tty: bool) -> Wiring:  # noqa: ANN401 - subprocess's vocabulary
     """Make the pipes and choose the descriptors, with subprocess's words: PIPE, DEVNULL, STDOUT, a file or a descriptor."""
     if _is_null(stdout) and _is_null(stderr) and _is_null(stdin) and not pass_fds and not tty:
-        w = Wiring(is_quiet=True)
-        w.inside[0] = w.inside[1] = w.inside[2] = w.null()
-        return w
+        return _quiet[0] if _quiet else _make_quiet()
     w = Wiring()
     inside = w.inside
     try:
@@ -76,6 +68,16 @@ def wire_up(stdin: Any, stdout: Any, stderr: Any, pass_fds: Mapping[int, int], *
         w.close()
         raise
     return w
+
+
+_quiet: list[Wiring] = []
+
+
+def _make_quiet() -> Wiring:
+    """``/dev/null`` three times. Opened once per process, and never closed; each program opens it anew for itself (exec.c)."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    _quiet.append(Wiring({0: null, 1: null, 2: null}, is_quiet=True))
+    return _quiet[0]
 
 
 def _is_null(target: Any) -> bool:  # noqa: ANN401
@@ -95,7 +97,7 @@ def _end(target: Any, w: Wiring, number: int) -> int:  # noqa: ANN401
             w.stderr = read
         return w.lend(write, is_output=True)
     if _is_null(target):
-        return w.null()
+        return (_quiet[0] if _quiet else _make_quiet()).inside[0]
     return _fileno(target, "stdin" if number == 0 else "stdout or stderr")
 
 

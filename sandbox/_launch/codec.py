@@ -345,11 +345,14 @@ def _end() -> Callable[[bytes], Event]:
 
     def end(body: bytes) -> End:
         event = make(unpack(body))
-        if event.cause == wire.Cause.NOT_STARTED:
+        cause, status = event[0], event[1]
+        if not cause and not status:  # by far the most
+            return event
+        if cause == wire.Cause.NOT_STARTED:
             _check_errno(event.detail)
-        elif event.cause > wire.Cause.NOT_STARTED or not 0 <= event.status <= 0xFFFF or event.status & 0x7F == 0x7F:
+        elif cause > wire.Cause.NOT_STARTED or not 0 <= status <= 0xFFFF or status & 0x7F == 0x7F:
             # wait(2): 0x7f stands for stopped, 0xffff for continued; neither is an end.
-            raise ProtocolError(f"END with cause {event.cause} and wait status {event.status:#x}")
+            raise ProtocolError(f"END with cause {cause} and wait status {status:#x}")
         return event
 
     return end

@@ -18,10 +18,12 @@
 #include <grp.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -185,6 +187,32 @@ static bool set_mark(struct exec_request *x) {
     if (message_send(x->mark_sock, MSG_DONE, NULL, &fd, 1) < 0)
         return false;
     x->mark_ino = st.st_ino;
+    return true;
+}
+
+static bool is_null(int fd) {
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3);
+}
+
+// The caller has /dev/null open once, for all: what one program sets on an open file (F_SETFL, F_SETOWN, flock) others that have
+// it would see, and so would those of other containers. Init opens the container's own, once, and takes back what the last one
+// set.
+static bool use_own_null(struct exec_request *x) {
+    static int own = -1;
+    int null = -1; // the caller's
+    for (uint32_t i = 0; i < x->nfds; i++) {
+        if (x->fds[i].from != null && !is_null(x->fds[i].from))
+            continue;
+        if (null < 0) {
+            if (own < 0)
+                own = open("/dev/null", O_RDWR | O_CLOEXEC);
+            if (own < 0 || fcntl(own, F_SETFL, 0) < 0 || fcntl(own, F_SETOWN, 0) < 0 || flock(own, LOCK_UN) < 0)
+                return false;
+        }
+        null = x->fds[i].from;
+        x->fds[i].from = own;
+    }
     return true;
 }
 
@@ -385,6 +413,10 @@ static int spawn(struct exec_request *x) {
 }
 
 int exec_spawn(struct exec_request *x) {
+    if (!use_own_null(x)) {
+        failed(x, STEP_FDS);
+        return -1;
+    }
     is_kept = x->flags & EXEC_SAME_CPU && stay_here();
     int pid = spawn(x);
     int error = errno;
