@@ -38,8 +38,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build()
     parsed = parser.parse_args(list(arguments))
     for name, value in vars(parsed).items():
-        # argparse before Python 3.12.5 takes the value of --option=-- for the end of the options, and gives a list instead of it.
-        if name != "program" and isinstance(value, list) and (parser.get_default(name) is None or not all(isinstance(word, str) for word in value)):
+        # argparse before Python 3.12.5 takes the value of --option=-- for the end of the options, and gives an empty list instead of it.
+        if name != "program" and ((value == [] and parser.get_default(name) is None) or (isinstance(value, list) and [] in value)):
             raise WrongUseError(f"--{name.replace('_', '-')}: '--' is no value")
     if parsed.program[:1] == ["--"]:
         del parsed.program[0]
