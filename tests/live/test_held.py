@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +40,14 @@ def ours(name: str) -> list[int]:
         except OSError:  # it ended while we looked
             continue
     return found
+
+
+def has_ended(pid: int) -> bool:
+    """Also when nobody has reaped it yet: a zombie has no command."""
+    try:
+        return not Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
 
 
 def held(pid: int) -> list[str]:
@@ -133,3 +143,24 @@ def test_when_the_launcher_dies_so_does_it(light: Callable[[], Container]) -> No
     launcher = driver.current().own_pid
     os.kill(launcher, signal.SIGKILL)
     await_that(lambda: not ours("sandbox-release"))
+
+
+def test_a_launcher_that_leaves_with_many_of_them_goes(tmp_path: Path) -> None:
+    """Who is killed while he closes many containers at once leaves nobody who waits for somebody else's end."""
+    left = tmp_path / "left"
+    left.write_text("0")
+    code = """
+import os, signal, sys
+from sandbox import Container
+from sandbox._launch import codec
+made = [Container().create() for _ in range(12)]
+sessions = [container._started.session for container in made]
+print(sessions[0].launcher.own_pid, flush=True)
+for session in sessions:
+    session.launcher.finish(codec.encode_finish(session.pid, sys.argv[1].encode()))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for _ in range(10):
+        done = subprocess.run([sys.executable, "-c", code, left], stdout=subprocess.PIPE, check=False)
+        launcher = int(done.stdout)
+        await_that(lambda pid=launcher: has_ended(pid))  # type: ignore[misc]

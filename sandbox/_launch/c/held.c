@@ -28,6 +28,7 @@ enum { LITTLE = 4 << 20, QUEUE = 16 << 10, MOST = 4 };
 static int releaser = -1; // the socket to it
 static struct held waiting[MOST];
 static int nwaiting;
+static bool has_ended; // the launcher leaves, and waits for all its children
 
 static void close_both(struct held *h) {
     for (int i = 0; i < HELD; i++)
@@ -109,8 +110,12 @@ static void let_go(struct held *h) {
 void held_release(struct held *h) {
     if (!h->left)
         return;
-    if (nwaiting == MOST)
-        let_go(&waiting[--nwaiting]);
+    if (has_ended)
+        return close_both(h);
+    if (nwaiting == MOST) {
+        let_go(&waiting[0]); // the oldest
+        memmove(waiting, waiting + 1, (size_t)--nwaiting * sizeof *waiting);
+    }
     waiting[nwaiting++] = *h;
     *h = HELD_NOTHING;
 }
@@ -127,4 +132,5 @@ void held_let_go(void) {
 void held_end(void) {
     held_let_go();
     end_releaser();
+    has_ended = true;
 }
