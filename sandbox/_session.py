@@ -356,8 +356,8 @@ class Session:
         with self._channel() as channel:
             channel.send(wire.Msg.SIGNAL_ALL, int(signum).to_bytes(4, "little"))
 
-    def change_groups(self, steps: Sequence[tuple[wire.GroupStep, bytes, bytes]]) -> None:
-        """Have the launcher take *steps* with this container's control groups, when it has nothing else to do. Raises: BrokenError."""
+    def change_groups(self, steps: Sequence[bytes]) -> None:
+        """Have the launcher take encoded *steps* with this container's control groups, when it has nothing else to do. Raises: BrokenError."""
         if self.launcher is not None:
             self.launcher.change_groups(codec.encode_groups(self.pid, steps))
 

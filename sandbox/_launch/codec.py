@@ -253,9 +253,20 @@ def encode_steps(steps: Iterable[tuple[wire.GroupStep, bytes, bytes]]) -> bytes:
     return b"".join([b"%c%b%b" % (what, text(path), text(value)) for what, path, value in steps])
 
 
-def encode_groups(pid: int, steps: Iterable[tuple[wire.GroupStep, bytes, bytes]]) -> bytes:
-    """The body of GROUPS."""
-    return _U32(pid) + encode_steps(steps)
+def named_steps(steps: Iterable[tuple[wire.GroupStep, bytes, bytes, bytes]], size: int) -> list[bytes]:
+    """What a name of *size* bytes joins to encoded steps; each is what, the path before the name and after it, and the value to write."""
+    pieces, last = [], b""
+    for what, before, after, value in steps:
+        path = text(before + b"?" * size + after)
+        start = 4 + len(before)  # behind the length
+        pieces.append(b"%b%c%b" % (last, what, path[:start]))
+        last = path[start + size :] + text(value)
+    return [*pieces, last]
+
+
+def encode_groups(pid: int, steps: Iterable[bytes]) -> bytes:
+    """The body of GROUPS, of encoded steps."""
+    return _U32(pid) + b"".join(steps)
 
 
 def encode_finish(pid: int, left: bytes) -> bytes:

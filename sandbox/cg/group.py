@@ -167,13 +167,13 @@ class Group:
         self._leaves.add(leaf)
         return leaf
 
-    def leaf_steps(self, name: bytes, limits: Limits | None = None) -> tuple[tuple[bytes, bytes | None], ...] | None:
-        """Give what somebody else may do, in this order, for `open_leaf`: absolute paths, and what to write (None: make the directory).
+    def leaf_steps(self, limits: Limits | None = None) -> tuple[tuple[bytes, bytes, bytes | None], ...] | None:
+        """Give what somebody else may do, in this order, for `open_leaf`: see `Ahead.steps`.
 
         None: not for such leaves: those of v2 and of cpusets want more.
         """
         ahead = self._ahead_of(limits)
-        return None if ahead is None else tuple((before + name + after, value) for before, after, value in ahead.steps)
+        return None if ahead is None else ahead.steps
 
     def open_leaf(self, name: bytes, limits: Limits | None = None) -> Leaf | None:
         """Give the leaf for which all of `leaf_steps` has been done; None: not yet."""
@@ -187,10 +187,10 @@ class Group:
         self._leaves.add(leaf)
         return leaf
 
-    def leaf_places(self, name: bytes) -> list[bytes]:
-        """Give every directory that leaf *name* may have."""
+    def leaf_places(self) -> list[bytes]:
+        """Give every directory that leaves may be in; each ends with a slash."""
         places = self._live().places
-        return [os.fsencode(places[mount].path) + b"/" + name for mount in self._fds]
+        return [os.fsencode(places[mount].path) + b"/" for mount in self._fds]
 
     def remove_leaves(self, names: Iterable[bytes]) -> None:
         """Remove leaves by their names, as far as they are there and empty: those of `leaf_steps`, opened or not."""

@@ -260,3 +260,13 @@ def test_truncated_and_lengthened_events_are_refused(event: codec.Event, data: s
 def test_a_body_in_a_memfd_is_not_for_us() -> None:
     with pytest.raises(ProtocolError):
         codec.decode(wire.HEAD.pack(wire.Msg.CLONED, wire.HEAD_MEMFD, 4) + b"\0\0\0\0")
+
+
+_path = st.binary(max_size=20).map(lambda raw: raw.replace(b"\0", b"/"))
+_named = st.tuples(st.sampled_from(wire.GroupStep), _path, _path, _path)
+
+
+@given(st.lists(_named, max_size=8), st.binary(min_size=1, max_size=12).map(lambda raw: raw.replace(b"\0", b"?")))
+def test_a_name_joins_its_steps_to_their_encoding(steps: list[tuple[wire.GroupStep, bytes, bytes, bytes]], name: bytes) -> None:
+    whole = codec.encode_steps([(what, before + name + after, value) for what, before, after, value in steps])
+    assert name.join(codec.named_steps(steps, len(name))) == whole
