@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import lru_cache
 from typing import Final
 
 from sandbox import fs
 from sandbox._compile import Host
 from sandbox._ids import allot, shape
 from sandbox._sys import features
+from sandbox.cg import Host as GroupHost
 from sandbox.cg import Limits, Mode, detect, limits_need_v2
 from sandbox.errors import SetupError, UnsupportedError
 
@@ -25,8 +27,13 @@ def host() -> Host:
 
 def runs_may_need_v2() -> bool:
     """Whether a run's limits or accounting can be cgroup v2's here."""
-    found = [detect().find(controller) for controller in ("memory", "pids", "cpu", "cpuacct")]
-    return any(hierarchy is not None and hierarchy.version == 2 for hierarchy in found) or detect().mode is Mode.V2
+    return _may_need_v2(detect())
+
+
+@lru_cache(maxsize=8)
+def _may_need_v2(groups: GroupHost) -> bool:
+    found = [groups.find(controller) for controller in ("memory", "pids", "cpu", "cpuacct")]
+    return any(hierarchy is not None and hierarchy.version == 2 for hierarchy in found) or groups.mode is Mode.V2
 
 
 def check_groups(limits: Limits | None) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from sandbox.ns import IdMaps, id_ranges
 from sandbox.ns.user import COUNT, private_maps, single_maps
@@ -55,4 +55,4 @@ def allot(ids: Ids) -> Ids:
     if ids.only is not None:
         return ids
     taken = id_ranges().take()
-    return evolve(ids, maps=taken.maps, root=taken.base, release=taken.release)
+    return Ids(taken.maps, ids.init_uid, ids.init_gid, taken.base, ids.count, None, taken.release)

@@ -60,7 +60,7 @@ class Leaves:
     once, in a moment in which nothing is asked of it.
     """
 
-    _numbers: itertools.count[int] = field(factory=lambda: itertools.count(1))
+    _numbers: itertools.count[int] = field(factory=lambda: itertools.count(2))
     _kinds: dict[Limits | None, _Kind] = field(factory=dict[Limits | None, _Kind])  # the last one used comes last
     _is_over: bool = False
     has_asked: bool = False  # the launcher may be at work on the container's groups, as long as it does not know that it has ended
@@ -107,14 +107,14 @@ class Leaves:
         kind.batches.clear()  # another thread may hold it still
         kind.ahead, kind.is_alone = 0, True
 
-    def prepare(self, group: Group, *, adopt: bool = False) -> None:
-        """Make the first one, without limits of its own, unless it is there. *adopt*: see `Group.make_leaf`."""
+    def prepare(self, group: Group, first: Leaf | None = None) -> None:
+        """Make the first one, without limits of its own, unless it is there; or take *first*, which has been made as `FIRST`."""
         kind = self._kind(None)
         if kind.spare is None:
-            kind.spare = self._make(group, None, adopt=adopt)
+            kind.spare = first or self._make(group, None)
 
-    def _make(self, group: Group, limits: Limits | None, *, adopt: bool = False) -> Leaf:
-        return group.make_leaf(NAME % next(self._numbers), limits, adopt=adopt)
+    def _make(self, group: Group, limits: Limits | None) -> Leaf:
+        return group.make_leaf(NAME % next(self._numbers), limits)
 
     def _promised(self, kind: _Kind, group: Group) -> Leaf | None:
         """One that the launcher has made."""

@@ -21,6 +21,9 @@ def _nanoseconds(seconds: float | None) -> int:
     return 0 if seconds is None else math.ceil(seconds * 1e9)
 
 
+_QUIET: Final = ((0, 0), (0, 1), (0, 2))  # one descriptor, /dev/null, as all three standard streams
+
+
 @frozen
 class Spec:
     """A validated request to run a program, before it has descriptors and a control group."""
@@ -74,7 +77,7 @@ class Spec:
     @plain.default  # type: ignore[attr-defined, unused-ignore]
     def _plain(self) -> bytes:
         head, tail = self.encoded
-        links = codec.exec_links(wire.NO_SLOT, 0, wire.NO_SLOT, (), ((0, 0), (0, 1), (0, 2)))
+        links = codec.exec_links(wire.NO_SLOT, 0, wire.NO_SLOT, (), _QUIET)
         return self.flags.to_bytes(4, "little") + head + links + tail
 
     @args.default  # type: ignore[attr-defined, unused-ignore]
@@ -99,13 +102,17 @@ class Text:
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apart: bool = False) -> tuple[bytes, list[int]]:
     """The body of EXEC and its descriptors, each once. *apart*: the caller has something else to do while the program starts."""
     inside = wiring.inside
-    if wiring.is_quiet and leaf is None and not flags and not apart:
-        return spec.plain, [inside[0]]
-    fds = list(inside.values())
-    targets = tuple(enumerate(inside))
-    if len(set(fds)) < len(fds):
-        fds = list(dict.fromkeys(fds))
-        targets = tuple([(fds.index(fd), target) for target, fd in inside.items()])
+    targets: tuple[tuple[int, int], ...] = _QUIET
+    if wiring.is_quiet:
+        fds = [inside[0]]
+        if leaf is None and not flags and not apart:
+            return spec.plain, fds
+    else:
+        fds = list(inside.values())
+        targets = tuple(enumerate(inside))
+        if len(set(fds)) < len(fds):
+            fds = list(dict.fromkeys(fds))
+            targets = tuple([(fds.index(fd), target) for target, fd in inside.items()])
     count, joins, cpu_format, has_cgroup = len(fds), 0, 0, False
     if leaf is not None:
         joins, cpu_format, has_cgroup = len(leaf.join_fds), leaf.cpu_format, leaf.into_fd is not None

@@ -63,6 +63,7 @@ class Session:
         self._host_ops_before = 0
         self.pid = 0
         self.pidfd = -1
+        self._opened: list[int] = []  # what the launcher has opened for us
         self.skipped: tuple[tuple[int, int], ...] = ()
         self._lock = threading.Lock()
         self._starting: Channel | None = None
@@ -103,9 +104,27 @@ class Session:
         if self.launcher is None or channel is None:
             raise AssertionError("begin() comes first")
         with self._ending_on_failure():
-            while not self.pid:
-                self._on_event(channel)
+            self._await_clone(channel)
             self.launcher.complete(codec.encode_complete(self.pid, compiled.host_ops, compiled.late), fds)
+
+    def _await_clone(self, channel: Channel) -> None:
+        while not self.pid:
+            self._on_event(channel)
+
+    def take_opened(self, count: int) -> list[int]:
+        """The *count* descriptors that the launcher has opened while it made control groups; they are the caller's then.
+
+        Raises: BrokenError: it could not make all of them.
+        """
+        channel = self._starting
+        if channel is None:
+            raise AssertionError("begin() comes first")
+        with self._ending_on_failure():
+            self._await_clone(channel)
+            if len(self._opened) != count:
+                raise BrokenError("the launcher could not make the control groups ahead")
+        found, self._opened = self._opened, []
+        return found
 
     def await_ready(self) -> None:
         """Wait until init has carried everything out. Raises: as `start`; nothing is left then."""
@@ -148,10 +167,10 @@ class Session:
         raise ProtocolError(f"{type(event).__name__} before READY")
 
     def _take_pidfd(self, event: codec.Cloned, fds: list[int]) -> None:
-        if len(fds) != 1 or self.pidfd >= 0:
+        if not fds or self.pidfd >= 0:
             close_all(fds)
             raise ProtocolError(f"CLONED with {len(fds)} descriptors{' again' if self.pidfd >= 0 else ''}")
-        self.pid, self.pidfd = event.pid, fds[0]
+        self.pid, self.pidfd, self._opened = event.pid, fds[0], fds[1:]
 
     @staticmethod
     def _next(channel: Channel) -> tuple[codec.Event, list[int]]:
@@ -446,6 +465,8 @@ class Session:
         return False
 
     def _drop_pidfd(self, *, kill: bool) -> None:
+        close_all(self._opened)
+        self._opened = []
         if kill:
             self.kill()
         if self.pidfd >= 0:

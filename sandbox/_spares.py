@@ -27,9 +27,9 @@ import os
 import select
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from sandbox._ids import Ids
 from sandbox._launch import driver
@@ -43,8 +43,7 @@ PER_KIND: Final = 4
 _KINDS_REMEMBERED: Final = 16
 
 
-@frozen(cache_hash=True)
-class Kind:
+class Kind(NamedTuple):
     """What containers must have in common to be prepared for one another."""
 
     early: bytes
@@ -80,9 +79,7 @@ class Spare:
         if self.group is not None:
             self.group.remove()
         if self.blueprint is not None and self.session.launcher is not driver.known():  # whoever would remove them has died
-            for path in (*self.blueprint.leaves, *self.blueprint.groups):
-                with contextlib.suppress(OSError):
-                    os.rmdir(path)
+            self.blueprint.remove(self.name.encode())
         self.ids.release()
 
 

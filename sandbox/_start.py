@@ -7,16 +7,17 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from attrs import define, evolve, field
 
 from sandbox import _host, _spares, fs, ns, sec
 from sandbox._arguments import Prepared
+from sandbox._clone import cloned, groups_of
 from sandbox._compile import Compiled, Host, compile_plan
 from sandbox._ids import Ids, allot, shape
-from sandbox._launch import codec, driver, wire
+from sandbox._launch import driver
 from sandbox._leaves import Leaves
 from sandbox._run import MEMORY_HINT
 from sandbox._session import Session
@@ -26,11 +27,24 @@ from sandbox._sys.constants import CLONE_NEWNET
 from sandbox._sys.floor import check_floor
 from sandbox._users import MAX_FILE, Identity, known, resolve
 from sandbox._wiring import Wiring
-from sandbox.cg import LEAF_ACCOUNTING, Blueprint, Group, Leaf, Limits, Stats, check_limits, close_owner, count_as_ours, limits_need_v2, owner_paths
+from sandbox.cg import (
+    LEAF_ACCOUNTING,
+    Blueprint,
+    Group,
+    Leaf,
+    Limits,
+    Stats,
+    check_limits,
+    close_owner,
+    count_as_ours,
+    limits_need_v2,
+    owner_paths,
+)
+from sandbox.cg import blueprint as blueprint_of
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.ns.time import check_clocks
 
-_numbers: Final = itertools.count(1)
+_numbers: Final = map("c%010d".__mod__, itertools.count(1))  # names of one length: see groups_of
 _NO_LIMITS: Final = Limits()
 _announced: dict[int, tuple[driver.Launcher, tuple[str, ...], tuple[str, ...]]] = {}
 _announcing = threading.Lock()
@@ -66,11 +80,11 @@ class Started:
             self.session.end(self._left)
             # Meanwhile the launcher reaps init. (Where init's end takes long, not before: both would take the kernel's locks from one another.)
             self._leaves.clear(self._group)
-            if self._starting.adopt or self._leaves.has_asked:  # the launcher removes the group, or may be making some in it
-                if self._group is not None and self._starting.adopt:
+            if self._starting.adopts or self._leaves.has_asked:  # the launcher removes the group, or may be making some in it
+                if self._group is not None and self._starting.adopts:
                     self._group.close_if_empty()  # there is time for it now
                 has_gone = self.session.close()
-                if self._group is not None and self._starting.adopt and has_gone:
+                if self._group is not None and self._starting.adopts and has_gone:
                     self._group.forget()
             if self._group is not None and self._group.init_fd is None:
                 self._group.remove_if_idle()
@@ -81,7 +95,7 @@ class Started:
     def _left(self) -> bytes | None:
         """What tells how much memory is left in its group, if nothing in the container can be in the caller's way after its end (see held.c)."""
         starting, group = self._starting, self._group
-        if group is None or (group.init_fd is None and not starting.adopt):  # on v1, what the launcher has not made goes before it looks
+        if group is None or (group.init_fd is None and not starting.adopts):  # on v1, what the launcher has not made goes before it looks
             return None
         if starting.kind is None or starting.compiled is None or not starting.compiled.is_complete:
             return None
@@ -188,10 +202,10 @@ class Started:
         return self._group
 
 
-def make_group(name: str, limits: Limits, *, adopt: bool = False) -> Group:
-    """Make a control group, or adopt what the launcher has made of it; the launcher is told first what to remove if we cannot."""
+def make_group(name: str, limits: Limits) -> Group:
+    """Make a control group; the launcher is told first what to remove if we cannot."""
     _announce()
-    return Group(name, limits, controllers=LEAF_ACCOUNTING).create(adopt=adopt)
+    return Group(name, limits, controllers=LEAF_ACCOUNTING).create()
 
 
 def _announce(tree: str | None = None) -> None:
@@ -215,7 +229,7 @@ class _Starting:
     def __init__(self, spec: ContainerSpec, net_of: int | None) -> None:
         self.spec = spec
         self.host = _host.host()
-        self.name = f"c{next(_numbers)}"
+        self.name = next(_numbers)
         self.degraded: list[str] = []
         self.shape = shape(privileged=self.host.privileged, uid=first_number(spec.user))
         self.net_of = net_of
@@ -225,8 +239,13 @@ class _Starting:
         self.clones_into_group = False
         self.runs_may_need_v2 = _host.runs_may_need_v2()
         self.leaves = Leaves()
-        self.adopt = False
+        self.blueprint: Blueprint | None = None  # of the groups that the launcher has made
         self.identity: Identity | None = None
+
+    @property
+    def adopts(self) -> bool:
+        """Whether the launcher has made the control groups, and removes them."""
+        return self.blueprint is not None
 
     def start(self, stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
         """Everything, in order; *stack* takes it back."""
@@ -263,7 +282,7 @@ class _Starting:
                 stack.push(mine.pop_all())
                 return started
         except (BrokenError, OSError):
-            self.leaves, self.adopt, self.name = Leaves(), False, f"c{next(_numbers)}"
+            self.leaves, self.blueprint, self.name = Leaves(), None, next(_numbers)
             return None
 
     def _finish(
@@ -271,11 +290,17 @@ class _Starting:
     ) -> tuple[Session, Ids, Group | None]:
         """What can be done while init is at work; then wait for it."""
         session, ids, group = started
-        if group is None and self._is_limited:
+        first = None
+        if self.blueprint is not None:
+            _announce()
+            group = Group(self.name, self.spec.limits, controllers=LEAF_ACCOUNTING)
+            stack.callback(group.remove)
+            first = group.adopt(self.blueprint, session.take_opened(len(self.blueprint.opens)))
+        elif group is None and self._is_limited:
             group = self._limited_group(stack)
         if group is not None:
             stack.callback(self.leaves.clear, group)
-            self.leaves.prepare(group, adopt=self.adopt)
+            self.leaves.prepare(group, first)
         self.identity = _identify(self.spec, fsplan, ids)
         session.await_ready()
         return session, ids, group
@@ -310,7 +335,7 @@ class _Starting:
 
     def _limited_group(self, stack: contextlib.ExitStack) -> Group | None:
         made: list[Group] = []
-        self._is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits, adopt=self.adopt)), "limits")
+        self._is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits)), "limits")
         if not made:
             return None
         stack.callback(made[0].remove)
@@ -335,7 +360,7 @@ class _Starting:
         if joined is not None:
             fds.append(joined.fileno())
             joins.append((len(fds), CLONE_NEWNET))
-        session = _cloned(compiled, ids, group, fds, joins=joins)
+        session = cloned(compiled, ids, group, fds, joins=joins)
         stack.callback(session.close)
         return session, ids, group
 
@@ -349,7 +374,7 @@ class _Starting:
         self.name = ready.name
         if ready.group is not None and self._is_limited:
             ready.group.limit(self.spec.limits)
-        self.adopt = ready.blueprint is not None
+        self.blueprint = ready.blueprint
         return ready.session, ready.ids, ready.group
 
     def spare(self) -> Spare:
@@ -357,7 +382,7 @@ class _Starting:
         compiled, kind = self.compiled, self.kind
         if compiled is None or kind is None:
             raise AssertionError("start() comes first")
-        name = f"c{next(_numbers)}"
+        name = next(_numbers)
         with contextlib.ExitStack() as stack:
             ids = allot(self.shape)
             stack.callback(ids.release)
@@ -366,56 +391,12 @@ class _Starting:
                 group = make_group(name, _NO_LIMITS)
                 stack.callback(group.remove)
             elif kind.limits is not None:
-                blueprint = Group(name, kind.limits, controllers=LEAF_ACCOUNTING).blueprint(Leaves.FIRST)
-            session = _cloned(compiled, ids, group, [] if self._root is None else [self._root], blueprint=blueprint, ahead=True)
+                blueprint = blueprint_of(kind.limits, LEAF_ACCOUNTING, Leaves.FIRST)
+            made = None if blueprint is None else groups_of(blueprint, name)
+            session = cloned(compiled, ids, group, [] if self._root is None else [self._root], made=made, ahead=True)
             stack.pop_all()
             return Spare(session, ids, name, group, blueprint)
         raise AssertionError("unreachable")
-
-
-def _cloned(
-    compiled: Compiled,
-    ids: Ids,
-    group: Group | None,
-    fds: list[int],
-    *,
-    joins: Sequence[tuple[int, int]] = (),
-    blueprint: Blueprint | None = None,
-    ahead: bool = False,
-) -> Session:
-    """Ask the launcher for a clone; with *ahead*, one for later, which carries out the early operations and waits for the others, if any."""
-    into = wire.NO_SLOT
-    if group is not None and group.init_fd is not None:
-        group.own(ids.root)
-        fds.append(group.init_fd)
-        into = len(fds)
-    maps = ids.maps
-    request = codec.CreateRequest(
-        clone_flags=compiled.ops.clone_flags,
-        flags=(wire.CREATE_DENY_SETGROUPS if maps.deny_setgroups else 0)
-        | (wire.CREATE_CAN_WAIT if ahead else 0)
-        | (wire.CREATE_PREPARED if ahead and not compiled.is_complete else 0),
-        uid=ids.init_uid,
-        gid=ids.init_gid,
-        uid_map=codec.encode_maps(maps.uid_map),
-        gid_map=codec.encode_maps(maps.gid_map),
-        joins=tuple(joins),
-        cleanup=() if blueprint is None else tuple(map(os.fsencode, blueprint.groups)),
-        groups=b"" if blueprint is None else _encode_blueprint(blueprint),
-        host_ops=compiled.root_host_ops if ahead else compiled.all_host_ops,
-        init_ops=compiled.early if ahead else compiled.all_init_ops,
-        exec=b"",
-        into_cgroup=into,
-    )
-    session = Session(compiled)
-    session.begin(codec.encode_create(request), fds)
-    return session
-
-
-def _encode_blueprint(blueprint: Blueprint) -> bytes:
-    made = [(wire.GroupStep.MAKE, os.fsencode(path), b"") for path in (*blueprint.groups, *blueprint.leaves)]
-    written = [(wire.GroupStep.WRITE, os.fsencode(path), value.encode()) for path, value in blueprint.settings]
-    return codec.encode_steps([*made, *written])
 
 
 def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:

@@ -255,7 +255,8 @@ def encode_steps(steps: Iterable[tuple[wire.GroupStep, bytes, bytes]]) -> bytes:
 
 def named_steps(steps: Iterable[tuple[wire.GroupStep, bytes, bytes, bytes]], size: int) -> list[bytes]:
     """What a name of *size* bytes joins to encoded steps; each is what, the path before the name and after it, and the value to write."""
-    pieces, last = [], b""
+    pieces: list[bytes] = []
+    last = b""
     for what, before, after, value in steps:
         path = text(before + b"?" * size + after)
         start = 4 + len(before)  # behind the length

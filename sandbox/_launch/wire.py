@@ -45,6 +45,8 @@ class GroupStep(enum.IntEnum):
     MAKE = 0
     WRITE = 1
     REMOVE = 2
+    READ = 3
+    JOIN = 4
 
 
 class Phase(enum.IntEnum):

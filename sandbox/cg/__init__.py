@@ -11,9 +11,10 @@ this process (`owner_paths`), which a janitor can remove when the process was ki
 from __future__ import annotations
 
 from sandbox.cg.available import Availability, available
+from sandbox.cg.blueprint import Blueprint, blueprint
 from sandbox.cg.bundle import Events, check_limits, limits_need_v2
 from sandbox.cg.cgroup import Cgroup
-from sandbox.cg.group import LEAF_ACCOUNTING, Blueprint, Group
+from sandbox.cg.group import LEAF_ACCOUNTING, Group
 from sandbox.cg.hosts import Hierarchy, Host, Mode, detect
 from sandbox.cg.leaf import CpuFormat, Leaf, Usage
 from sandbox.cg.limits import IoMax, Limits, Write, writes
@@ -42,6 +43,7 @@ __all__ = [
     "Usage",
     "Write",
     "available",
+    "blueprint",
     "check_limits",
     "close_owner",
     "count_as_ours",

@@ -116,11 +116,8 @@ class Bundle:
                 raise missing_controller(write.controller, self.host)
             files.apply(place.path, write)
 
-    def add(self, hierarchy: Hierarchy, path: str, *, adopt: bool = False) -> Place:
-        """Make the group's directory *path* in *hierarchy*; *adopt*: it is there."""
-        if adopt:
-            place = self.places[hierarchy.mount] = Place(hierarchy, path)
-            return place
+    def add(self, hierarchy: Hierarchy, path: str) -> Place:
+        """Make the group's directory *path* in *hierarchy*."""
         files.make_directory(path)
         try:
             prepare_v1(path, hierarchy)

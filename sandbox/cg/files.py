@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -22,6 +23,7 @@ _HINTS = {
     ("io", errno.EOPNOTSUPP): "this disk has no such policy",
     ("devices", errno.EPERM): "the parent group does not allow this device",
 }
+_NAME = re.compile(r"[0-9A-Za-z_+@:][-0-9A-Za-z_+@:.]{0,199}")
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _DELEGATE = "have a cgroup delegated (under systemd: sandbox.cg.delegate(), or systemd-run --user --scope -p Delegate=yes ...), or run as root"
 
@@ -115,8 +117,7 @@ def make_directory(path: str) -> None:
 
 def check_name(name: str) -> str:
     """Check the name of a group: one path component that no control file and no option could be taken for."""
-    plain = isinstance(name, str) and bool(name) and name.isascii() and all(c.isalnum() or c in "_-+@:." for c in name)
-    if not plain or name[0] in ".-" or len(name) > 200:
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise UsageError(f"cgroup: {name!r} is not a name; use letters, digits and _ - + @ : . (200 at most, not first - or .)")
     return name
 

@@ -12,14 +12,16 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from attrs import frozen
 
 from sandbox.cg import files
+from sandbox.cg.blueprint import Blueprint
 from sandbox.cg.bundle import Bundle, Events, Place, hierarchies_for, planned_writes
-from sandbox.cg.hosts import Hierarchy, detect
+from sandbox.cg.hosts import Hierarchy, Host, detect
 from sandbox.cg.inforce import read_limits
 from sandbox.cg.leaf import Ahead, Leaf, Shape
 from sandbox.cg.limits import Limits, Write
@@ -37,12 +39,53 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @frozen
-class Blueprint:
-    """Directories to be made, the groups' before the leaf's; and what is to be written to which files of theirs."""
+class _Outline:
+    """What a leaf consists of, by mount points."""
 
-    groups: tuple[str, ...]
-    leaves: tuple[str, ...]
-    settings: tuple[tuple[str, str], ...]
+    v1: tuple[str, ...]  # where it has a group of its own
+    shared: tuple[str, ...]  # where it joins the container's
+    v2: str | None
+    memory: tuple[int, str] | None  # version, mount point
+    cpu: tuple[int, str] | None
+    pids: tuple[int, str] | None
+    writes: tuple[tuple[str, Write], ...]
+
+
+@lru_cache(maxsize=256)
+def _outline(host: Host, limits: Limits, wanted: frozenset[str], mounts: tuple[str, ...]) -> _Outline:
+    """Say what leaves with *limits* that account for *wanted* consist of, in a group that has a place below each of *mounts*."""
+    v1 = [h for h in hierarchies_for(host, controllers_of(limits), wanted) if h.version == 1]
+    own = {h.mount for h in v1}
+    versions = {h.mount: h.version for h in host.hierarchies}
+    inherit = [(h.mount, write) for h in v1 if "cpuset" in h.controllers for write in CPUSET]
+    return _Outline(
+        v1=tuple(h.mount for h in v1),
+        shared=tuple(mount for mount in mounts if versions[mount] == 1 and mount not in own),
+        v2=host.unified.mount if host.unified is not None else None,
+        memory=_told_by(host, "memory", wanted),
+        cpu=_told_by(host, "cpuacct", wanted),
+        pids=_told_by(host, "pids", wanted),
+        writes=(*inherit, *_leaf_writes(host, planned_writes(limits, host), wanted)),
+    )
+
+
+def _told_by(host: Host, controller: str, wanted: frozenset[str]) -> tuple[int, str] | None:
+    hierarchy = host.find(controller)
+    return (hierarchy.version, hierarchy.mount) if hierarchy is not None and controller in wanted else None
+
+
+def _leaf_writes(host: Host, planned: Iterable[Write], wanted: frozenset[str]) -> list[tuple[str, Write]]:
+    result = [(host.require(write.controller).mount, write) for write in planned]
+    memory = host.find("memory")
+    has_group_kill = any(write.file == "memory.oom.group" for _, write in result)
+    if memory is not None and memory.version == 2 and "memory" in wanted and not has_group_kill:
+        # the container's limit may be the one that is met: then too the program ends as a whole
+        result.append((memory.mount, Write("memory", "memory.oom.group", "1", optional=True)))
+    return result
+
+
+def _account(told: tuple[int, str] | None, fds: dict[str, int]) -> tuple[int, int] | None:
+    return (told[0], fds[told[1]]) if told is not None and told[1] in fds else None
 
 
 class Group:
@@ -71,27 +114,8 @@ class Group:
     def __repr__(self) -> str:
         return f"Group({self._name!r}, {'live' if self._bundle else 'not created'})"
 
-    def blueprint(self, leaf: str) -> Blueprint | None:
-        """Give what somebody else may do ahead of `create` with *adopt*, a first *leaf* included. None: v2 and cpusets want more."""
-        host = detect()
-        found = hierarchies_for(host, controllers_of(self._limits), self._wished)
-        if any(hierarchy.version == 2 or "cpuset" in hierarchy.controllers for hierarchy in found):
-            return None
-        above = {hierarchy: owner().directory(hierarchy, self._wished) for hierarchy in found}
-        own = {hierarchy: f"{path}/{self._name}" for hierarchy, path in above.items()}
-        leaves = tuple(f"{path}/{leaf}" for hierarchy, path in own.items() if not self._wished.isdisjoint(hierarchy.controllers))
-        settings: list[tuple[str, str]] = []
-        for write in planned_writes(self._limits, host):
-            hierarchy = host.require(write.controller)
-            there = files.existing(above[hierarchy], write)
-            if there is not None:
-                settings.append((f"{own[hierarchy]}/{there.file}", there.value or ""))
-            elif not write.optional and write.instead is None:
-                return None  # `create` will say what is missing
-        return Blueprint(tuple(own.values()), leaves, tuple(settings))
-
-    def create(self, *, adopt: bool = False) -> Self:
-        """Make the directories, and set the limits. *adopt*: what `blueprint` says has been done.
+    def create(self) -> Self:
+        """Make the directories, and set the limits.
 
         Raises: UnsupportedError: the host lacks a controller, or we may not use it.
         """
@@ -101,13 +125,24 @@ class Group:
         try:
             needed = controllers_of(self._limits)
             for hierarchy in hierarchies_for(host, needed, self._wished):
-                self._add(hierarchy, needed | self._wished, adopt=adopt)
-            if not adopt:
-                self._bundle.apply(planned)
+                self._add(hierarchy, needed | self._wished)
+            self._bundle.apply(planned)
         except BaseException:
             self._take_back()
             raise
         return self
+
+    def adopt(self, blueprint: Blueprint, fds: list[int]) -> Leaf:
+        """Take, in place of `create`, what somebody else has made of *blueprint*, and opened: *fds*, which are then ours. Gives the first leaf."""
+        self._bundle = bundle = Bundle(detect(), self._name, {})
+        for hierarchy, above, fd in zip(blueprint.hierarchies, blueprint.above, fds, strict=False):
+            bundle.places[hierarchy.mount] = Place(hierarchy, os.fsdecode(above) + self._name)
+            self._fds[hierarchy.mount] = fd
+        count = len(self._fds)
+        self._tasks = dict(zip(blueprint.shared, fds[count:], strict=False))
+        leaf = Leaf.opened(self, blueprint.leaf, self._shape_of(None, None), blueprint.opened, fds[count + len(self._tasks) :])
+        self._leaves.add(leaf)
+        return leaf
 
     def limit(self, limits: Limits) -> None:
         """Set *limits* on a group that has none yet, and no leaf.
@@ -121,16 +156,16 @@ class Group:
             self._extend(hierarchy, controllers_of(limits))
         bundle.apply(planned)
 
-    def _add(self, hierarchy: Hierarchy, wanted: frozenset[str], *, adopt: bool = False) -> None:
+    def _add(self, hierarchy: Hierarchy, wanted: frozenset[str]) -> None:
         bundle = self._live()
         path = f"{owner().directory(hierarchy, wanted)}/{self._name}"
         if hierarchy.version == 2:
-            self._add_v2(hierarchy, path, wanted_v2(hierarchy, wanted))
+            path = self._add_v2(hierarchy, path, wanted_v2(hierarchy, wanted))
         else:
-            bundle.add(hierarchy, path, adopt=adopt)
-        self._fds[hierarchy.mount] = os.open(bundle.places[hierarchy.mount].path, _DIRECTORY)
+            bundle.add(hierarchy, path)
+        self._fds[hierarchy.mount] = os.open(path, _DIRECTORY)
 
-    def _add_v2(self, hierarchy: Hierarchy, path: str, wanted: set[str]) -> None:
+    def _add_v2(self, hierarchy: Hierarchy, path: str, wanted: set[str]) -> str:
         files.make_directory(path)
         self._container = path
         if wanted:
@@ -140,6 +175,7 @@ class Group:
         if wanted:
             enable(f"{path}/payload", wanted)
         self.init_fd = os.open(f"{path}/init", _DIRECTORY)
+        return f"{path}/payload"
 
     def _live(self) -> Bundle:
         if self._bundle is None:
@@ -156,14 +192,14 @@ class Group:
         if self._container is not None:
             os.chown(f"{self._container}/cgroup.procs", uid, -1)
 
-    def make_leaf(self, name: str, limits: Limits | None = None, *, controllers: frozenset[str] | None = None, adopt: bool = False) -> Leaf:
-        """Make a fresh group for one program. *adopt*: its directories may be there, fresh (see `places`).
+    def make_leaf(self, name: str, limits: Limits | None = None, *, controllers: frozenset[str] | None = None) -> Leaf:
+        """Make a fresh group for one program.
 
         *limits* are its own, beside the container's. *controllers*: what to account for (None: what the group was made for);
         for the container's other hierarchies the program joins the container's own group.
         Raises: UnsupportedError, SetupError: a limit cannot be set. OSError: mkdir failed (EEXIST: the name is taken).
         """
-        leaf = Leaf(self, name.encode(), self._shape_of(limits, controllers), self._uid, adopt=adopt)
+        leaf = Leaf.make(self, name.encode(), self._shape_of(limits, controllers), self._uid)
         self._leaves.add(leaf)
         return leaf
 
@@ -181,7 +217,7 @@ class Group:
         if ahead is None:
             return None
         try:
-            leaf = Leaf(self, name, self._shape_of(limits, None), self._uid, last=ahead.last)
+            leaf = Leaf.make(self, name, self._shape_of(limits, None), self._uid, last=ahead.last)
         except FileNotFoundError:
             return None
         self._leaves.add(leaf)
@@ -217,23 +253,19 @@ class Group:
 
     def _shape(self, limits: Limits, wanted: frozenset[str]) -> Shape:
         bundle = self._live()
-        planned = planned_writes(limits, bundle.host)
-        needed = hierarchies_for(bundle.host, controllers_of(limits), wanted)
-        for hierarchy in needed:
+        host = bundle.host
+        for hierarchy in hierarchies_for(host, controllers_of(limits), wanted):
             self._extend(hierarchy, wanted | controllers_of(limits))
-        v1 = tuple(h for h in needed if h.version == 1)
-        inherit: list[tuple[int, Write]] = [(self._fds[h.mount], write) for h in v1 if "cpuset" in h.controllers for write in CPUSET]
-        shared = [self._tasks_fd(place) for place in bundle.places.values() if place.version == 1 and place.hierarchy not in v1]
-        unified = bundle.host.unified
+        outline, fds = _outline(host, limits, wanted, tuple(bundle.places)), self._fds
         return Shape(
-            v1=tuple(self._fds[h.mount] for h in v1),
-            shared=tuple(shared),
+            v1=tuple([fds[mount] for mount in outline.v1]),
+            shared=tuple([self._tasks_fd(bundle.places[mount]) for mount in outline.shared]),
             # one in payload itself would break "no internal processes": on v2 a program always has a leaf
-            v2=self._fds.get(unified.mount) if unified is not None else None,
-            memory=self._account("memory", wanted),
-            cpu=self._account("cpuacct", wanted),
-            pids=self._account("pids", wanted),
-            writes=(*inherit, *self._leaf_writes(planned, wanted)),
+            v2=None if outline.v2 is None else fds.get(outline.v2),
+            memory=_account(outline.memory, fds),
+            cpu=_account(outline.cpu, fds),
+            pids=_account(outline.pids, fds),
+            writes=tuple([(fds[mount], write) for mount, write in outline.writes]),
         )
 
     def _ahead_of(self, limits: Limits | None) -> Ahead | None:
@@ -266,16 +298,6 @@ class Group:
             steps += [(before, file, value) for file, value in settings[directory]]
         return Ahead(tuple(steps), order[-1])
 
-    def _leaf_writes(self, planned: Iterable[Write], wanted: frozenset[str]) -> list[tuple[int, Write]]:
-        host = self._live().host
-        result = [(self._fds[host.require(write.controller).mount], write) for write in planned]
-        memory = host.find("memory")
-        has_group_kill = any(write.file == "memory.oom.group" for _, write in result)
-        if memory is not None and memory.version == 2 and "memory" in wanted and not has_group_kill:
-            # the container's limit may be the one that is met: then too the program ends as a whole
-            result.append((self._fds[memory.mount], Write("memory", "memory.oom.group", "1", optional=True)))
-        return result
-
     def _extend(self, hierarchy: Hierarchy, wanted: frozenset[str]) -> None:
         """Make sure that leaves can be made in *hierarchy* with *wanted* controllers."""
         bundle = self._live()
@@ -286,12 +308,6 @@ class Group:
             owner().directory(hierarchy, needed)
             enable(self._container, needed)
             enable(f"{self._container}/payload", needed)
-
-    def _account(self, controller: str, wanted: frozenset[str]) -> tuple[int, int] | None:
-        hierarchy = self._live().host.find(controller)
-        if controller not in wanted or hierarchy is None or hierarchy.mount not in self._fds:
-            return None
-        return hierarchy.version, self._fds[hierarchy.mount]
 
     def _tasks_fd(self, place: Place) -> int:
         mount = place.hierarchy.mount

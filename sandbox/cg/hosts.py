@@ -55,7 +55,7 @@ class CgroupMount:
     is_writable: bool
 
 
-@frozen
+@frozen(cache_hash=True)
 class Hierarchy:
     """One tree of control groups: *start* is the directory of the cgroup that we were started in."""
 
@@ -76,18 +76,10 @@ class Host:
         init=False, eq=False, repr=False, default=Factory(lambda self: _versions(self._homes), takes_self=True)
     )
 
+    mode: Mode = field(init=False, eq=False, repr=False, default=Factory(lambda self: _mode(self.hierarchies), takes_self=True))
     unified: Hierarchy | None = field(
         init=False, eq=False, repr=False, default=Factory(lambda self: next((h for h in self.hierarchies if h.version == 2), None), takes_self=True)
     )
-
-    @property
-    def mode(self) -> Mode:
-        found = {h.version for h in self.hierarchies}
-        if found == {2}:
-            return Mode.V2
-        if found == {1}:
-            return Mode.V1
-        return Mode.HYBRID if found else Mode.NONE
 
     def find(self, controller: str) -> Hierarchy | None:
         """Give the hierarchy that *controller* (a word of `CONTROLLERS`) lives in, None when it lives in none."""
@@ -102,6 +94,15 @@ class Host:
         if hierarchy is None:
             raise missing_controller(controller, self)
         return hierarchy
+
+
+def _mode(hierarchies: tuple[Hierarchy, ...]) -> Mode:
+    found = {hierarchy.version for hierarchy in hierarchies}
+    if found == {2}:
+        return Mode.V2
+    if found == {1}:
+        return Mode.V1
+    return Mode.HYBRID if found else Mode.NONE
 
 
 def local_name(controller: str, version: int) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attrs import frozen
+from attrs import field, frozen
 
 from sandbox.cg import files
 from sandbox.cg.bundle import kill_members
@@ -53,6 +53,26 @@ class Shape:
     cpu: tuple[int, int] | None
     pids: tuple[int, int] | None
     writes: tuple[tuple[int, Write], ...]
+    told: tuple[tuple[int, bytes], ...] = field(init=False, eq=False)  # the files, with their directories, that tell what a run used
+
+    @told.default  # type: ignore[attr-defined, unused-ignore]  # attrs' own decorator
+    def _told(self) -> tuple[tuple[int, bytes], ...]:
+        found: list[tuple[int, bytes]] = []
+        if self.memory is not None:
+            version, directory = self.memory
+            found += [(directory, MEMORY_PEAK[version]), (directory, MEMORY_EVENTS[version])]
+        if self.pids is not None:
+            found.append((self.pids[1], PIDS_PEAK))
+        return tuple(found)
+
+
+@frozen
+class Opened:
+    """In which order somebody else has opened a leaf's files: those to join by, those of `Shape.told`, the one that tells the CPU time."""
+
+    joined: int  # how many there are
+    told: tuple[bytes, ...]
+    missing: tuple[bytes, ...]  # what of `Shape.told` this kernel does not have
 
 
 @frozen
@@ -66,9 +86,10 @@ class Ahead:
 _TASKS = os.O_WRONLY | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_CLOEXEC
-_PEAK = {1: b"/memory.max_usage_in_bytes", 2: b"/memory.peak"}
-_EVENTS = {1: b"/memory.oom_control", 2: b"/memory.events"}
-_PIDS_PEAK = b"/pids.peak"
+MEMORY_PEAK = {1: b"/memory.max_usage_in_bytes", 2: b"/memory.peak"}
+MEMORY_EVENTS = {1: b"/memory.oom_control", 2: b"/memory.events"}
+PIDS_PEAK = b"/pids.peak"
+CPU_USAGE: Final = b"/cpuacct.usage"  # of v1
 
 
 def _read(name: bytes, directory: int, most: int = 4096) -> bytes | None:
@@ -80,13 +101,6 @@ def _read(name: bytes, directory: int, most: int = 4096) -> bytes | None:
         return os.read(fd, most)
     finally:
         os.close(fd)
-
-
-def _open_if_there(tasks: bytes, directory: int) -> int | None:
-    try:
-        return os.open(tasks, _TASKS, dir_fd=directory)
-    except FileNotFoundError:
-        return None
 
 
 def _value(text: bytes, key: bytes) -> int | None:
@@ -102,10 +116,10 @@ class Leaf:
 
     __slots__ = ("_group", "_own_fds", "_shape", "_watched", "cpu_fd", "cpu_format", "into_fd", "join_fds", "name")
 
-    def __init__(self, group: Group, name: bytes, shape: Shape, owner_uid: int | None, *, adopt: bool = False, last: int | None = None) -> None:
+    def __init__(self, group: Group, name: bytes, shape: Shape, fds: list[int]) -> None:
         self._group = group
         self._shape = shape
-        self._own_fds: list[int] = []
+        self._own_fds = fds
         self._watched: dict[bytes, int | None] = {}
         self.name = name
         #: v1: open ``tasks`` files; the single-threaded child joins by writing ``0`` to each
@@ -115,14 +129,31 @@ class Leaf:
         #: tells the CPU time used so far, at offset 0, in `cpu_format`
         self.cpu_fd: int | None = None
         self.cpu_format = CpuFormat.NONE
+
+    @classmethod
+    def make(cls, group: Group, name: bytes, shape: Shape, owner_uid: int | None, *, last: int | None = None) -> Leaf:
+        """Make its directories, and set its limits. *last*: somebody else has, if this one is there."""
+        leaf = cls(group, name, shape, [])
         made: list[int] = []
         try:
-            self._create(owner_uid, made, adopt=adopt, last=last)
+            leaf._create(owner_uid, made, last=last)
         except BaseException:
-            self._discard(made)
+            leaf._discard(made)
             raise
+        return leaf
 
-    def _create(self, owner_uid: int | None, made: list[int], *, adopt: bool, last: int | None) -> None:
+    @classmethod
+    def opened(cls, group: Group, name: bytes, shape: Shape, files: Opened, fds: list[int]) -> Leaf:
+        """Take what somebody else has made, and opened: *fds*, which are the leaf's then, as *files* lists them."""
+        leaf = cls(group, name, shape, fds)
+        leaf.join_fds = [*fds[: files.joined], *shape.shared]
+        leaf._watched = dict.fromkeys(files.missing)
+        leaf._watched.update(zip(files.told, fds[files.joined :], strict=False))
+        if shape.cpu is not None:
+            leaf.cpu_fd, leaf.cpu_format = fds[-1], CpuFormat.NANOSECONDS
+        return leaf
+
+    def _create(self, owner_uid: int | None, made: list[int], *, last: int | None) -> None:
         name, shape, own, mkdir, open_ = self.name, self._shape, self._own_fds, os.mkdir, os.open
         tasks = name + b"/tasks"
         is_set = last is not None  # by somebody else, there last
@@ -130,12 +161,9 @@ class Leaf:
             own.append(open_(tasks, _TASKS, dir_fd=last))
             own.extend(open_(tasks, _TASKS, dir_fd=directory) for directory in shape.v1 if directory != last)
         for directory in () if is_set else shape.v1:
-            fd = _open_if_there(tasks, directory) if adopt else None
-            if fd is None:
-                mkdir(name, 0o755, dir_fd=directory)
-                fd = open_(tasks, _TASKS, dir_fd=directory)
+            mkdir(name, 0o755, dir_fd=directory)
             made.append(directory)
-            own.append(fd)
+            own.append(open_(tasks, _TASKS, dir_fd=directory))
         self.join_fds = [*own, *shape.shared]
         if shape.v2 is not None:
             mkdir(name, 0o755, dir_fd=shape.v2)
@@ -148,7 +176,7 @@ class Leaf:
             files.apply(name.decode(), write, dir_fd=directory)
         if shape.cpu is not None:
             version, directory = shape.cpu
-            self.cpu_fd = open_(name + (b"/cpuacct.usage" if version == 1 else b"/cpu.stat"), _READ, dir_fd=directory)
+            self.cpu_fd = open_(name + (CPU_USAGE if version == 1 else b"/cpu.stat"), _READ, dir_fd=directory)
             own.append(self.cpu_fd)
             self.cpu_format = CpuFormat.NANOSECONDS if version == 1 else CpuFormat.CPU_STAT
 
@@ -166,34 +194,22 @@ class Leaf:
         return self._shape.v1 if self._shape.v2 is None else (*self._shape.v1, self._shape.v2)
 
     def watch(self) -> None:
-        """Open what `usage` reads, and close what the program has joined by: while it runs this takes no time from anybody."""
-        shape, kept, fds = self._shape, (self.cpu_fd, self.into_fd), self._own_fds
-        self._own_fds = [fd for fd in kept if fd is not None]
-        self.join_fds = []
-        for fd in fds:
-            if fd not in kept:
-                os.close(fd)
-        wanted: list[tuple[int, bytes]] = []
-        if shape.memory is not None:
-            version, directory = shape.memory
-            wanted += [(directory, _PEAK[version]), (directory, _EVENTS[version])]
-        if shape.pids is not None:
-            wanted.append((shape.pids[1], _PIDS_PEAK))
-        for directory, file in wanted:
+        """Open what `usage` reads: while the program runs this takes no time from anybody."""
+        name, watched, own, open_ = self.name, self._watched, self._own_fds, os.open
+        for directory, file in () if watched else self._shape.told:
             try:
-                fd = self._watched[file] = os.open(self.name + file, _READ, dir_fd=directory)
+                watched[file] = fd = open_(name + file, _READ, dir_fd=directory)
+                own.append(fd)
             except FileNotFoundError:  # an older kernel
-                self._watched[file] = None
+                watched[file] = None
             except OSError:  # out of descriptors, say: `usage` opens it when it is needed
                 return
-            else:
-                self._own_fds.append(fd)
 
     def _text(self, directory: int, file: bytes) -> bytes | None:
         """Read one of its files; None where the kernel has no such file."""
-        if file not in self._watched:
+        fd = self._watched.get(file, -1)
+        if fd == -1:
             return _read(self.name + file, directory)
-        fd = self._watched[file]
         return None if fd is None else os.pread(fd, 4096, 0)
 
     def usage(self, waited_for: tuple[float, float] | None = None) -> Usage:
@@ -202,8 +218,7 @@ class Leaf:
         *waited_for*: user and system time, in seconds, of its first process and what that waited for. On v1 these tell how the
         exact total is split where they are all but 5 % of it, or 10 ms: the group's own two are counted in ticks.
         """
-        cpu = self._cpu(waited_for)
-        return Usage(self.memory_peak, self.oom_kills, *cpu, self.pids_peak)
+        return Usage(self.memory_peak, self.oom_kills, *self._cpu(waited_for), self.pids_peak)
 
     @property
     def memory_peak(self) -> int | None:
@@ -211,7 +226,7 @@ class Leaf:
         if self._shape.memory is None:
             return None
         version, directory = self._shape.memory
-        text = self._text(directory, _PEAK[version])
+        text = self._text(directory, MEMORY_PEAK[version])
         return None if text is None else int(text)
 
     @property
@@ -220,7 +235,7 @@ class Leaf:
         if self._shape.memory is None:
             return None
         version, directory = self._shape.memory
-        text = self._text(directory, _EVENTS[version])
+        text = self._text(directory, MEMORY_EVENTS[version])
         return None if text is None else _value(text, b"oom_kill ")
 
     @property
@@ -228,7 +243,7 @@ class Leaf:
         """The most processes and threads at once (Linux 6.11)."""
         if self._shape.pids is None:
             return None
-        text = self._text(self._shape.pids[1], _PIDS_PEAK)
+        text = self._text(self._shape.pids[1], PIDS_PEAK)
         return None if text is None else int(text)
 
     @property

@@ -106,6 +106,8 @@ class Owner:
         Raises: UnsupportedError: it cannot be made, or they cannot be enabled.
         """
         path = self._made.get(hierarchy.mount)
+        if path is not None and hierarchy.version == 1:
+            return path
         wanted = wanted_v2(hierarchy, controllers)
         if path is not None and wanted <= self._enabled[hierarchy.mount]:
             return path

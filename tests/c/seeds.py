@@ -66,8 +66,9 @@ EXECS = (
 )
 
 
-MAKE, WRITE, REMOVE = wire.GroupStep
-GROUPS = codec.encode_steps([(REMOVE, b"/sys/fs/cgroup/y", b""), (MAKE, b"/sys/fs/cgroup/x", b""), (WRITE, b"/sys/fs/cgroup/x/pids.max", b"64")])
+MAKE, WRITE, REMOVE, READ, JOIN = wire.GroupStep
+GROUP = b"/sys/fs/cgroup/x"
+GROUPS = codec.encode_steps([(REMOVE, b"/sys/fs/cgroup/y", b""), (MAKE, GROUP, b""), (WRITE, GROUP + b"/pids.max", b"64"), (READ, GROUP, b""), (JOIN, GROUP + b"/tasks", b"")])
 
 
 def write(directory: Path, name: str, seeds: list[bytes]) -> None:

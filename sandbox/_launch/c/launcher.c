@@ -134,23 +134,46 @@ static bool parse_step(struct step *s, struct reader *r) {
     s->what = rd_uint8(r);
     s->path = rd_str(r);
     s->value = rd_str(r);
-    return !r->bad && s->what <= GROUP_REMOVE && s->path[0] == '/' && !strstr(s->path, "..");
+    return !r->bad && s->what <= GROUP_JOIN && s->path[0] == '/' && !strstr(s->path, "..");
 }
 
-static int take_step(struct reader *r) {
+// Descriptors for the caller.
+struct opened {
+    int fds[WIRE_FDS], count;
+};
+
+static int open_for(struct opened *o, const char *path, int flags) {
+    if (!o || o->count == WIRE_FDS)
+        return errno = EPROTO, -1;
+    int fd = open(path, flags | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    o->fds[o->count++] = fd;
+    return 0;
+}
+
+// With *o* NULL nothing can be opened.
+static int take_step(struct reader *r, struct opened *o) {
     struct step s;
     if (!parse_step(&s, r))
         return errno = EPROTO, -1;
-    if (s.what == GROUP_WRITE)
+    switch (s.what) {
+    case GROUP_WRITE:
         return write_text(s.path, s.value);
-    if (s.what == GROUP_REMOVE)
+    case GROUP_REMOVE:
         return rmdir(s.path) == 0 || errno == ENOENT ? 0 : -1;
-    return mkdir(s.path, 0755) == 0 || errno == EEXIST ? 0 : -1;
+    case GROUP_READ:
+        return open_for(o, s.path, O_RDONLY);
+    case GROUP_JOIN:
+        return open_for(o, s.path, O_WRONLY);
+    default:
+        return mkdir(s.path, 0755) == 0 || errno == EEXIST ? 0 : -1;
+    }
 }
 
-static int make_groups(struct reader r) {
+static int make_groups(struct reader r, struct opened *o) {
     while (r.at != r.end)
-        if (take_step(&r) < 0)
+        if (take_step(&r, o) < 0)
             return -1;
     return 0;
 }
@@ -676,11 +699,16 @@ static void start(struct create *k) {
                             .cleanup = k->cleanup,
                             .direct = k->flags & CREATE_DIRECT};
     // Before anybody is told: who knows of a container that was made ahead may use its groups.
-    int groups_error = k->groups.at != k->groups.end && make_groups(k->groups) < 0 ? errno : 0;
+    static struct opened opened;
+    opened.fds[0] = pidfd;
+    opened.count = 1;
+    int groups_error = k->groups.at != k->groups.end && make_groups(k->groups, &opened) < 0 ? errno : 0;
     struct writer w = {.length = 0};
     wr_u32(&w, (uint32_t)pid);
     uint32_t index = 0;
-    int clone_error = message_send(c->channel, MSG_CLONED, &w, &pidfd, 1) < 0 ? errno : 0;
+    int clone_error = message_send(c->channel, MSG_CLONED, &w, opened.fds, opened.count) < 0 ? errno : 0;
+    while (opened.count > 1) // the first is the pidfd
+        close(opened.fds[--opened.count]);
     int maps_error = write_maps(k, pid) < 0 ? errno : 0;
     await_own_table(k->go[0], pidfd);
     close(pidfd);
@@ -840,7 +868,7 @@ static bool groups_go_on(struct waiting *w) {
     if (step.at == step.end || !alive(w->pid))
         return false;
     bool removes = *step.at == GROUP_REMOVE;
-    if (take_step(&step) < 0) {
+    if (take_step(&step, NULL) < 0) {
         if (!removes)
             return false;                               // the next steps need this one
         if (errno == EBUSY && ++w->tries < MAX_TRIES) { // its last process is on its way out
