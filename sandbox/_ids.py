@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from attrs import field, frozen
@@ -40,6 +41,7 @@ class Ids:
         return f"the ids 0 to {self.count - 1}" if self.count else f"the one id {self.only} (give it more by running as root, or by subuid ranges)"
 
 
+@lru_cache(maxsize=64)
 def shape(*, privileged: bool, uid: int) -> Ids:
     """What a container's ids look like from inside; for a privileged caller `allot` then says which they are outside."""
     if privileged:
