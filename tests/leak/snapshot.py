@@ -95,8 +95,19 @@ def descendants(pid: int) -> list[int]:
 def orphaned_launchers() -> list[int]:
     """Launchers and inits (they share its executable) whose parent is gone; not those of a stranger that is alive."""
     found = [pid for pid, parent in _parents() if parent == 1 and "memfd:" in (exe := _readlink(f"/proc/{pid}/exe")) and OURS.search(exe)]
-    family = {os.getpid(), *descendants(os.getpid())}
+    family = _family()
     return [pid for pid in found if (caller := _caller(pid)) in family or not (PROC / str(caller)).exists()]
+
+
+def _family() -> set[int]:
+    return {os.getpid(), *descendants(os.getpid())}
+
+
+def strangers_groups() -> set[str]:
+    """Names of the directories that processes have which live and do not descend from this one: another run of the tests, say."""
+    family = _family()
+    owners = (pid for pid, _ in _parents() if pid not in family)
+    return {f"sandbox-{pid}-{words[-1]}" for pid in owners if (words := describe(pid).removesuffix(" (zombie)").split())}
 
 
 def _caller(launcher: int) -> int:
@@ -143,6 +154,7 @@ def _namespaces(pids: Iterable[int]) -> Iterator[str]:
 
 def _cgroups() -> Iterator[str]:
     """Our directories below our own cgroup, in each hierarchy."""
+    strangers = strangers_groups()
     own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mount, fstype, options = line.split()[:4]
@@ -152,7 +164,10 @@ def _cgroups() -> Iterator[str]:
             mine = not controllers if fstype == "cgroup2" else bool(controllers) and set(controllers.split(",")) <= set(options.split(","))
             if mine:
                 top = os.path.join(mount, path.lstrip("/"))
-                yield from (directory for directory, _, _ in os.walk(top) if OURS.search(directory[len(top) :]))
+                for directory, below, _ in os.walk(top):
+                    below[:] = [name for name in below if name.rpartition("-")[0] not in strangers]
+                    if OURS.search(directory[len(top) :]):
+                        yield directory
 
 
 def _rules() -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.leak.killed import run_and_kill
-from tests.leak.snapshot import Snapshot
+from tests.leak.snapshot import Snapshot, describe
 from tests.support import cgroup_of_self, needs
 
 pytestmark = pytest.mark.unprivileged
@@ -172,3 +172,21 @@ signal.pause()
 def test_a_process_that_fails_before_it_is_ready_is_an_error():
     with pytest.raises(RuntimeError, match="no such thing"):
         run_and_kill("raise SystemExit('no such thing')")
+
+
+@needs("cgroup:memory")
+@pytest.mark.parametrize("owner", ["self", "parent", "nobody"])
+def test_groups_of_a_stranger_that_lives_are_not_ours_to_count(owner: str) -> None:
+    # Our parent does not descend from us; a start time that is not its own says that the pid was used again.
+    pid = {"self": os.getpid()}.get(owner, os.getppid())
+    started = "1" if owner == "nobody" else describe(pid).split()[-1]
+    before = Snapshot.take()
+    own = cgroup_of_self("memory")
+    assert own is not None
+    directory = own / f"sandbox-{pid}-{started}-0"
+    directory.mkdir()
+    try:
+        left = before.left_behind(Snapshot.take())
+    finally:
+        directory.rmdir()
+    assert left == ([] if owner == "parent" else [f"cgroups: {directory}"])
