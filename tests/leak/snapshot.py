@@ -176,11 +176,14 @@ def _cgroups() -> Iterator[str]:
 def _rules() -> Iterator[str]:
     if os.geteuid() != 0:
         return
-    if shutil.which("nft"):
+    has_nft = bool(shutil.which("nft"))
+    if has_nft:
         said = _output("nft", "--json", "list", "ruleset")
         yield from (json.dumps(item, sort_keys=True) for item in json.loads(said or '{"nftables": []}')["nftables"] if "metainfo" not in item)
     for tool in ("iptables-save", "ip6tables-save"):
-        if shutil.which(tool):
+        path = shutil.which(tool)
+        # The one that is a face of nft has nothing to add to what nft says.
+        if path and not (has_nft and os.path.basename(os.path.realpath(path)) == "xtables-nft-multi"):
             # Counters move and comments hold the time.
             yield from (f"{tool}: {line.partition(' [')[0]}" for line in _output(tool).splitlines() if not line.startswith("#"))
 
