@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,23 @@ import hypothesis
 import pytest
 
 from tests.leak.snapshot import Snapshot
-from tests.support import why_not
+from tests.support import patience, slowness, why_not
 
 # No deadline: on a machine with other work a slow example says nothing. In CI, every run tries the same examples.
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give tests the time that they need on a slow machine."""
+    if slowness() == 1.0:
+        return
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        # Those that say nothing are far from the limit anywhere; a test that hangs should not cost an hour.
+        seconds = patience(marker.args[0]) if marker is not None else min(patience(float(config.getini("timeout"))), 600.0)
+        item.add_marker(pytest.mark.timeout(seconds), append=False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -28,6 +40,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.fail(f"SANDBOX_TESTS_REQUIRE asks for {name}: {reason}", pytrace=False)
             if reason:
                 pytest.skip(f"needs {name}: {reason}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Append what came of a test to the file that SANDBOX_TESTS_LOG names, at once: a machine that dies later has told this much."""
+    path = os.environ.get("SANDBOX_TESTS_LOG")
+    if path and (report.when == "call" or not report.passed):
+        outcome = "passed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
+        line = {"test": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 2), "said": _said(report)}
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _said(report: pytest.TestReport) -> str:
+    if report.passed or hasattr(report, "wasxfail"):
+        return ""
+    return _reason(report) if report.skipped else report.longreprtext[-2000:]
 
 
 @pytest.hookimpl(trylast=True)

@@ -30,6 +30,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,7 @@ import pytest
 Probe = Callable[[str], str]
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+USUAL_START_S = 0.0015  # in which the machines that these tests were written on start a program, and see it end
 ROOM = "sandbox-supervisor"  # where the library moves the processes of a v2 cgroup that is to have groups in it
 
 
@@ -58,6 +60,26 @@ def why_not(name: str) -> str:
     """Say why the machine does not offer *name*; "" when it does."""
     kind, argument = _split(name)
     return PROBES[kind](argument)
+
+
+@functools.cache
+def slowness() -> float:
+    """How many times slower this machine starts programs than the machines that tests were written on; never less than 1.
+
+    Ten to thirty in a machine that is emulated in software. The best of a few starts counts: other work on the machine is not meant.
+    """
+    return max(1.0, min(_start_s() for _ in range(10)) / USUAL_START_S)
+
+
+def patience(seconds: float) -> float:
+    """How long to wait here for what takes less than *seconds* on a usual machine."""
+    return seconds * slowness()
+
+
+def _start_s() -> float:
+    began = time.monotonic()
+    os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+    return time.monotonic() - began
 
 
 def _split(name: str) -> tuple[str, str]:

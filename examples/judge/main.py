@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ def main() -> int:
     if not options.json:
         print(_HEAD.rstrip())
     try:
-        for report in judge_all(submissions, rounds=options.rounds, jobs=options.jobs):
+        for report in judge_all(submissions, rounds=options.rounds, jobs=options.jobs, time_factor=options.time_factor):
             reports.append(report)
             print(json.dumps(_record(report)) if options.json else _row(report), flush=True)
     except UnsupportedError as error:
@@ -40,10 +41,10 @@ def main() -> int:
     return _conclude(reports, sys.stderr if options.json else sys.stdout)
 
 
-def judge_all(submissions: Iterable[Submission], *, rounds: int = 1, jobs: int = 1) -> Iterator[Report]:
+def judge_all(submissions: Iterable[Submission], *, rounds: int = 1, jobs: int = 1, time_factor: float = 1.0) -> Iterator[Report]:
     """Judge each, *jobs* at a time, and report in order. The library is safe in threads."""
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(judge, submission) for _ in range(rounds) for submission in submissions]
+        waiting = [pool.submit(judge, submission, time_factor=time_factor) for _ in range(rounds) for submission in submissions]
         try:
             for future in waiting:
                 yield future.result()
@@ -57,6 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--problem", choices=_problems(), help="the problem that the sources solve; default: by their directory")
     parser.add_argument("--rounds", type=_positive, default=1, help="judge everything so many times")
     parser.add_argument("--jobs", type=_positive, default=len(os.sched_getaffinity(0)), help="judge so many at once; default: one per CPU")
+    parser.add_argument("--time-factor", type=_factor, default=1.0, help="multiply all limits of time, on a machine that is so much slower")
     parser.add_argument("--json", action="store_true", help="print a JSON object per submission instead of the table")
     return parser.parse_args()
 
@@ -69,6 +71,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+def _factor(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{number} is no factor")
     return number
 
 

@@ -23,10 +23,11 @@ from attrs import define, field, frozen
 
 import sandbox
 from sandbox import Bind, Container, Security, Tmpfs
+from tests.support import patience
 
 _serial = itertools.count()
 APPLETS = "[ cat chmod chown cp dd echo env false find grep head id ln ls mkdir mkfifo mount mv ps readlink rm rmdir sh sleep stat tail touch tr true umount wc"
-PATIENCE_S = 60.0
+PATIENCE_S = patience(60.0)
 
 
 class Refused(Exception):  # noqa: N818 - no error: to refuse is a fine answer to an attack

@@ -20,7 +20,7 @@ import sandbox
 from sandbox import PIPE, Bind, Container, Rlimits, Security, Status, Tmpfs
 from tests.escape.canary import Canary
 from tests.escape.targets import Target
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 SH = "/bin/sh"
@@ -63,7 +63,7 @@ def test_strict_names_the_forbidden_system_call(attacks: Path) -> None:
     """An attempt is a verdict there, not an error that the program may ignore; and the container goes on."""
     with Container(mounts=[Bind(attacks, "/attacks", read_only=True)], security=Security("strict")) as c:
         for part in ("namespaces", "mounts", "calls"):
-            result = c.exec(["/attacks/surface", part], timeout=20)
+            result = c.exec(["/attacks/surface", part], timeout=patience(20))
             assert result.status is Status.SYSCALL_DENIED, result
             assert result.syscall is not None
         assert c.exec(["echo", "next"]).stdout == b"next\n"
@@ -113,7 +113,7 @@ def test_nothing_is_typed_into_a_controlling_terminal(attacks: Path) -> None:
     """CVE-2017-5226: the classic case; the caller is a shell's child, and the shell reads what was put in its queue."""
     master, slave = pty.openpty()
     try:
-        done = subprocess.run([sys.executable, "-c", CALLER, attacks], stdin=slave, stdout=slave, stderr=subprocess.PIPE, check=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", CALLER, attacks], stdin=slave, stdout=slave, stderr=subprocess.PIPE, check=True, timeout=patience(60))
         answers = done.stderr.decode().splitlines()
         assert len(answers) == 5
         assert not [line for line in answers if "ALLOWED" in line]
@@ -128,7 +128,7 @@ def test_terminal_input_cannot_be_faked_on_ones_own_terminal(attacks: Path) -> N
     """CVE-2017-5226: nor into the terminal that we made for it, which the caller may relay."""
     with Container(mounts=[Bind(attacks, "/attacks", read_only=True)]) as c:
         p = c.popen(["/attacks/terminal"], tty=True)
-        out, _ = p.communicate(timeout=20)
+        out, _ = p.communicate(timeout=patience(20))
         p.close()
     assert out.count(b"Operation not permitted") == 5, out
 
@@ -150,10 +150,10 @@ def test_signals_reach_neither_init_nor_other_containers(attacks: Path) -> None:
     with Container(mounts=[Bind(attacks, "/attacks", read_only=True)]) as c, Container() as beside:
         other = beside.popen(["cat"], stdin=PIPE, stdout=PIPE)
         for user in (None, "0" if os.geteuid() == 0 else None):
-            result = c.exec(["/attacks/signals", space], user=user, timeout=20)
+            result = c.exec(["/attacks/signals", space], user=user, timeout=patience(20))
             assert result.status in {Status.EXITED, Status.SIGNALED}, result
             assert c.exec(["echo", "alive"]).stdout == b"alive\n"
-        out, _ = other.communicate(b"still here", timeout=20)
+        out, _ = other.communicate(b"still here", timeout=patience(20))
         assert out == b"still here"
         other.close()
 
@@ -202,7 +202,7 @@ def test_what_one_container_does_another_does_not_see(channel: str) -> None:
         if channel != "proc":
             assert teller.stdout is not None
             teller.stdout.readline()
-        heard = b.exec([SH, "-c", f"{listen} 2>/dev/null"], timeout=20)
+        heard = b.exec([SH, "-c", f"{listen} 2>/dev/null"], timeout=patience(20))
         teller.close()
     assert b"note" not in heard.stdout, heard
 
@@ -252,7 +252,7 @@ def test_locks_on_a_shared_file_are_no_channel() -> None:
         teller = a.popen([PYTHON, "-c", LOCKS, "/usr/bin/env"], stdin=PIPE, stdout=PIPE)
         assert teller.stdout is not None
         assert teller.stdout.readline() == b"locked\n"
-        heard = b.exec([PYTHON, "-c", LOCKS, "/usr/bin/env"], timeout=20).stdout
+        heard = b.exec([PYTHON, "-c", LOCKS, "/usr/bin/env"], timeout=patience(20)).stdout
         teller.close()
     assert heard == b"locked\n"
 

@@ -18,7 +18,7 @@ from tests.escape.canary import Canary
 from tests.escape.targets import Refused, Target
 from tests.leak.killed import run_and_kill
 from tests.leak.snapshot import descendants
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 SH = "/bin/sh"
@@ -267,7 +267,7 @@ def test_a_terminal_is_one_of_the_container() -> None:
     """CVE-2025-52565: /dev/console is a terminal of the container's own devpts, or is not there."""
     with Container() as c:
         program = c.popen([SH, "-c", "tty; stat -c %t /dev/console; stat -f -c %t /dev/pts"], tty=True)
-        out, _ = program.communicate(timeout=20)
+        out, _ = program.communicate(timeout=patience(20))
         program.close()
     lines = out.decode().split()
     assert lines[0].startswith("/dev/pts/")
@@ -367,6 +367,6 @@ def test_a_program_that_may_nest_reaches_no_mount_of_the_host(canary: Canary) ->
     """A container in the container: its mounts can cover ours, not uncover what is below them (mount_namespaces(7), locked mounts)."""
     script = "umount -l /proc; umount -l /etc/passwd; umount -l /usr; mount -o remount,bind,rw /usr && touch /usr/attack && echo WRITTEN; cat /proc/kcore | head -c 1"
     with Container(security=Security(nesting=True)) as c:
-        out = c.exec(["unshare", "--user", "--map-root-user", "--mount", SH, "-c", f"{script}; cat {canary.path}/secret"], timeout=20)
+        out = c.exec(["unshare", "--user", "--map-root-user", "--mount", SH, "-c", f"{script}; cat {canary.path}/secret"], timeout=patience(20))
     assert b"WRITTEN" not in out.stdout
     assert out.stdout == b"", out

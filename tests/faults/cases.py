@@ -24,9 +24,10 @@ import sandbox
 from sandbox._launch import driver
 from tests.faults.faulty import Faulty
 from tests.leak.snapshot import descendants, describe
+from tests.support import patience
 
-HANG_S: Final = 15.0  # after which a case is ended
-PATIENCE_S: Final = 1.0  # in which everything must have gone
+HANG_S: Final = patience(15.0)  # after which a case is ended
+PATIENCE_S: Final = patience(1.0)  # in which everything must have gone
 _SUBREAPER: Final = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 Scenario = Callable[[], object]
 

@@ -15,11 +15,11 @@ from tests.faults.cases import Case, Outcome, Scenario, begin
 from tests.faults.faulty import Action, Call, Faulty, Role
 from tests.faults.scenarios import SCENARIOS
 from tests.leak.snapshot import descendants
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns", "program:gcc"), pytest.mark.unprivileged, pytest.mark.timeout(900)]
 
-REACH_S = 10.0
+REACH_S = patience(10.0)
 
 
 def embedding(case: Case, faulty: Faulty) -> Iterator[int]:

@@ -27,8 +27,10 @@ def run_and_kill(code: str, *, delay_s: float = 0.0, patience_s: float = 1.0) ->
     What is counted is what `Snapshot` counts, and the processes that the killed one has left. They are killed, then.
     Raises: RuntimeError when the code ends before it says that it is ready.
     """
+    from tests.support import patience  # not in the program that this module is, too: it would have to wait for pytest
+
     before = Snapshot.take()
-    command = [sys.executable, "-m", "tests.leak.killed", str(delay_s), str(patience_s), code]
+    command = [sys.executable, "-m", "tests.leak.killed", str(delay_s), str(patience(patience_s)), code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the embedding process failed before it was killed:\n{done.stderr}")

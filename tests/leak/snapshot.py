@@ -15,6 +15,7 @@ Other work on the machine is not ours to count: what cannot be ours by descent o
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -73,7 +74,9 @@ class Snapshot:
     def wait_until_clean(self, patience_s: float = 1.0) -> list[str]:
         """Compare with the machine as it is now, again until nothing is left or *patience_s* has gone by; say what is left."""
         # There is no event for "all is gone": the kernel frees cgroups and namespaces at its leisure. So we look again.
-        deadline = time.monotonic() + patience_s
+        from tests.support import patience
+
+        deadline = time.monotonic() + patience(patience_s)
         while (left := self.left_behind(Snapshot.take())) and time.monotonic() < deadline:
             time.sleep(0.02)
         return left
@@ -154,7 +157,7 @@ def _namespaces(pids: Iterable[int]) -> Iterator[str]:
 
 def _cgroups() -> Iterator[str]:
     """Our directories below our own cgroup, in each hierarchy."""
-    strangers = strangers_groups()
+    strangers = functools.cache(strangers_groups)  # which takes a look at every process: not where there is no group at all
     own = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mount, fstype, options = line.split()[:4]
@@ -165,7 +168,7 @@ def _cgroups() -> Iterator[str]:
             if mine:
                 top = os.path.join(mount, path.lstrip("/"))
                 for directory, below, _ in os.walk(top):
-                    below[:] = [name for name in below if name.rpartition("-")[0] not in strangers]
+                    below[:] = [name for name in below if not OURS.search(name) or name.rpartition("-")[0] not in strangers()]
                     if OURS.search(directory[len(top) :]):
                         yield directory
 
@@ -173,11 +176,14 @@ def _cgroups() -> Iterator[str]:
 def _rules() -> Iterator[str]:
     if os.geteuid() != 0:
         return
-    if shutil.which("nft"):
+    has_nft = bool(shutil.which("nft"))
+    if has_nft:
         said = _output("nft", "--json", "list", "ruleset")
         yield from (json.dumps(item, sort_keys=True) for item in json.loads(said or '{"nftables": []}')["nftables"] if "metainfo" not in item)
     for tool in ("iptables-save", "ip6tables-save"):
-        if shutil.which(tool):
+        path = shutil.which(tool)
+        # The one that is a face of nft has nothing to add to what nft says.
+        if path and not (has_nft and os.path.basename(os.path.realpath(path)) == "xtables-nft-multi"):
             # Counters move and comments hold the time.
             yield from (f"{tool}: {line.partition(' [')[0]}" for line in _output(tool).splitlines() if not line.startswith("#"))
 

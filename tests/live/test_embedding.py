@@ -17,14 +17,14 @@ import pytest
 import sandbox
 from sandbox import Container
 from tests.leak.killed import run_and_kill
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 KILL_ROUNDS = int(os.environ.get("SANDBOX_KILL_ROUNDS", "12"))
 
 
 def python(code: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(timeout), check=False)
 
 
 @pytest.mark.usefixtures("no_leftovers")
@@ -338,7 +338,7 @@ print("ready", flush=True)
 time.sleep(60)
 """
     assert run_and_kill(code, patience_s=5.0) == []
-    deadline = time.monotonic() + 5.0  # a tree of this kind takes its time, but not for ever
+    deadline = time.monotonic() + patience(5.0)  # a tree of this kind takes its time, but not for ever
     while list((tmp_path / "scratch").iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert list((tmp_path / "scratch").iterdir()) == []

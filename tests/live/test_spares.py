@@ -16,10 +16,10 @@ import pytest
 import sandbox
 from sandbox import Container, Tmpfs, _spares
 from sandbox._spares import Kind, Spare, Spares
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [pytest.mark.unprivileged]
-PATIENCE_S = 5.0
+PATIENCE_S = patience(5.0)
 
 
 class Watch:

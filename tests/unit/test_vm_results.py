@@ -1,0 +1,47 @@
+"""The page of what passes where: from lines to cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.vm import results
+
+
+def write(path: Path, *lines: tuple[str, str, str]) -> None:
+    text = "".join(json.dumps({"test": test, "outcome": outcome, "seconds": 0.1, "said": said}) + "\n" for test, outcome, said in lines)
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> list[str]:
+    root, user = tmp_path / "6.12-root.jsonl", tmp_path / "6.12-user.jsonl"
+    write(
+        root,
+        ("tests/live/a.py::one", "failed", "assert 1 == 2"),
+        ("tests/live/a.py::one", "passed", ""),  # again, once it was repaired
+        ("tests/live/a.py::two", "skipped", "needs user: runs as root"),
+        ("tests/escape/b.py::three", "passed", ""),
+        ("tests/escape/b.py::three", "failed", "left behind"),  # by its teardown
+    )
+    write(user, ("tests/live/a.py::one", "passed", ""), ("tests/live/a.py::two", "skipped", "needs systemd: cannot make a cgroup below /sys/fs/cgroup/x: no"))
+    return [str(root), str(user)]
+
+
+def test_the_last_outcome_of_a_test_counts_and_what_no_host_runs_is_named(hosts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.main(hosts) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "| 6.12-root | 1 / 0 / 1 | 0 / 1 / 0 | not run |" in lines
+    assert "| 6.12-user | 1 / 0 / 1 | not run | not run |" in lines
+    assert lines[lines.index("## Failed") + 2 :][:1] == ["- 6.12-root: `tests/escape/b.py::three`"]
+    assert lines[lines.index("## Skipped on every host") + 2 :][:1] == ["- `tests/live/a.py::two`"]
+    assert "- needs systemd: cannot make a cgroup below /sys/fs/cgroup/... no: 6.12-user (1)" in lines
+
+
+def test_all_is_well_when_nothing_failed_and_each_test_ran_somewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "here.jsonl", ("tests/live/a.py::one", "passed", ""), ("tests/live/a.py::two", "skipped", "why"))
+    write(tmp_path / "there.jsonl", ("tests/live/a.py::two", "passed", ""))
+    assert results.main([str(tmp_path / "here.jsonl"), str(tmp_path / "there.jsonl")]) == 0
+    assert capsys.readouterr().out.count("None.") == 2
