@@ -151,6 +151,7 @@ class IdRanges:
     way from one container into the other: every namespace is still apart; only files and counts (RLIMIT_NPROC) are of the same ids.
 
     *visible*: the maps of our own user namespace (ids that are not in them cannot be handed on). *reserved*: spans of others.
+    `are_any`: whether there is a range at all; root of an outer container mostly has none.
     """
 
     def __init__(self, *, start: int, visible: Sequence[Sequence[IdMap]] = (), reserved: Sequence[Span] = ()) -> None:
@@ -159,6 +160,7 @@ class IdRanges:
         self._reserved = tuple(reserved)
         self._used: set[int] = set()
         self._lock = threading.Lock()
+        self.are_any = any(self._usable((FIRST + number * COUNT, COUNT)) for number in range(_RANGES))
 
     def take(self) -> IdRange:
         """A range that is in nobody's hands.
