@@ -1,6 +1,6 @@
 """Try each feature on this host, one after the other, and print a JSON object: feature -> what came of it.
 
-Run as a program (``python -m tests.vm.features``). Each entry is a real container that runs a real program and is asked for the feature;
+Run as a program (``python -m tests.vm.features [FEATURE...]``, all without). Each entry is a real container that runs a real program and is asked for the feature;
 "works", "degraded: ..." (with ``strict=False``, what is left out) or "refused: ..." with the message as a user would see it.
 """
 
@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -185,9 +185,9 @@ def outcome(attempt: Try) -> str:
     return f"degraded: {missing}" if isinstance(missing, str) else "works"
 
 
-def main() -> int:
+def main(names: Sequence[str]) -> int:
     """Print what works; 1 when something neither works nor is refused by one of our errors."""
-    found = {name: outcome(attempt) for name, attempt in FEATURES.items()}
+    found = {name: outcome(FEATURES[name]) for name in names or FEATURES}
     kernel = re.sub(r"[^\d.].*", "", platform.release())
     json.dump({"kernel": kernel, "uid": os.geteuid(), "features": found}, sys.stdout, indent=1)
     print()
@@ -195,4 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
