@@ -217,7 +217,7 @@ class _Starting:
         self.host = _host.host()
         self.name = f"c{next(_numbers)}"
         self.degraded: list[str] = []
-        self.shape = shape(privileged=self.host.privileged, uid=first_number(spec.user))
+        self.shape = self._ids()
         self.net_of = net_of
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
@@ -227,6 +227,14 @@ class _Starting:
         self.leaves = Leaves()
         self.adopt = False
         self.identity: Identity | None = None
+
+    def _ids(self) -> Ids:
+        spec, found = self.spec, shape(privileged=self.host.privileged, uid=first_number(self.spec.user))
+        if not spec.subids or self.host.privileged:  # root's have a range of their own in any case
+            return found
+        made: list[Ids] = []
+        self._or_degrade(lambda: made.append(shape(privileged=False, uid=first_number(spec.user), subids=True)), "subids")
+        return made[0] if made else found
 
     def start(self, stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
         """Everything, in order; *stack* takes it back."""
@@ -241,7 +249,7 @@ class _Starting:
         fds = [fsplan.fds[slot] for slot in compiled.names]
         if joined is None and compiled.may_wait and self.clones_into_group == self.host.clone3_exec:
             limited = spec.limits if self._is_limited and not self.host.clone3_exec else None
-            self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, self.shape.only, limited)
+            self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, (self.shape.only, self.shape.count), limited)
         self.compiled = compiled
         self._root = fsplan.root
         started = self._by_spare(compiled, fds, fsplan, stack) or self._finish(self._begin(compiled, fds, joined, stack), fsplan, stack)
@@ -392,7 +400,7 @@ def _cloned(
     maps = ids.maps
     request = codec.CreateRequest(
         clone_flags=compiled.ops.clone_flags,
-        flags=(wire.CREATE_DENY_SETGROUPS if maps.deny_setgroups else 0)
+        flags=(wire.CREATE_DENY_SETGROUPS if maps.deny_setgroups else wire.CREATE_MAP_HELPERS if maps.helpers else 0)
         | (wire.CREATE_CAN_WAIT if ahead else 0)
         | (wire.CREATE_PREPARED if ahead and not compiled.is_complete else 0),
         uid=ids.init_uid,

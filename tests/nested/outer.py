@@ -130,6 +130,8 @@ def features(outer: Outer, names: Sequence[str], docker: Docker | None = None) -
     if outer.tool == "Container()" and not outer.user:
         said, complaint = _in_ours(outer, inner)
     else:
+        if outer in CGROUPNS:
+            sandbox.cg.make_room()  # v2: no processes beside its group
         done = subprocess.run(command(outer, inner, docker), capture_output=True, text=True, check=False, timeout=PATIENCE_S, cwd=CHECKOUT)
         said, complaint = done.stdout, done.stderr
     if "{" not in said:
@@ -169,9 +171,11 @@ while IFS=: read -r number names path; do
     case $names in name=*) continue ;; esac
     if [ -n "$names" ]; then mount=$(awk -v c=",${names%%,*}," '$3 == "cgroup" && index("," $4 ",", c) { print $2; exit }' /proc/self/mounts)
     else mount=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/self/mounts); fi
+    path=${path%/sandbox-supervisor}
     group=$mount${path%/}/outer-$$
     mkdir "$group" || continue
     groups="$groups $group"
+    [ -n "$names" ] || for name in $(cat "$group/../cgroup.controllers"); do echo "+$name" >"$group/../cgroup.subtree_control" || true; done
     [ ! -e "$group/cpuset.mems" ] || [ -z "$names" ] || { cat "$group/../cpuset.cpus" >"$group/cpuset.cpus"; cat "$group/../cpuset.mems" >"$group/cpuset.mems"; }
 done </proc/self/cgroup
 status=0

@@ -22,7 +22,7 @@ FEATURES: Final = (
     "run(['echo', 'hi'])",
     "memory=",
     "pids=",
-    "a range of ids",
+    "subids=True",
     "Bind, writable",
     "a directory as root, overlay",
     "landlock=True",

@@ -71,7 +71,7 @@ def test_with_the_groups_mounted_limits_work_in_docker(docker: Docker) -> None:
 def test_root_with_sys_admin_but_not_sys_ptrace_can_map_ids(docker: Docker) -> None:
     # The user namespace of an init that is not dumpable takes CAP_SYS_PTRACE to open, which Docker does not give.
     flags = f"{outer.SECCOMP} {outer.PATHS} {outer.GROUPS} --cap-add SYS_ADMIN --tmpfs /tmp:exec"
-    names = [ECHO, MEMORY, BIND, DIRECTORY, "a range of ids"]
+    names = [ECHO, MEMORY, BIND, DIRECTORY, "subids=True"]
     found = outer.features(find("docker run", flags), names, docker)
     if "id-mapped" in found[BIND]:
         pytest.skip("tmpfs cannot be id-mapped before Linux 6.3")
