@@ -57,7 +57,7 @@ def cloned(
     maps = ids.maps
     request = codec.CreateRequest(
         clone_flags=compiled.ops.clone_flags,
-        flags=(wire.CREATE_DENY_SETGROUPS if maps.deny_setgroups else 0)
+        flags=(wire.CREATE_DENY_SETGROUPS if maps.deny_setgroups else wire.CREATE_MAP_HELPERS if maps.helpers else 0)
         | (wire.CREATE_CAN_WAIT if ahead else 0)
         | (wire.CREATE_PREPARED if ahead and not compiled.is_complete else 0),
         uid=ids.init_uid,

@@ -15,7 +15,7 @@ from sandbox.cg import Limits
 def explain(spec: ContainerSpec) -> str:
     """The plan in words; opens the sources, starts nothing."""
     host = _host.host()
-    ids = shape(privileged=host.privileged, uid=first_number(spec.user))
+    ids = shape(privileged=host.privileged, uid=first_number(spec.user), subids=spec.subids)
     with open_sources(spec, host, ids, announce=lambda path: None) as fsplan:
         compiled = compile_plan(spec, host, fsplan)
     example = allot(ids)

@@ -14,12 +14,16 @@ from sandbox._sys import features
 from sandbox.cg import Host as GroupHost
 from sandbox.cg import Limits, Mode, detect, limits_need_v2
 from sandbox.errors import SetupError, UnsupportedError
+from sandbox.ns import id_ranges
 
 
 def host() -> Host:
-    """The facts. Privileged: root, with the right to mount here and to map ids."""
+    """The facts. Privileged: root, with the right to mount here and to map ids, and with ids to map.
+
+    Root of an outer container that has but a few ids is an ordinary user to us: its containers have one id, its own.
+    """
     return Host(
-        privileged=os.geteuid() == 0 and features.privileged(),
+        privileged=os.geteuid() == 0 and features.privileged() and id_ranges().are_any,
         landlock_abi=features.landlock_abi(),
         clone3_exec=detect().mode is Mode.V2 and features.clone_into_cgroup(),
     )

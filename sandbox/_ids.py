@@ -9,8 +9,10 @@ from typing import Final
 
 from attrs import field, frozen
 
+from sandbox._sys import features
+from sandbox.errors import UnsupportedError
 from sandbox.ns import IdMaps, id_ranges
-from sandbox.ns.user import COUNT, private_maps, single_maps
+from sandbox.ns.user import COUNT, private_maps, single_maps, subordinate_maps
 
 _INIT: Final = 0
 
@@ -38,15 +40,35 @@ class Ids:
 
     def describe(self) -> str:
         """Its ids in words."""
-        return f"the ids 0 to {self.count - 1}" if self.count else f"the one id {self.only} (give it more by running as root, or by subuid ranges)"
+        return f"the ids 0 to {self.count - 1}" if self.count else f"the one id {self.only} (give it more by subids=True, or by running as root)"
+
+
+def shape(*, privileged: bool, uid: int, subids: bool = False) -> Ids:
+    """What a container's ids look like from inside; for a privileged caller `allot` then says which they are outside.
+
+    Raises: UnsupportedError: *subids* were asked for, and the caller has none, or nothing to map them with.
+    """
+    return _subordinate(uid) if subids and not privileged else _common(privileged, uid, os.geteuid())
 
 
 @lru_cache(maxsize=64)
-def shape(*, privileged: bool, uid: int) -> Ids:
-    """What a container's ids look like from inside; for a privileged caller `allot` then says which they are outside."""
+def _common(privileged: bool, uid: int, outside: int) -> Ids:
     if privileged:
         return Ids(private_maps(COUNT), _INIT, _INIT, COUNT, COUNT)
-    return Ids(single_maps(uid=uid, gid=uid), uid, uid, os.geteuid(), 0, uid)
+    return Ids(single_maps(uid=uid, gid=uid), uid, uid, outside, 0, uid)
+
+
+def _subordinate(uid: int) -> Ids:
+    # Init has the caller's own id, as with one id: what the caller may read it may read, and groups of v2 that are his are its.
+    if features.newuidmap() is None:
+        raise UnsupportedError(
+            "subordinate ids take newuidmap and newgidmap, which are not here",
+            feature="newuidmap",
+            remedy="install the package uidmap (Debian) or shadow-utils; or leave subids=True out: the container has one id then",
+        )
+    maps = subordinate_maps(features.subordinate_ids(), euid=os.geteuid(), egid=os.getegid(), own=uid)
+    others = min(sum(line.count for line in lines[1:]) for lines in (maps.uid_map, maps.gid_map))
+    return Ids(maps, uid, uid, os.geteuid(), others + 1 if uid <= others else others, uid)
 
 
 def allot(ids: Ids) -> Ids:

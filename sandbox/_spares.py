@@ -49,7 +49,7 @@ class Kind(NamedTuple):
     early: bytes
     state: tuple[object, ...]  # what early operations found: the directory that it is over, or what of the host is bound
     host_view: bool
-    only_id: int | None
+    ids: tuple[int | None, int]  # the one, and how many from 0 on
     limits: Limits | None  # where its control groups are made ahead too
 
 

@@ -109,6 +109,7 @@ class ContainerSpec:
     cwd: str
     user: str
     strict: bool = True
+    subids: bool = False  # as an ordinary user: the ids of /etc/subuid too
     joins_net: bool = False  # it gets the network namespace of another container
 
     @property
@@ -174,6 +175,7 @@ def _build(
     rlimits: Rlimits | None,
     strict: bool,
     time_offsets: tuple[float, float] | None,
+    subids: bool,
     **limits: Any,  # noqa: ANN401 - the fields of Limits
 ) -> ContainerSpec:
     if not isinstance(rlimits, (Rlimits, type(None))):
@@ -206,6 +208,7 @@ def _build(
         cwd=to_cwd(cwd),
         user=to_user(user, root),
         strict=to_bool(strict, what="strict"),
+        subids=to_bool(subids, what="subids"),
         joins_net=joins_net,
     )
 

@@ -231,7 +231,7 @@ class _Starting:
         self.host = _host.host()
         self.name = next(_numbers)
         self.degraded: list[str] = []
-        self.shape = shape(privileged=self.host.privileged, uid=first_number(spec.user))
+        self.shape = self._ids()
         self.net_of = net_of
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
@@ -247,6 +247,14 @@ class _Starting:
         """Whether the launcher has made the control groups, and removes them."""
         return self.blueprint is not None
 
+    def _ids(self) -> Ids:
+        spec, found = self.spec, shape(privileged=self.host.privileged, uid=first_number(self.spec.user))
+        if not spec.subids or self.host.privileged:  # root's have a range of their own in any case
+            return found
+        made: list[Ids] = []
+        self._or_degrade(lambda: made.append(shape(privileged=False, uid=first_number(spec.user), subids=True)), "subids")
+        return made[0] if made else found
+
     def start(self, stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
         """Everything, in order; *stack* takes it back."""
         self._check()
@@ -260,7 +268,7 @@ class _Starting:
         fds = [fsplan.fds[slot] for slot in compiled.names]
         if joined is None and compiled.may_wait and self.clones_into_group == self.host.clone3_exec:
             limited = spec.limits if self._is_limited and not self.host.clone3_exec else None
-            self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, self.shape.only, limited)
+            self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, (self.shape.only, self.shape.count), limited)
         self.compiled = compiled
         self._root = fsplan.root
         started = self._by_spare(compiled, fds, fsplan, stack) or self._finish(self._begin(compiled, fds, joined, stack), fsplan, stack)

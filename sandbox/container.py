@@ -47,6 +47,7 @@ class Container:
     security: `Security`, or the name of a profile ("default", "strict"). rlimits: `Rlimits` of every program.
     strict: raise UnsupportedError for what was asked and cannot be enforced; False: list it in `degraded` instead.
     time_offsets: seconds to add to the monotonic and the boot clock, in a time namespace.
+    subids: as an ordinary user, have the ids of /etc/subuid and /etc/subgid inside too, not only one; root's containers always have 65,536.
 
     Raises: UsageError for a wrong value, before anything is touched.
     Thread-safe. A forked child must not use its parent's containers (ClosedError).
@@ -81,6 +82,7 @@ class Container:
         rlimits: Rlimits | None = None,
         strict: bool = True,
         time_offsets: tuple[float, float] | None = None,
+        subids: bool = False,
     ) -> None:
         from sandbox import _spec
 
@@ -103,8 +105,7 @@ class Container:
             shm=shm,
             security=security,
             rlimits=rlimits,
-            strict=strict,
-            time_offsets=time_offsets,
+            strict=strict, time_offsets=time_offsets, subids=subids,
         )
         self._net_of = net if isinstance(net, Container) else None
         self._started: Started | None = None

@@ -282,7 +282,7 @@ def _userns_apparmor() -> Obstacle | None:
     # Ubuntu 23.10 and later: only programs with a profile that says `userns,` may; the rest are "unconfined".
     if privileged() or read_number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") != 1:
         return None
-    if _apparmor_label() != "unconfined":
+    if security_label() != "unconfined":
         return None  # a profile decides, and whether it allows shows when it is tried
     return Obstacle(
         "kernel.apparmor_restrict_unprivileged_userns is 1",
@@ -290,7 +290,8 @@ def _userns_apparmor() -> Obstacle | None:
     )
 
 
-def _apparmor_label() -> str:
+def security_label() -> str:
+    """The AppArmor profile of this process, or another security module's word for it; "unconfined" where there is none."""
     for path in ("/proc/self/attr/apparmor/current", "/proc/self/attr/current"):
         try:
             return read_text(path).rstrip("\0\n").partition(" ")[0]

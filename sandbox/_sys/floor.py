@@ -10,7 +10,7 @@ from typing import Final
 
 from attrs import frozen
 
-from sandbox._sys import features
+from sandbox._sys import features, outer
 from sandbox.errors import UnsupportedError
 
 # mount_setattr is the youngest of what has no substitute: without it no mount that is not attached yet can be made read-only, and
@@ -46,8 +46,11 @@ def check_floor() -> None:
     missing = [need for need in NEEDS if not features.PROBES[need.probe]()]
     if not missing:
         return
+    remedy = "; ".join(dict.fromkeys(need.remedy for need in missing))
+    if outer.is_filtered():
+        remedy = f"a seccomp filter is around this process: {outer.SECCOMP_REMEDY}; without one: {remedy}"
     raise UnsupportedError(
         f"this host (Linux {os.uname().release}) does not offer {', '.join(need.words for need in missing)}, which every container needs",
         feature=missing[0].probe,
-        remedy="; ".join(dict.fromkeys(need.remedy for need in missing)),
+        remedy=remedy,
     )

@@ -82,9 +82,6 @@ def read(path: str) -> tuple[SubId, ...]:
 
 
 def helpers() -> tuple[str, str] | None:
-    """The paths of newuidmap and newgidmap, looked for where distributions put them (PATH is the caller's, they are set-uid)."""
-    for folder in ("/usr/bin", "/bin", "/usr/local/bin"):
-        pair = f"{folder}/newuidmap", f"{folder}/newgidmap"
-        if all(os.access(path, os.X_OK) for path in pair):
-            return pair
-    return None
+    """The paths of newuidmap and newgidmap, where the launcher starts them (not by PATH, which is the caller's: they are set-uid)."""
+    pair = "/usr/bin/newuidmap", "/usr/bin/newgidmap"
+    return pair if all(os.access(path, os.X_OK) for path in pair) else None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 
+from sandbox.cg.hosts import IN_A_CONTAINER
 from sandbox.cg.limits import Write
 from sandbox.errors import SandboxError, SetupError, UnsupportedError, UsageError
 
@@ -67,7 +68,8 @@ def refusal(action: str, error: OSError, *, controller: str = "") -> SandboxErro
     number = error.errno or 0
     hint = _HINTS.get((controller, number), "")
     if number in _REFUSED and not hint:
-        return UnsupportedError(f"{action}: {error.strerror}", feature=f"cgroup:{controller}" if controller else "cgroup", remedy=_DELEGATE)
+        remedy = f"mount it writable; {IN_A_CONTAINER}" if number == errno.EROFS else _DELEGATE
+        return UnsupportedError(f"{action}: {error.strerror}", feature=f"cgroup:{controller}" if controller else "cgroup", remedy=remedy)
     return SetupError(action, number, step="cgroup", hint=hint)
 
 

@@ -20,6 +20,11 @@ from sandbox.errors import UnsupportedError
 CONTROLLERS: Final = ("memory", "cpu", "cpuacct", "cpuset", "pids", "io", "hugetlb", "devices", "freezer", "pressure")
 BUILT_INTO_V2: Final = frozenset({"cpuacct", "freezer", "pressure"})  # no entry in cgroup.controllers, no need to enable
 ROOM: Final = "sandbox-supervisor"  # where `make_room` puts the processes of a v2 start cgroup
+# For one that runs inside another container. (Docker's --privileged does so too, and opens much more.)
+IN_A_CONTAINER: Final = (
+    "in an outer container: docker run --cgroupns=host --volume /sys/fs/cgroup:/sys/fs/cgroup, or bwrap --bind /sys/fs/cgroup /sys/fs/cgroup "
+    "without --unshare-cgroup"
+)
 
 
 class Mode(enum.Enum):
@@ -120,7 +125,7 @@ def missing_controller(controller: str, host: Host) -> UnsupportedError:
         return UnsupportedError(
             f"the cgroup controller {controller!r} cannot be reached from here: {reason}",
             feature=f"cgroup:{controller}",
-            remedy="run where the cgroup file system shows the cgroup of this process (for a container: with its own cgroup namespace)",
+            remedy=f"mount the cgroup file system where it shows the cgroup of this process; {IN_A_CONTAINER}",
         )
     unified = host.unified
     if unified is not None and unified.start != unified.mount:

@@ -2,7 +2,7 @@
 
 Three ways, by what the caller may do:
 - privileged: a private range of 65,536 ids, which nobody else on the host has, from `IdRanges`;
-- ranges in /etc/subuid and /etc/subgid: inside 0 is the caller, 1 to 65535 are subordinate ids, written by newuidmap(1);
+- ranges in /etc/subuid and /etc/subgid: one id inside is the caller, the others are subordinate ids, written by newuidmap(1);
 - else one id: any id inside is the caller outside.
 """
 
@@ -29,7 +29,7 @@ COUNT: Final = 65536
 FIRST: Final = 524288
 END: Final = 1879048192
 _RANGES: Final = (END - FIRST) // COUNT
-_MOST_LINES: Final = 340  # UID_GID_MAP_MAX_EXTENTS, since Linux 4.15
+_MOST_LINES: Final = 20  # what the launcher hands to newuidmap; the kernel takes 340 (UID_GID_MAP_MAX_EXTENTS, since Linux 4.15)
 _LARGEST_ID: Final = 0xFFFFFFFE
 
 Span = tuple[int, int]  # first, count
@@ -89,8 +89,8 @@ def single_maps(*, uid: int, gid: int, euid: int | None = None, egid: int | None
     return IdMaps((IdMap(uid, outside[0], 1),), (IdMap(gid, outside[1], 1),), deny_setgroups=True)
 
 
-def subordinate_maps(owned: subid.Owned, *, euid: int, egid: int) -> IdMaps:
-    """Root inside is the caller; the ids from 1 to 65535 are the subordinate ones, in the order of the files. Needs newuidmap(1).
+def subordinate_maps(owned: subid.Owned, *, euid: int, egid: int, own: int = 0) -> IdMaps:
+    """The id *own* inside is the caller; the others, from 0 on, are the subordinate ones, in the order of the files. Needs newuidmap(1).
 
     Raises: UnsupportedError when the caller has no ranges for users, or none for groups.
     """
@@ -101,21 +101,25 @@ def subordinate_maps(owned: subid.Owned, *, euid: int, egid: int) -> IdMaps:
             feature="subordinate ids",
             remedy="as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER",
         )
-    return IdMaps(_lines(euid, owned.uids), _lines(egid, owned.gids), helpers=True)
+    to_count(own, what="uid", least=0, most=_LARGEST_ID)
+    return IdMaps(_lines(own, euid, owned.uids), _lines(own, egid, owned.gids), helpers=True)
 
 
-def _lines(own: int, spans: Sequence[Span]) -> tuple[IdMap, ...]:
-    lines = [IdMap(0, own, 1)]
-    inside = 1
-    taken: list[Span] = [(own, 1)]
+def _lines(own: int, caller: int, spans: Sequence[Span]) -> tuple[IdMap, ...]:
+    lines = [IdMap(own, caller, 1)]
+    taken: list[Span] = [(caller, 1)]
+    inside = 1 if own == 0 else 0
     for first, count in spans:
-        take = min(count, COUNT - inside)
-        # The kernel refuses a map in which an outside id occurs twice.
-        if take <= 0 or len(lines) == _MOST_LINES or _overlaps((first, take), taken):
+        span = first, min(count, COUNT)
+        if _overlaps(span, taken):  # the kernel refuses a map in which an outside id occurs twice
             continue
-        lines.append(IdMap(inside, first, take))
-        taken.append((first, take))
-        inside += take
+        taken.append(span)
+        used = 0
+        while used < span[1] and inside < COUNT and len(lines) < _MOST_LINES:
+            take = min(span[1] - used, (min(own, COUNT) if inside < own else COUNT) - inside)
+            lines.append(IdMap(inside, first + used, take))
+            used, inside = used + take, inside + take
+            inside += inside == own
     return tuple(lines)
 
 
@@ -151,6 +155,7 @@ class IdRanges:
     way from one container into the other: every namespace is still apart; only files and counts (RLIMIT_NPROC) are of the same ids.
 
     *visible*: the maps of our own user namespace (ids that are not in them cannot be handed on). *reserved*: spans of others.
+    `are_any`: whether there is a range at all; root of an outer container mostly has none.
     """
 
     def __init__(self, *, start: int, visible: Sequence[Sequence[IdMap]] = (), reserved: Sequence[Span] = ()) -> None:
@@ -159,6 +164,7 @@ class IdRanges:
         self._reserved = tuple(reserved)
         self._used: set[int] = set()
         self._lock = threading.Lock()
+        self.are_any = any(self._usable((FIRST + number * COUNT, COUNT)) for number in range(_RANGES))
 
     def take(self) -> IdRange:
         """A range that is in nobody's hands.

@@ -259,7 +259,7 @@ class DockerTarget(Target):
         while subprocess.run([*self._client, "version"], capture_output=True, check=False).returncode != 0:
             if self._daemon.poll() is not None or time.monotonic() > deadline:
                 self.close()
-                raise RuntimeError(f"dockerd did not start; see {self.scratch}/log")
+                raise RuntimeError(f"dockerd did not start: {(self.scratch / 'log').read_text()[-2000:]}")
             time.sleep(0.1)  # its socket is there before it listens: there is nothing to wait on
 
     def close(self) -> None:

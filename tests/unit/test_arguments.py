@@ -107,7 +107,7 @@ def test_nothing_happens_before_start() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "no", 0, 1, None])
-@pytest.mark.parametrize("name", ["strict", "read_only"])
+@pytest.mark.parametrize("name", ["strict", "subids", "read_only"])
 def test_what_only_counts_as_true_or_false_is_refused(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=name):
         Container(**{name: value})  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ def test_a_value_of_the_wrong_kind_is_refused_after_an_equal_one_was_taken(name:
 ODD = [True, -1, 0, 1.5, float("nan"), b"64M", "x", "\ud800", "a\0b", object(), [object()], [None], {"a": object()}]
 
 
-@pytest.mark.parametrize("name", ["cpuset", "io_max", "hugetlb", "devices", "share", "mounts", "env", "rlimits", "cwd", "image", "user", "hostname", "security", "scratch", "shm", "memory", "pids", "cpus", "time_offsets", "net", "strict", "read_only"])
+@pytest.mark.parametrize("name", ["cpuset", "io_max", "hugetlb", "devices", "share", "mounts", "env", "rlimits", "cwd", "image", "user", "hostname", "security", "scratch", "shm", "memory", "pids", "cpus", "time_offsets", "net", "strict", "subids", "read_only"])
 def test_an_argument_of_any_odd_kind_is_refused_in_words_or_taken(name: str) -> None:
     for value in ODD:
         try:

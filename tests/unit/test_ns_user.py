@@ -128,14 +128,23 @@ def test_without_ranges_the_file_is_named(owned, file):
         user.subordinate_maps(owned, euid=1000, egid=1000)
 
 
-@given(spans.filter(bool), spans.filter(bool), st.integers(0, 1 << 31))
-def test_maps_are_such_as_the_kernel_takes(uids, gids, own):
-    maps = user.subordinate_maps(Owned(tuple(uids), tuple(gids)), euid=own, egid=own)
+@given(spans.filter(bool), spans.filter(bool), st.integers(0, 1 << 31), st.integers(0, 70000))
+def test_maps_are_such_as_the_kernel_takes(uids, gids, caller, own):
+    maps = user.subordinate_maps(Owned(tuple(uids), tuple(gids)), euid=caller, egid=caller, own=own)
     for lines in (maps.uid_map, maps.gid_map):
-        assert len(lines) <= 340
-        assert lines[0] == IdMap(0, own, 1)
-        inside = sorted((line.inside, line.inside + line.count) for line in lines)
+        assert len(lines) <= 20
+        assert lines[0] == IdMap(own, caller, 1)
         outside = sorted((line.outside, line.outside + line.count) for line in lines)
-        assert inside[-1][1] <= COUNT
-        assert all(end == start for (_, end), (start, _) in zip(inside, inside[1:], strict=False))
+        following = 0
+        for line in lines[1:]:  # from 0 on without a hole, but for the caller's own
+            following += following == own
+            assert line.inside == following
+            following += line.count
+            assert following <= COUNT
+            assert not line.inside <= own < following
         assert all(end <= start for (_, end), (start, _) in zip(outside, outside[1:], strict=False))
+
+
+def test_the_callers_own_id_keeps_its_place_among_the_others():
+    maps = user.subordinate_maps(Owned(((100000, 65536),), ((300000, 65536),)), euid=1000, egid=100, own=1000)
+    assert maps.uid_map == (IdMap(1000, 1000, 1), IdMap(0, 100000, 1000), IdMap(1001, 101000, 64535))

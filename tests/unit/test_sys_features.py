@@ -139,11 +139,11 @@ def test_debians_switch_is_named_and_does_not_bind_root(monkeypatch):
 
 def test_ubuntus_apparmor_is_named_for_unconfined_programs(monkeypatch):
     numbers(monkeypatch, max_user_namespaces=100, apparmor_restrict_unprivileged_userns=1)
-    monkeypatch.setattr(features, "_apparmor_label", lambda: "unconfined")
+    monkeypatch.setattr(features, "security_label", lambda: "unconfined")
     with features.pretend(privileged=False):
         assert "apparmor" in reason()
     features.forget()
-    monkeypatch.setattr(features, "_apparmor_label", lambda: "my-judge")
+    monkeypatch.setattr(features, "security_label", lambda: "my-judge")
     with features.pretend(privileged=False):
         assert features.userns_obstacle() is None
 

@@ -19,6 +19,7 @@
 
 #include <dirent.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -55,7 +56,7 @@ static bool pending; // some control group was busy
 // What is kept for a container as long as it lives has a number from here on. An init begins with the launcher's own table of
 // descriptors, and takes a copy of what is below: with a thousand containers, copying and closing all takes 0.2 ms.
 static unsigned parking;
-static bool is_root;
+static bool may_look; // at the files in /proc of processes that are not dumpable
 
 static int park(int fd) {
     int parked = fcntl(fd, F_DUPFD_CLOEXEC, parking);
@@ -666,9 +667,9 @@ static void start(struct create *k) {
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, k->go) < 0)
         return give_up(k, PHASE_CLONE, 0, errno);
     k->start.go = k->go[1];
-    // Without privileges the files of a process that is not dumpable are out of reach, its id maps among them: init is
-    // dumpable until it has them. It holds nothing then, and only this user could look.
-    bool open_up = !is_root;
+    // Without privileges the files of a process that is not dumpable are out of reach, its id maps and its user namespace
+    // among them: init is dumpable until it has them. It holds nothing then, and only this user could look.
+    bool open_up = !may_look;
     if (open_up)
         prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
     long pid = k->njoins ? clone_joined(k, &pidfd, &step) : clone_init(k, 0, &pidfd);
@@ -952,6 +953,12 @@ static void raise_nofile(void) {
     }
 }
 
+static bool has_capability(int number) {
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+    return syscall(__NR_capget, &head, data) == 0 && data[CAP_TO_INDEX(number)].effective & CAP_TO_MASK(number);
+}
+
 int main(int argc, char **argv) {
     int caller = argc == 2 ? atoi(argv[1]) : 0;
     if (caller <= 0 || fcntl(FD_SOCKET, F_SETFD, FD_CLOEXEC) < 0)
@@ -969,7 +976,7 @@ int main(int argc, char **argv) {
     uint32_t own = (uint32_t)getpid();
     if (setsid() < 0 || chdir("/") < 0 || send(FD_SOCKET, &own, sizeof own, MSG_NOSIGNAL) < 0)
         return 3;
-    is_root = geteuid() == 0;
+    may_look = geteuid() == 0 && has_capability(CAP_SYS_PTRACE); // an outer container leaves its root without
     raise_nofile();
     reset_signals();
     epoll = epoll_create1(EPOLL_CLOEXEC);

@@ -1,0 +1,95 @@
+"""Words for a set-up that the kernel refused: what failed, by whom, and what would help; made where the plan is known."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Final
+
+from sandbox import _plan as plan
+from sandbox._launch import codec, wire
+from sandbox._sys import features, outer
+from sandbox.errors import ProtocolError, SandboxError, SetupError, UnsupportedError
+from sandbox.fs import no_overlay
+
+_HINTS: Final = {
+    (wire.Phase.CLONE, errno.EPERM): "user namespaces are forbidden here; `sandbox doctor` says by what",
+    (wire.Phase.CLONE, errno.ENOSPC): "user.max_user_namespaces is reached, or in a namespace around us (bwrap --disable-userns); raise the sysctl",
+    (wire.Phase.CLONE, errno.EUSERS): "user namespaces are nested too deeply (32)",
+    (wire.Phase.CLONE, errno.EAGAIN): "a limit on processes is reached (RLIMIT_NPROC, pids.max, kernel.pid_max)",
+    (wire.Phase.CLONE, errno.ENOSYS): "clone3 with CLONE_INTO_CGROUP is missing, and nothing else puts init into a group of cgroup v2",
+    (wire.Phase.MAPS, errno.EPERM): "the ids are not this user's; check /etc/subuid and /etc/subgid, or run as root",
+    (wire.Phase.MAPS, errno.ENOENT): "newuidmap and newgidmap are missing; install the package uidmap",
+}
+_WORDS: Final = {
+    wire.Phase.CLONE: "clone the container's init into new namespaces",
+    wire.Phase.MAPS: "write the id maps of the user namespace",
+    wire.Phase.EXEC: "start the program",
+    wire.Phase.REQUEST: "read the request (a bug of ours)",
+    wire.Phase.GROUPS: "make the control groups ahead",
+}
+_FORBIDDEN: Final = (errno.EPERM, errno.EACCES, errno.ENOSPC)
+
+
+def setup_error(failed: codec.Failed, planned: plan.Plan, host_ops_before: int) -> SandboxError:
+    """The error for *failed*; of *planned*'s host operations, *host_ops_before* were carried out by an earlier request."""
+    try:
+        phase = wire.Phase(failed.phase)
+    except ValueError:
+        return ProtocolError(f"init reports a failure in the unknown phase {failed.phase}")
+    op = _operation(phase, failed.index, planned, host_ops_before)
+    if (known := _unsupported(phase, op, failed.errno)) is not None:
+        return known
+    words = _WORDS.get(phase, "set up")
+    if phase is wire.Phase.CLONE and failed.index:
+        words = f"join namespace {failed.index} before the clone"
+    elif phase in (wire.Phase.HOST, wire.Phase.INIT):
+        words = op.describe() if op is not None else f"{phase.name.lower()} operation {failed.index}"
+    return SetupError(words, failed.errno, step=phase.name.lower(), hint=_hint(phase, op, failed.errno))
+
+
+def _operation(phase: wire.Phase, index: int, planned: plan.Plan, host_ops_before: int) -> plan.Op | None:
+    ops: Sequence[plan.Op] = ()
+    if phase is wire.Phase.HOST:
+        ops, index = planned.host_ops, index + host_ops_before
+    elif phase is wire.Phase.INIT:
+        ops = planned.init_ops
+    return ops[index] if index < len(ops) else None
+
+
+def _unsupported(phase: wire.Phase, op: plan.Op | None, number: int) -> UnsupportedError | None:
+    """What this host lacks, where that is known."""
+    if isinstance(op, plan.NewFs) and op.fstype == "overlay" and number in (errno.EPERM, errno.ENODEV):
+        return no_overlay()
+    if isinstance(op, plan.NewFs) and op.fstype == "proc" and number == errno.EPERM:
+        return _no_procfs()
+    # Ubuntu lets everybody clone, but what was cloned has no rights: unshare is the first call that takes one.
+    if phase in (wire.Phase.CLONE, wire.Phase.MAPS) or isinstance(op, plan.Unshare):
+        return _no_userns() if number in _FORBIDDEN else None
+    return None
+
+
+def _no_procfs() -> UnsupportedError:
+    hidden = outer.hidden_proc()
+    shown = f"{', '.join(hidden[:3])}{' and more' if len(hidden) > 3 else ''} {'are' if len(hidden) > 1 else 'is'} hidden in ours" if hidden else ""
+    return UnsupportedError(
+        f"the kernel refuses a /proc of the container's own: {shown or 'the /proc of this process does not show all of it'}",
+        feature="procfs",
+        remedy=outer.PROC_REMEDY,
+    )
+
+
+def _no_userns() -> UnsupportedError | None:
+    features.userns_obstacle.forget()  # an answer from before may be what has changed
+    obstacle = features.userns_obstacle()
+    if obstacle is None:
+        return None
+    return UnsupportedError(f"no user namespace can be used here: {obstacle.reason}", feature="user_namespaces", remedy=obstacle.remedy)
+
+
+def _hint(phase: wire.Phase, op: plan.Op | None, number: int) -> str:
+    if isinstance(op, plan.Unshare) and number == errno.ENOSPC:
+        return "user.max_mnt_namespaces, max_net_namespaces or another limit of that kind is reached; raise the sysctl"
+    if phase in (wire.Phase.HOST, wire.Phase.INIT) or (phase is wire.Phase.CLONE and number != errno.ENOSPC):
+        return outer.suspects(number) or _HINTS.get((phase, number), "")
+    return _HINTS.get((phase, number), "")
