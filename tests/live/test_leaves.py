@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,10 @@ def test_groups_do_not_pile_up() -> None:
             c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL)
         kinds = leaves_of(c)._kinds.values()
         bound = sum(kind.ahead + 2 for kind in kinds) * 2
-        assert len({os.path.basename(path) for path in groups_below(c)}) <= bound
+        deadline = time.monotonic() + 5.0  # the launcher removes them when nothing else is asked of it
+        while (count := len({os.path.basename(path) for path in groups_below(c)})) > bound:
+            assert time.monotonic() < deadline, (count, bound)
+            time.sleep(0.005)
     with Container(memory="64M", pids=32) as c:
         for _ in range(20):
             with c.popen(["/bin/true"]) as process:

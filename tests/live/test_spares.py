@@ -57,6 +57,17 @@ def settle() -> list[Spare]:
     return spares
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def mounted_in(pid: int) -> set[str]:
+    return {line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+
+
 def warm_up(use: Callable[[], object]) -> None:
     """The second container of a kind has the first spare made."""
     for _ in range(2):
@@ -259,8 +270,8 @@ def test_what_waits_keeps_nothing_of_the_host_busy(watch: Watch, tmp_path: Path)
     for spare in settle():
         event, fds = spare.session._next(spare.session._starting)  # type: ignore[arg-type]
         spare.session._take_pidfd(event, fds)  # type: ignore[arg-type]
-        points = {line.split()[4] for line in Path(f"/proc/{spare.session.pid}/mountinfo").read_text().splitlines()}
-        assert not {"/sys/fs/cgroup", "/run", "/proc/sys/fs/binfmt_misc", "/home"} & points, points
+        # It has been cloned, and may be at work yet.
+        wait_until(lambda pid=spare.session.pid: not mounted_in(pid) & {"/sys/fs/cgroup", "/run", "/proc/sys/fs/binfmt_misc", "/home"})
 
 
 @needs("root", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
