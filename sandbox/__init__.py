@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from sandbox.fs import Bind, Scratch, Tmpfs, Volume
+    from sandbox.monitoring import Monitor, Sample
     from sandbox.process import Process, Result, Status
     from sandbox.sec import Rlimits, Security
 
@@ -36,6 +37,7 @@ _HOMES: Final = {
     "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
     "UnsupportedError UsageError",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
+    "sandbox.monitoring": "Monitor Sample",
     "sandbox._types": "DEVNULL PIPE STDOUT",
     "sandbox.process": "Process Result Status",
     "sandbox.sec": "Rlimits Security",
@@ -54,11 +56,13 @@ __all__ = [
     "Container",
     "ImageError",
     "Limits",
+    "Monitor",
     "Process",
     "ProgramNotFoundError",
     "ProtocolError",
     "Result",
     "Rlimits",
+    "Sample",
     "SandboxError",
     "Scratch",
     "Security",

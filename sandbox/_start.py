@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, evolve, field
 
@@ -29,6 +29,9 @@ from sandbox._wiring import Wiring
 from sandbox.cg import LEAF_ACCOUNTING, Blueprint, Group, Leaf, Limits, Stats, check_limits, close_owner, count_as_ours, limits_need_v2, owner_paths
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.ns.time import check_clocks
+
+if TYPE_CHECKING:
+    from sandbox.cg.series import Sampler
 
 _numbers: Final = itertools.count(1)
 _NO_LIMITS: Final = Limits()
@@ -181,6 +184,10 @@ class Started:
     def stats(self) -> Stats:
         """What all programs used."""
         return self._existing_group("stats").stats()
+
+    def sampler(self) -> Sampler:
+        """What reads that again and again; the caller closes it."""
+        return self._existing_group("monitor").sampler()
 
     def _existing_group(self, what: str) -> Group:
         if self._group is None:  # one that is made now would be without the programs that run already
