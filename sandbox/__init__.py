@@ -25,7 +25,10 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from sandbox.estimates import Estimate
     from sandbox.fs import Bind, Scratch, Tmpfs, Volume
+    from sandbox.measurements import Comparison, Measurement, Ratio
+    from sandbox.measuring import compare, measure
     from sandbox.monitoring import Monitor, Sample
     from sandbox.process import Process, Result, Status
     from sandbox.sec import Rlimits, Security
@@ -36,7 +39,10 @@ _HOMES: Final = {
     "sandbox.container": "Container run",
     "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
     "UnsupportedError UsageError",
+    "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
+    "sandbox.measurements": "Comparison Measurement Ratio",
+    "sandbox.measuring": "compare measure",
     "sandbox.monitoring": "Monitor Sample",
     "sandbox._types": "DEVNULL PIPE STDOUT",
     "sandbox.process": "Process Result Status",
@@ -53,13 +59,17 @@ __all__ = [
     "BrokenError",
     "ClosedError",
     "CommandError",
+    "Comparison",
     "Container",
+    "Estimate",
     "ImageError",
     "Limits",
+    "Measurement",
     "Monitor",
     "Process",
     "ProgramNotFoundError",
     "ProtocolError",
+    "Ratio",
     "Result",
     "Rlimits",
     "Sample",
@@ -73,9 +83,11 @@ __all__ = [
     "UsageError",
     "Volume",
     "cg",
+    "compare",
     "errors",
     "features",
     "fs",
+    "measure",
     "noise",
     "ns",
     "run",
