@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sandbox import cg, errors, features, fs, ns, sec
+    from sandbox import cg, errors, features, fs, noise, ns, sec
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.cg import Limits
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
         UnsupportedError,
         UsageError,
     )
+    from sandbox.estimates import Estimate
     from sandbox.fs import Bind, Scratch, Tmpfs, Volume
+    from sandbox.measurements import Comparison, Measurement, Ratio
+    from sandbox.measuring import compare, measure
+    from sandbox.monitoring import Monitor, Sample
     from sandbox.process import Process, Result, Status
     from sandbox.sec import Rlimits, Security
 
@@ -35,13 +39,17 @@ _HOMES: Final = {
     "sandbox.container": "Container run",
     "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
     "UnsupportedError UsageError",
+    "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
+    "sandbox.measurements": "Comparison Measurement Ratio",
+    "sandbox.measuring": "compare measure",
+    "sandbox.monitoring": "Monitor Sample",
     "sandbox._types": "DEVNULL PIPE STDOUT",
     "sandbox.process": "Process Result Status",
     "sandbox.sec": "Rlimits Security",
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES: Final = frozenset(("cg", "errors", "features", "fs", "ns", "sec"))
+_PACKAGES: Final = frozenset(("cg", "errors", "features", "fs", "noise", "ns", "sec"))
 
 __all__ = [
     "DEVNULL",
@@ -51,14 +59,20 @@ __all__ = [
     "BrokenError",
     "ClosedError",
     "CommandError",
+    "Comparison",
     "Container",
+    "Estimate",
     "ImageError",
     "Limits",
+    "Measurement",
+    "Monitor",
     "Process",
     "ProgramNotFoundError",
     "ProtocolError",
+    "Ratio",
     "Result",
     "Rlimits",
+    "Sample",
     "SandboxError",
     "Scratch",
     "Security",
@@ -69,9 +83,12 @@ __all__ = [
     "UsageError",
     "Volume",
     "cg",
+    "compare",
     "errors",
     "features",
     "fs",
+    "measure",
+    "noise",
     "ns",
     "run",
     "sec",

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 from attrs import frozen
 
 from sandbox._run import Spec, Text, candidates_for
-from sandbox._spec import LEAST_MEMORY, NPROC, ContainerSpec, to_cwd
+from sandbox._spec import LEAST_MEMORY, NPROC, ContainerSpec, to_cwd, with_tmp
 from sandbox._types import Argument, Size, StrPath, to_argv, to_bool, to_count, to_env, to_items, to_seconds, to_size
 from sandbox._users import Identity
 from sandbox.cg import Limits
@@ -229,3 +229,12 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     if unknown := options.keys() - mine - theirs:
         raise UsageError(f"run: unknown argument {min(unknown)!r}")
     return {k: v for k, v in options.items() if k in mine}, {k: v for k, v in options.items() if k not in mine}
+
+
+def one_shot(image: StrPath | None, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `split_options`; a view of the host gets no writable layer, but a small /tmp, unless *options* say otherwise."""
+    mine, theirs = split_options(options)
+    if image is None and not {"read_only", "scratch"} & mine.keys():
+        mine["read_only"] = True
+        mine["mounts"] = with_tmp(mine.get("mounts", ()))
+    return mine, theirs

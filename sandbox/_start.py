@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, evolve, field
 
@@ -43,6 +43,9 @@ from sandbox.cg import (
 from sandbox.cg import blueprint as blueprint_of
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.ns.time import check_clocks
+
+if TYPE_CHECKING:
+    from sandbox.cg.series import Sampler
 
 _numbers: Final = map("c%010d".__mod__, itertools.count(1))  # names of one length: see groups_of
 _NO_LIMITS: Final = Limits()
@@ -195,6 +198,10 @@ class Started:
     def stats(self) -> Stats:
         """What all programs used."""
         return self._existing_group("stats").stats()
+
+    def sampler(self) -> Sampler:
+        """What reads that again and again; the caller closes it."""
+        return self._existing_group("monitor").sampler()
 
     def _existing_group(self, what: str) -> Group:
         if self._group is None:  # one that is made now would be without the programs that run already

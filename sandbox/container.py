@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
     from sandbox.fs import Scratch
+    from sandbox.monitoring import Monitor
     from sandbox.process import Process, Result
     from sandbox.sec import Rlimits, Security
 
@@ -368,6 +369,12 @@ class Container:
         """What all programs use and used. Needs: a control group (any limit, or accounting)."""
         return self._live().stats()
 
+    def monitor(self, interval: float = 0.05, *, max_rows: int = 10_000) -> Monitor:
+        """A time series of what all programs use, taken in a thread of its own within ``with``; see `Monitor`. Needs: as `stats`."""
+        from sandbox.monitoring import Monitor
+
+        return Monitor(self._live(), interval, max_rows=max_rows)
+
     @property
     def cgroup(self) -> Introspection:
         """The container's control files as typed attributes: ``c.cgroup.memory.limit_in_bytes`` (v1), ``c.cgroup.memory.max`` (v2)."""
@@ -448,13 +455,9 @@ def run(argv: Sequence[Argument], image: StrPath | None = None, **options: Any) 
 
     *memory*, *cpus*, *pids* and *swap* limit the container. Without an image: a read-only view of the host.
     """
-    from sandbox import _spec
-    from sandbox._arguments import split_options
+    from sandbox._arguments import one_shot
 
-    mine, theirs = split_options(options)
-    if image is None and not {"read_only", "scratch"} & mine.keys():
-        mine["read_only"] = True
-        mine["mounts"] = _spec.with_tmp(mine.get("mounts", ()))
+    mine, theirs = one_shot(image, options)
     with Container(image, **mine) as container:
         return container.exec(argv, **theirs)
 

@@ -17,12 +17,14 @@ variable SANDBOX_TESTS_REQUIRE (separated by blanks) must be met: there, a skip 
 ``kernel:5.12``           this release or a later one
 ``arch:x86_64``           this machine
 ``program:NAME``          found in PATH
+``module:NAME``           can be imported by this Python
 ========================  ==================================================================================================
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import platform
 import pwd
@@ -34,6 +36,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +56,12 @@ def needs(*names: str) -> pytest.MarkDecorator:
     for name in names:
         _split(name)
     return pytest.mark.needs(*names)
+
+
+def known(value: object) -> Any:
+    """Give *value*, which a host that meets a test's needs must tell: it is not None."""
+    assert value is not None
+    return value
 
 
 @functools.cache
@@ -209,6 +218,10 @@ def _arch(machine: str) -> str:
     return "" if platform.machine() == machine else f"this is {platform.machine()}"
 
 
+def _module(name: str) -> str:
+    return "" if importlib.util.find_spec(name) else "not installed"
+
+
 def _program(name: str) -> str:
     return "" if shutil.which(name) else "not installed"
 
@@ -221,7 +234,7 @@ def _succeeds(*argv: str) -> str:
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"{argv[0]} failed"])[-1]
 
 
-WITH_ARGUMENT = frozenset({"arch", "cgroup", "kernel", "program"})
+WITH_ARGUMENT = frozenset({"arch", "cgroup", "kernel", "module", "program"})
 PROBES: dict[str, Probe] = {
     "arch": _arch,
     "cgroup": _cgroup,
@@ -231,6 +244,7 @@ PROBES: dict[str, Probe] = {
     "idmap": _idmap,
     "kernel": _kernel,
     "landlock": _landlock,
+    "module": _module,
     "nft": _nft,
     "overlay": _overlay,
     "program": _program,

@@ -32,6 +32,7 @@ from sandbox.errors import ClosedError
 
 if TYPE_CHECKING:
     from sandbox.cg.introspect import Introspection
+    from sandbox.cg.series import Sampler
 
 LEAF_ACCOUNTING: Final = frozenset({"memory", "pids", "cpuacct"})
 NO_LIMITS: Final = Limits()
@@ -355,6 +356,12 @@ class Group:
     def stats(self) -> Stats:
         """Read what all programs together used, ended ones included (init is not counted)."""
         return collect(self._live())
+
+    def sampler(self) -> Sampler:
+        """Give what reads that again and again, for little; the caller closes it."""
+        from sandbox.cg.series import Sampler  # few ask
+
+        return Sampler(self._live())
 
     def events(self) -> Events:
         """Read how often the container's limits were met; on v1, kills in leaves that were removed are no longer counted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from attrs import field, frozen
 
@@ -64,22 +64,30 @@ class Stats:
     pressure: Mapping[str, Pressure] = field(factory=dict[str, Pressure], hash=False)
 
 
-def _text(place: Place, file: str) -> str:
-    return files.read_or_none(f"{place.path}/{file}") or ""
+Text = Callable[[Place, str], str | None]  # reads a file of a group; None: this kernel does not have it, or does not let it be read here
+
+
+def read_once(place: Place, file: str) -> str | None:
+    """Open a file of the group, read it, close it."""
+    return files.read_or_none(f"{place.path}/{file}")
+
+
+def _number(place: Place, file: str, text: Text) -> int | None:
+    return files.parse_number(text(place, file) or "")
 
 
 def _seconds(count: int | None, per_second: int) -> float | None:
     return None if count is None else count / per_second
 
 
-def _memory(place: Place) -> dict[str, int | None]:
-    stat = files.parse_flat(_text(place, "memory.stat"))
+def _memory(place: Place, text: Text) -> dict[str, int | None]:
+    stat = files.parse_flat(text(place, "memory.stat") or "")
     if place.version == 2:
-        peak, current, swap = (files.parse_number(_text(place, f"memory.{name}")) for name in ("peak", "current", "swap.current"))
+        peak, current, swap = (_number(place, f"memory.{name}", text) for name in ("peak", "current", "swap.current"))
         return {"memory": current, "memory_peak": peak, "anon": stat.get("anon"), "file": stat.get("file"), "swap": swap}
     return {
-        "memory": files.parse_number(_text(place, "memory.usage_in_bytes")),
-        "memory_peak": files.parse_number(_text(place, "memory.max_usage_in_bytes")),
+        "memory": _number(place, "memory.usage_in_bytes", text),
+        "memory_peak": _number(place, "memory.max_usage_in_bytes", text),
         "anon": stat.get("total_rss"),
         "file": stat.get("total_cache"),
         "swap": stat.get("total_swap"),
@@ -93,26 +101,26 @@ def split_cpu(total_ns: int, user_ns: int, system_ns: int) -> tuple[int, int]:
     return total_ns - system, system
 
 
-def _cpuacct(place: Place) -> dict[str, float | None]:
+def _cpuacct(place: Place, text: Text) -> dict[str, float | None]:
     if place.version == 2:
-        stat = files.parse_flat(_text(place, "cpu.stat"))
+        stat = files.parse_flat(text(place, "cpu.stat") or "")
         keys = (("cpu_time", "usage_usec"), ("user_time", "user_usec"), ("system_time", "system_usec"))
         return {name: _seconds(stat.get(key), 1_000_000) for name, key in keys}
-    total, user, system = (files.parse_number(_text(place, f"cpuacct.usage{name}")) for name in ("", "_user", "_sys"))
+    total, user, system = (_number(place, f"cpuacct.usage{name}", text) for name in ("", "_user", "_sys"))
     if total is None or user is None or system is None:
         return {"cpu_time": _seconds(total, 10**9)}
     user, system = split_cpu(total, user, system)
     return {"cpu_time": total / 1e9, "user_time": user / 1e9, "system_time": system / 1e9}
 
 
-def _throttling(place: Place) -> dict[str, float | None]:
-    stat = files.parse_flat(_text(place, "cpu.stat"))
+def _throttling(place: Place, text: Text) -> dict[str, float | None]:
+    stat = files.parse_flat(text(place, "cpu.stat") or "")
     time = _seconds(stat.get("throttled_usec"), 10**6) if place.version == 2 else _seconds(stat.get("throttled_time"), 10**9)
     return {"periods": stat.get("nr_periods"), "throttled_periods": stat.get("nr_throttled"), "throttled_time": time}
 
 
-def _pids(place: Place) -> dict[str, int | None]:
-    return {"pids": files.parse_number(_text(place, "pids.current")), "pids_peak": files.parse_number(_text(place, "pids.peak"))}
+def _pids(place: Place, text: Text) -> dict[str, int | None]:
+    return {"pids": _number(place, "pids.current", text), "pids_peak": _number(place, "pids.peak", text)}
 
 
 def parse_io_v2(text: str) -> tuple[IoStats, ...]:
@@ -139,14 +147,12 @@ def parse_io_v1(byte_lines: str, operation_lines: str) -> tuple[IoStats, ...]:
     return tuple(IoStats(device, **values) for device, values in table.items())
 
 
-def _io(place: Place) -> tuple[IoStats, ...] | None:
+def _io(place: Place, text: Text) -> tuple[IoStats, ...] | None:
     if place.version == 2:
-        text = files.read_or_none(f"{place.path}/io.stat")
-        return None if text is None else parse_io_v2(text)
-    texts = [files.read_or_none(f"{place.path}/blkio.throttle.{name}_recursive") for name in ("io_service_bytes", "io_serviced")]
-    if texts[0] is None or texts[1] is None:
-        return None
-    return parse_io_v1(texts[0], texts[1])
+        lines = text(place, "io.stat")
+        return None if lines is None else parse_io_v2(lines)
+    byte_lines, operation_lines = (text(place, f"blkio.throttle.{name}_recursive") for name in ("io_service_bytes", "io_serviced"))
+    return None if byte_lines is None or operation_lines is None else parse_io_v1(byte_lines, operation_lines)
 
 
 def parse_pressure(text: str) -> Pressure | None:
@@ -159,21 +165,21 @@ def parse_pressure(text: str) -> Pressure | None:
     return Pressure(stalls["some"], stalls.get("full")) if "some" in stalls else None
 
 
-def _pressure(place: Place) -> dict[str, Pressure]:
-    found = ((name, parse_pressure(_text(place, f"{name}.pressure"))) for name in ("cpu", "memory", "io"))
+def _pressure(place: Place, text: Text) -> dict[str, Pressure]:
+    found = ((name, parse_pressure(text(place, f"{name}.pressure") or "")) for name in ("cpu", "memory", "io"))
     return {name: pressure for name, pressure in found if pressure is not None}
 
 
-def collect(bundle: Bundle) -> Stats:
-    """Read everything that the group's hierarchies tell."""
+def collect(bundle: Bundle, text: Text = read_once) -> Stats:
+    """Read everything that the group's hierarchies tell; *text* reads their files."""
     values: dict[str, object] = {}
     for controller, read in (("memory", _memory), ("cpuacct", _cpuacct), ("cpu", _throttling), ("pids", _pids)):
         place = bundle.at(controller)
         if place is not None:
-            values.update(read(place))
+            values.update(read(place, text))
     io, unified = bundle.at("io"), bundle.at("pressure")
     return Stats(
         **values,  # type: ignore[arg-type]  # each reader gives the fields of its own part
-        io=_io(io) if io is not None else None,
-        pressure=_pressure(unified) if unified is not None else {},
+        io=_io(io, text) if io is not None else None,
+        pressure=_pressure(unified, text) if unified is not None else {},
     )

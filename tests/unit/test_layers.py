@@ -17,9 +17,10 @@ LAYERS = {
     0: {"errors", "_types", "_plan", "_sys"},
     1: {"_launch", "ns", "cg", "fs", "sec", "net", "image"},
     2: {
-        "process", "container", "features", "pool", "_arguments", "_clone", "_compile", "_files", "_host", "_ids", "_leaves", "_pump", "_refusals", "_result", "_run",
-        "_session", "_spec",
-        "_spares", "_spawner", "_start", "_explain", "_streams", "_users", "_wiring",
+        "container", "estimates", "features", "measurements", "measuring", "monitoring", "noise", "pool", "process",
+        "_arguments", "_clone", "_compile", "_explain", "_files", "_host", "_ids", "_leaves", "_plot", "_pump",
+        "_refusals", "_result", "_run", "_session", "_spares", "_spawner", "_spec", "_start", "_streams", "_tables",
+        "_users", "_wiring",
     },
     3: {"aio", "pytest_plugin", "cli", "builder", "engine", "__main__"},
 }
