@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,9 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def mounted_in(pid: int) -> set[str]:
-    return {line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+def shows_nothing_of_the_host(pid: int) -> bool:
+    points = {line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()}
+    return not points & {"/sys/fs/cgroup", "/run", "/proc/sys/fs/binfmt_misc", "/home"}
 
 
 def warm_up(use: Callable[[], object]) -> None:
@@ -271,7 +273,7 @@ def test_what_waits_keeps_nothing_of_the_host_busy(watch: Watch, tmp_path: Path)
         event, fds = spare.session._next(spare.session._starting)  # type: ignore[arg-type]
         spare.session._take_pidfd(event, fds)  # type: ignore[arg-type]
         # It has been cloned, and may be at work yet.
-        wait_until(lambda pid=spare.session.pid: not mounted_in(pid) & {"/sys/fs/cgroup", "/run", "/proc/sys/fs/binfmt_misc", "/home"})
+        wait_until(partial(shows_nothing_of_the_host, spare.session.pid))
 
 
 @needs("root", "cgroup:memory", "cgroup:pids", "cgroup:cpu")
