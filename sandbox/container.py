@@ -237,7 +237,7 @@ class Container:
         argv, env = as_key(argv), None if env is None else as_key(env)
         said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, accounting)
         decoder = text_of(text, encoding, errors)
-        data = None if input is None else _input_bytes(input, stdin, encoding, errors, text=text)
+        data = None if input is None else input_bytes(input, stdin, encoding, errors, text=text)
         live = self._started or self._live()
         prepared = self._prepare(said, pass_fds)
         try:
@@ -427,7 +427,8 @@ class Container:
         _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(to_text(target, what="target")), max_size=limit)
 
 
-def _input_bytes(data: bytes | str, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes:  # noqa: ANN401
+def input_bytes(data: bytes | str, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes:  # noqa: ANN401
+    """What *input* says, as bytes. Raises: UsageError."""
     if stdin is not None:
         raise UsageError("input and stdin: give one of the two")
     if isinstance(data, str):
