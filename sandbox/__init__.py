@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sandbox import cg, errors, features, fs, ns, sec
+    from sandbox import aio, cg, errors, features, fs, ns, sec
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.cg import Limits
@@ -41,7 +41,7 @@ _HOMES: Final = {
     "sandbox.sec": "Rlimits Security",
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES: Final = frozenset(("cg", "errors", "features", "fs", "ns", "sec"))
+_PACKAGES: Final = frozenset(("aio", "cg", "errors", "features", "fs", "ns", "sec"))
 
 __all__ = [
     "DEVNULL",
@@ -68,6 +68,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "Volume",
+    "aio",
     "cg",
     "errors",
     "features",
