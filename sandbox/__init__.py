@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sandbox import aio, cg, errors, features, fs, ns, sec
+    from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.cg import Limits
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sandbox.sec import Rlimits, Security
 
 _HOMES: Final = {
+    "sandbox._interact": "Chunk Interaction Party Verdict interact",
     "sandbox._start": "shut_down",
     "sandbox.cg": "Limits",
     "sandbox.container": "Container run",
@@ -49,11 +51,14 @@ __all__ = [
     "STDOUT",
     "Bind",
     "BrokenError",
+    "Chunk",
     "ClosedError",
     "CommandError",
     "Container",
     "ImageError",
+    "Interaction",
     "Limits",
+    "Party",
     "Process",
     "ProgramNotFoundError",
     "ProtocolError",
@@ -67,12 +72,14 @@ __all__ = [
     "Tmpfs",
     "UnsupportedError",
     "UsageError",
+    "Verdict",
     "Volume",
     "aio",
     "cg",
     "errors",
     "features",
     "fs",
+    "interact",
     "ns",
     "run",
     "sec",

@@ -7,14 +7,12 @@ checks, the messages and the order of things are `Container`'s own.
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any, Final
 
 from sandbox import _session, _start
-from sandbox._arguments import ExecOptions, Prepared, as_key, text_of
+from sandbox._arguments import Prepared, text_of
 from sandbox._launch import codec, driver
 from sandbox._launch.driver import Channel, close_all
 from sandbox._pump import GRACE_S
@@ -26,7 +24,7 @@ from sandbox._start import Started, Steps
 from sandbox._types import PIPE, Argument, StrPath, to_bool
 from sandbox._wiring import Wiring, wire_up
 from sandbox.cg import Leaf
-from sandbox.container import Container, input_bytes
+from sandbox.container import Container, input_bytes, keyword_defaults, prepare_run
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 from sandbox.process import Process
 
@@ -34,16 +32,9 @@ GONE_S: Final = _session.GONE_S
 STARTED_S: Final = GRACE_S + 30  # as `Process` waits
 
 
-@cache
-def defaults(method: str) -> dict[str, Any]:
-    """The keyword arguments of a method of `Container`, with their defaults."""
-    parameters = inspect.signature(getattr(Container, method)).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
 def complete(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call, those that were not given included. Raises: TypeError for an unknown one."""
-    known = defaults(method)
+    known = keyword_defaults(method)
     if not given.keys() <= known.keys():
         raise TypeError(f"{method}() got an unexpected keyword argument {min(given.keys() - known.keys())!r}")
     return {**known, **given}
@@ -103,10 +94,8 @@ class Driven(Container):
 
     def prepare(self, argv: Sequence[Argument], o: dict[str, Any]) -> tuple[Prepared, Text]:
         """Check the arguments of a run."""
-        o = {**o, "argv": as_key(argv), "env": None if o["env"] is None else as_key(o["env"])}
-        said = tuple(o[name] for name in ExecOptions._fields if name not in ("pass_fds", "tty", "size"))
-        decoder = text_of(o["text"], o["encoding"], o["errors"])
-        return self._prepare(said, o["pass_fds"], o.get("tty", False), o.get("size", (0, 0))), decoder
+        text = text_of(o["text"], o["encoding"], o["errors"])
+        return prepare_run(self, argv, o)[1], text
 
     def run(self, prepared: Prepared, text: Text, o: dict[str, Any], reactor: Reactor, on_end: Callable[[Run], None]) -> Run:
         """Start what `exec` runs, with all of its arguments, as `prepare` has checked them."""

@@ -77,6 +77,11 @@ class Run:
             raise AssertionError("the run is not over")
         return self._result
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether `result` raises."""
+        return self._error is not None
+
     def _on_event(self, fd: int, event: int) -> None:
         try:
             self._pump.handle(fd, event)

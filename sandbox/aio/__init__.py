@@ -5,6 +5,7 @@ kills its program, or its container that is not yet there, and waits until nothi
 """
 
 from sandbox.aio._container import Container, run
+from sandbox.aio._interact import interact
 from sandbox.aio._process import Process, Reader, Writer
 
-__all__ = ["Container", "Process", "Reader", "Writer", "run"]
+__all__ = ["Container", "Process", "Reader", "Writer", "interact", "run"]

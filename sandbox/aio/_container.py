@@ -44,23 +44,25 @@ class Container:
     Raises: as `sandbox.Container`. A forked child must not use its parent's containers (ClosedError).
     """
 
+    driven: Driven  # for this package
+
     def __init__(self, image: StrPath | None = None, **options: Unpack[ContainerOptions]) -> None:
         given: dict[str, Any] = dict(options)
         if isinstance(given.get("net"), Container):
-            given["net"] = given["net"]._driven  # noqa: SLF001 - of its own kind
-        self._driven = Driven(image, wait_in_bridge, **given)
+            given["net"] = given["net"].driven
+        self.driven = Driven(image, wait_in_bridge, **given)
         self._lock = asyncio.Lock()
         self._hub: Hub | None = None
 
     def __repr__(self) -> str:
-        return f"aio.{self._driven!r}"
+        return f"aio.{self.driven!r}"
 
     # ---- Life ----
 
     async def create(self) -> Self:
         """Make the container, with all its walls, but run nothing. Raises: as `sandbox.Container.create`."""
         async with self._lock:
-            if self._hub is None or not self._driven.is_open:
+            if self._hub is None or not self.driven.is_open:
                 await self._create()
         return self
 
@@ -72,8 +74,8 @@ class Container:
         hub_ = hub()
         hub_.hold()
         try:
-            await _writable(hub_, self._driven.launcher_fd)
-            steps = self._driven.create_steps()
+            await _writable(hub_, self.driven.launcher_fd)
+            steps = self.driven.create_steps()
             try:
                 session = next(steps)
                 while True:
@@ -96,9 +98,9 @@ class Container:
         with Deaf() as deaf:
             await deaf.wait(self._lock.acquire)
             try:
-                if (session := self._driven.begin_close()) is not None:
+                if (session := self.driven.begin_close()) is not None:
                     await _until_gone(hub(), session, deaf)
-                self._driven.close()  # it finds nothing to wait for
+                self.driven.close()  # it finds nothing to wait for
                 held, self._hub = self._hub, None
                 if held is not None:
                     held.release()
@@ -114,31 +116,31 @@ class Container:
     @property
     def spec(self) -> ContainerSpec:
         """What it was asked to be."""
-        return self._driven.spec
+        return self.driven.spec
 
     @property
     def is_running(self) -> bool:
         """Whether it was started and its init lives."""
-        return self._driven.is_running
+        return self.driven.is_running
 
     @property
     def pid(self) -> int:
         """The pid of its init, as this process sees it. For looking only."""
-        return self._driven.pid
+        return self.driven.pid
 
     @property
     def degraded(self) -> tuple[str, ...]:
         """What could not be enforced or set up here; see `sandbox.Container.degraded`."""
-        return self._driven.degraded
+        return self.driven.degraded
 
     @property
     def cgroup(self) -> Introspection:
         """The container's control files as typed attributes."""
-        return self._driven.cgroup
+        return self.driven.cgroup
 
     def explain(self) -> str:
         """The plan, an operation a line; nothing is started."""
-        return self._driven.explain()
+        return self.driven.explain()
 
     # ---- Programs ----
 
@@ -149,12 +151,12 @@ class Container:
         """
         arguments = complete("exec", options)
         prepared, text = await self._prepare(argv, arguments)
-        result = await self._run(partial(self._driven.run, prepared, text, arguments))
+        result = await self._run(partial(self.driven.run, prepared, text, arguments))
         return result.check() if arguments["check"] else result
 
     async def _prepare(self, argv: Sequence[Argument], arguments: dict[str, Any]) -> tuple[Prepared, Text]:
-        prepare = partial(self._driven.prepare, argv, arguments)
-        return await bridge(prepare) if self._driven.needs_files(arguments["user"]) else prepare()
+        prepare = partial(self.driven.prepare, argv, arguments)
+        return await bridge(prepare) if self.driven.needs_files(arguments["user"]) else prepare()
 
     async def _run(self, begin: Callable[[Any, Callable[[Run], None]], Run]) -> Result:
         hub_, over = hub(), asyncio.Event()
@@ -195,7 +197,7 @@ class Container:
         hub_ = hub()
         started: list[Launch] = []
         try:
-            await hub_.start(lambda: started.append(self._driven.launch(prepared, text, arguments)), self)
+            await hub_.start(lambda: started.append(self.driven.launch(prepared, text, arguments)), self)
             await _must_come(hub_, started[0].fileno(), STARTED_S)
         except asyncio.CancelledError:
             if started:
@@ -210,41 +212,41 @@ class Container:
 
     async def kill(self, signal: int | None = None) -> None:
         """Kill everything in the container (SIGKILL), or send *signal* to every program in it. The container stays."""
-        self._driven.kill(signal)
+        self.driven.kill(signal)
 
     async def pause(self) -> None:
         """Freeze every program; see `sandbox.Container.pause`."""
-        self._driven.pause()
+        self.driven.pause()
 
     async def resume(self) -> None:
         """Let frozen programs go on."""
-        self._driven.resume()
+        self.driven.resume()
 
     async def stats(self) -> Stats:
         """What all programs use and used."""
-        return self._driven.stats()
+        return self.driven.stats()
 
     # ---- Files ----
 
     async def write_bytes(self, path: StrPath, data: bytes, *, mode: int = 0o644, user: int | str | None = None) -> None:
         """Create or replace a file inside; see `sandbox.Container.write_bytes`."""
-        await bridge(partial(self._driven.write_bytes, path, data, mode=mode, user=user))
+        await bridge(partial(self.driven.write_bytes, path, data, mode=mode, user=user))
 
     async def read_bytes(self, path: StrPath, *, max_size: Size = MAX_READ) -> bytes:
         """Read a regular file inside; see `sandbox.Container.read_bytes`."""
-        return await bridge(partial(self._driven.read_bytes, path, max_size=max_size))
+        return await bridge(partial(self.driven.read_bytes, path, max_size=max_size))
 
     async def make_dirs(self, path: StrPath, *, user: int | str | None = None) -> None:
         """Make a directory and its parents inside; what exists stays."""
-        await bridge(partial(self._driven.make_dirs, path, user=user))
+        await bridge(partial(self.driven.make_dirs, path, user=user))
 
     async def copy_in(self, source: StrPath, target: StrPath) -> None:
         """Copy a file or directory of the host to *target*; see `sandbox.Container.copy_in`."""
-        await bridge(partial(self._driven.copy_in, source, target))
+        await bridge(partial(self.driven.copy_in, source, target))
 
     async def copy_out(self, source: StrPath, target: StrPath, *, max_size: Size = MAX_COPY) -> None:
         """Copy a file or directory to the host; see `sandbox.Container.copy_out`."""
-        await bridge(partial(self._driven.copy_out, source, target, max_size=max_size))
+        await bridge(partial(self.driven.copy_out, source, target, max_size=max_size))
 
 
 # ---- Waits ----

@@ -34,7 +34,7 @@ from sandbox._reactor import Reactor
 from sandbox._runs import Run, is_shortage
 from sandbox.errors import SetupError
 
-TURN_S: Final = 0.002
+TURN_S: Final = 0.001
 AT_ONCE: Final = 4  # programs that are started in the tasks that ask, in one turn
 FULL: Final = 7 / 8  # of the descriptors that this process may have: the rest is the rest of the program's
 _T = TypeVar("_T")
