@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sandbox import cg, errors, features, fs, noise, ns, sec
+    from sandbox import aio, cg, errors, features, fs, noise, ns, sec
+    from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.cg import Limits
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sandbox.sec import Rlimits, Security
 
 _HOMES: Final = {
+    "sandbox._interact": "Chunk Interaction Party Verdict interact",
     "sandbox._start": "shut_down",
     "sandbox.cg": "Limits",
     "sandbox.container": "Container run",
@@ -49,7 +51,7 @@ _HOMES: Final = {
     "sandbox.sec": "Rlimits Security",
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES: Final = frozenset(("cg", "errors", "features", "fs", "noise", "ns", "sec"))
+_PACKAGES: Final = frozenset(("aio", "cg", "errors", "features", "fs", "noise", "ns", "sec"))
 
 __all__ = [
     "DEVNULL",
@@ -57,15 +59,18 @@ __all__ = [
     "STDOUT",
     "Bind",
     "BrokenError",
+    "Chunk",
     "ClosedError",
     "CommandError",
     "Comparison",
     "Container",
     "Estimate",
     "ImageError",
+    "Interaction",
     "Limits",
     "Measurement",
     "Monitor",
+    "Party",
     "Process",
     "ProgramNotFoundError",
     "ProtocolError",
@@ -81,12 +86,15 @@ __all__ = [
     "Tmpfs",
     "UnsupportedError",
     "UsageError",
+    "Verdict",
     "Volume",
+    "aio",
     "cg",
     "compare",
     "errors",
     "features",
     "fs",
+    "interact",
     "measure",
     "noise",
     "ns",

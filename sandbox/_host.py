@@ -7,7 +7,7 @@ import os
 from functools import lru_cache
 from typing import Final
 
-from sandbox import fs
+from sandbox import fs, ns
 from sandbox._compile import Host
 from sandbox._ids import allot, shape
 from sandbox._sys import features
@@ -114,3 +114,17 @@ def _try_to_map(fd: int) -> bool:
         raise
     finally:
         ids.release()
+
+
+def join_net(pid: int, host: Host) -> ns.Namespace:
+    """The network namespace of another container's init, to be joined before the clone.
+
+    Raises: UnsupportedError without privileges: it belongs to that container's user namespace.
+    """
+    join = ns.Join.of(pid, "net")
+    try:
+        ns.pieces(ns.Namespaces(net=join), privileged=host.privileged)
+    except BaseException:
+        join.namespace.close()
+        raise
+    return join.namespace

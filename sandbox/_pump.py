@@ -7,7 +7,7 @@ import os
 import select
 import signal as signals
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GRACE_S: Final = 5.0  # how much later than init's our own deadline is
 CHUNK: Final = 1 << 18
 LITTLE: Final = 4096
+FEED: Final = 1 << 20  # bytes of input at once
 PIPE_SIZE: Final = 1 << 20  # asked for once a program has filled a default pipe (64 KiB): fewer switches per byte
 F_SETPIPE_SZ: Final = 1031
 LATE: Final = "the container's init did not keep the deadline; the container is being killed"
@@ -91,15 +92,31 @@ def _end_of(event: codec.Event | None) -> codec.End | None:
     return None
 
 
-class Pump:
-    """Moves a run's input and output until its END has come; for `exec`, in the calling thread."""
+class Poll(Protocol):
+    """What a `Pump` asks of select.poll; somebody else may do the waiting in its place (`_reactor.Watch`)."""
 
-    def __init__(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> None:
+    def register(self, fd: int, eventmask: int, /) -> None:
+        """Watch *fd*, or change what it is watched for."""
+
+    def unregister(self, fd: int, /) -> None:
+        """Watch it no more. Raises: KeyError: it was not watched."""
+
+    def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
+        """What is ready."""
+        ...
+
+
+class Pump:
+    """Moves a run's input and output until its END has come. `run` does so in the calling thread; an event loop calls `begin`, `handle` for
+    what is ready of the descriptors that *poll* was told of, and `finish` once there is an `end`.
+    """
+
+    def __init__(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None, poll: Poll | None = None) -> None:
         self._channel = channel
         self._wiring = wiring
         self._data: memoryview[int] | None = memoryview(data) if data else None
         self._give_up = None if spec.wall_s is None else time.monotonic() + spec.wall_s + GRACE_S
-        self._poll = select.poll()
+        self._poll: Poll = select.poll() if poll is None else poll
         self._stdout = None if wiring.stdout is None else Capture(wiring.stdout, spec.output_limit)
         self._stderr = None if wiring.stderr is None else Capture(wiring.stderr, spec.output_limit)
         self._captures = {capture.fd: capture for capture in (self._stdout, self._stderr) if capture is not None}
@@ -108,16 +125,19 @@ class Pump:
 
     def run(self) -> codec.End:
         """Until the end. Raises BrokenError when init went away or did not keep the deadline."""
-        control = self._channel.fileno()
-        self._poll.register(control, select.POLLIN)
+        self.begin()
+        while self.end is None:
+            self._step()
+        self.finish()
+        return self.end
+
+    def begin(self) -> None:
+        """Send what input the pipe takes, and have the descriptors watched."""
+        self._poll.register(self._channel.fileno(), select.POLLIN)
         for fd in self._captures:
             self._poll.register(fd, select.POLLIN)
         if self._wiring.stdin is not None:
             self._feed()
-        while self.end is None:
-            self._step(control)
-        self._drain(control)
-        return self.end
 
     def streams(self) -> tuple[bytes | None, bytes | None, bool, bool]:
         """What was captured of stdout and stderr, and whether more came than was kept."""
@@ -129,18 +149,22 @@ class Pump:
             err is not None and err.truncated,
         )
 
-    def _step(self, control: int) -> None:
+    def _step(self) -> None:
         wait_ms = None if self._give_up is None else max(0.0, (self._give_up - time.monotonic()) * 1000)
         events = self._poll.poll(wait_ms)
         if not events:
             raise BrokenError(LATE)
         for fd, event in events:
-            if (capture := self._captures.get(fd)) is not None:
-                self._read(capture, event)
-            elif fd == control:
-                self.end = _end_of(self._channel.receive_alone())
-            else:
-                self._feed()
+            self.handle(fd, event)
+
+    def handle(self, fd: int, event: int) -> None:
+        """Do what one ready descriptor asks for; does not wait. Raises: as `run`, but for the deadline."""
+        if (capture := self._captures.get(fd)) is not None:
+            self._read(capture, event)
+        elif fd == self._channel.fileno():
+            self.end = _end_of(self._channel.receive_alone())
+        else:
+            self._feed()
 
     def _read(self, capture: Capture, event: int) -> None:
         # POLLHUP alone: nobody writes any more, and most likely nothing is left. A small buffer then: large ones come from the kernel.
@@ -156,25 +180,29 @@ class Pump:
         if fd is None:
             return
         os.set_blocking(fd, False)
+        most = FEED
         try:
-            while self._data:
-                self._data = self._data[os.write(fd, self._data) :]
+            while self._data and most > 0:  # whoever reads as fast as we write does not keep the others waiting
+                written = os.write(fd, self._data)
+                self._data = self._data[written:]
+                most -= written
         except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._data = None  # it ended or closed its input without reading all; as subprocess.communicate, that is its own affair
+        if self._data:
             self._poll.register(fd, select.POLLOUT)
             return
-        except BrokenPipeError:
-            pass  # it ended or closed its input without reading all; as subprocess.communicate, that is its own affair
-        self._data = None
         with contextlib.suppress(KeyError):  # it took everything at once and was never registered
             self._poll.unregister(fd)
         os.close(fd)
         self._wiring.stdin = None
 
-    def _drain(self, control: int) -> None:
+    def finish(self) -> None:
         """All writers are dead: what is in the pipes is all there will be. Never waits: a descriptor may have been passed on to somebody outside."""
         self._wiring.close_lent()
         self._is_cut = True  # there is nothing left to kill
-        self._poll.unregister(control)
+        self._poll.unregister(self._channel.fileno())
         if self._wiring.stdin is not None:
             with contextlib.suppress(KeyError):  # it was never registered
                 self._poll.unregister(self._wiring.stdin)

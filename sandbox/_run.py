@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from errno import EAGAIN, ENOEXEC, ENOMEM, ENOSYS, EPERM
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import field, frozen
 
@@ -97,6 +98,16 @@ class Text:
         if raw is None or self.encoding is None:
             return raw
         return raw.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
+
+
+class Leaves(Protocol):
+    """Who makes and removes the control groups of runs."""
+
+    def tidy(self, has_ended: Callable[[], bool]) -> None:
+        """Do what can be done while a program runs; *has_ended* says whether it was too short for that."""
+
+    def retire(self, leaf: Leaf) -> None:
+        """Take a run's leaf back."""
 
 
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apart: bool = False) -> tuple[bytes, list[int]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from sandbox import _plan as plan
 from sandbox._compile import Compiled
@@ -17,24 +18,17 @@ from sandbox._launch import codec, driver, wire
 from sandbox._launch.driver import Channel, close_all
 from sandbox._pump import GRACE_S, Pump, await_end
 from sandbox._result import Result, make_result
-from sandbox._run import Spec, Text, encode, start_error
+from sandbox._run import Leaves, Spec, Text, encode, start_error
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
 from sandbox.process import Process
 
+KILL_RUN: Final = (wire.Msg.KILL, b"\1" + signal.SIGKILL.to_bytes(4, "little"))
 _NOTHING: Final = (None, None, False, False)
 START_S: Final = 60.0  # an init that says nothing for so long is broken
 GONE_S: Final = 10.0
-
-class Leaves(Protocol):
-    """Who makes and removes the control groups of runs."""
-
-    def tidy(self, has_ended: Callable[[], bool]) -> None:
-        """Do what can be done while a program runs; *has_ended* says whether it was too short for that."""
-
-    def retire(self, leaf: Leaf) -> None:
-        """Take a run's leaf back."""
+CHANNELS: Final = 500  # init has room for 512; a few may still be on their way out
 
 
 class Session:
@@ -56,6 +50,11 @@ class Session:
         self._control: Channel | None = None
         self._idle: list[Channel] = []
         self._closed = False
+        self.patience: Callable[[Channel | None], None] | None = None  # of who waits for an answer to OPS; None: before it is asked for
+        self._channels = 1  # how many there are
+        self._failure: SandboxError | None = None
+        self._is_ready = False
+        self._is_gone = False
 
     # ---- Start ----
 
@@ -116,10 +115,25 @@ class Session:
         if channel is None:
             raise AssertionError("begin() comes first")
         with self._ending_on_failure():
-            while not self._on_event(channel):
+            while not (self._is_ready or self._on_event(channel)):
                 pass
         self._control = channel
         self._idle.append(channel)
+
+    def take_start(self) -> bool:
+        """Take the next event of a start, which must be there (`channel_fd` is readable); whether `await_ready` would not wait now.
+
+        Raises: as `await_ready`.
+        """
+        channel = self._starting
+        if channel is None:
+            raise AssertionError("begin() comes first")
+        with self._ending_on_failure():
+            if self._failure is None:
+                self._is_ready = self._on_event(channel, stay=False)
+            elif self._take_last(channel):
+                raise self._failure
+        return self._is_ready
 
     @contextlib.contextmanager
     def _ending_on_failure(self) -> Generator[None]:
@@ -132,8 +146,8 @@ class Session:
             self._closed = True
             raise
 
-    def _on_event(self, channel: Channel) -> bool:
-        """Take the next event of a start; say whether it was the last, READY."""
+    def _on_event(self, channel: Channel, *, stay: bool = True) -> bool:
+        """Take the next event of a start; say whether it was the last, READY. Without *stay*, a failure waits for GONE in `_failure`."""
         event, fds = self._next(channel)
         if isinstance(event, codec.Cloned):
             self._take_pidfd(event, fds)
@@ -143,9 +157,13 @@ class Session:
             self.skipped = event.skipped
             return True
         if isinstance(event, codec.Failed):
-            error = self.setup_error(event)
+            from sandbox._refusals import setup_error  # needed by few
+
+            self._failure = setup_error(event, self.compiled.ops, self._host_ops_before)
+            if not stay:
+                return False
             self._await_gone(channel)
-            raise error
+            raise self._failure
         if isinstance(event, codec.Gone):
             raise BrokenError(f"the container's init died while it was set up (wait status {event.status})")
         raise ProtocolError(f"{type(event).__name__} before READY")
@@ -165,12 +183,6 @@ class Session:
         if got is None:
             raise BrokenError("the launcher went away while a container was set up, or could not take the descriptors of the request (ulimit -Hn)")
         return got
-
-    def setup_error(self, failed: codec.Failed) -> SandboxError:
-        """Words for a failed set-up, made where the plan is known."""
-        from sandbox._refusals import setup_error  # needed by few
-
-        return setup_error(failed, self.compiled.ops, self._host_ops_before)
 
     # ---- Channels ----
 
@@ -193,6 +205,8 @@ class Session:
                 raise ClosedError("the container is not running; start() it, or use it inside `with`")
             if self._idle:
                 return self._idle.pop()
+            if self._channels >= CHANNELS:
+                raise SetupError("run a program", errno.EAGAIN, step="shortage", hint=f"a container runs at most {CHANNELS} programs at once")
             channel, theirs = Channel.pair()
             try:
                 control.send(wire.Msg.CHANNEL, b"", [theirs])
@@ -201,7 +215,15 @@ class Session:
                 raise
             finally:
                 os.close(theirs)
+            self._channels += 1
             return channel
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `take_channel` would neither wait nor fail because there are as many programs as init takes."""
+        with self._lock:
+            control = self._control
+            return bool(self._idle) or control is None or (self._channels < CHANNELS and control.is_writable())
 
     def give_channel(self, channel: Channel, *, sound: bool) -> None:
         """Give it back. An unsound one is closed, which ends what runs on it; the first one is the container's life."""
@@ -211,6 +233,7 @@ class Session:
                 return
             is_life = channel is self._control and not self._closed
             self._is_spent |= is_life
+            self._channels -= not is_life
         if is_life:
             self.kill()  # `close` closes it
         else:
@@ -223,7 +246,7 @@ class Session:
         try:
             channel = self.take_channel()
         except BaseException:
-            self._discard(wiring, leaf, leaves)
+            self.discard(wiring, leaf, leaves)
             raise
         sound = False
         try:
@@ -256,7 +279,7 @@ class Session:
             raise
         finally:
             self.give_channel(channel, sound=sound)
-            self._discard(wiring, leaf, leaves)
+            self.discard(wiring, leaf, leaves)
 
     def _wait(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> tuple[codec.End, tuple[Any, Any, bool, bool]]:
         """Move input and output until the end, and give it with what was captured."""
@@ -272,7 +295,7 @@ class Session:
     def _abandon(self, channel: Channel) -> bool:
         """Kill what runs on a channel and wait for its end, so that nothing outlives an interrupted call; whether it came."""
         with contextlib.suppress(SandboxError, TimeoutError):
-            channel.send(wire.Msg.KILL, b"\1" + signal.SIGKILL.to_bytes(4, "little"))
+            channel.send(*KILL_RUN)
             deadline = time.monotonic() + GRACE_S
             while got := channel.receive(max(0.0, deadline - time.monotonic())):
                 if isinstance(got[0], codec.End):
@@ -281,39 +304,51 @@ class Session:
         return False
 
     @staticmethod
-    def _discard(wiring: Wiring, leaf: Leaf | None, leaves: Leaves) -> None:
+    def discard(wiring: Wiring, leaf: Leaf | None, leaves: Leaves) -> None:
+        """Take back what a run had, but for its channel."""
         wiring.close()
         if leaf is not None:
             leaves.retire(leaf)
 
     def popen(self, spec: Spec, wiring: Wiring, leaf: Leaf | None, *, text: Text, leaves: Leaves) -> Process:
         """Start a program and return at once."""
+        channel, finish = self.launch(spec, wiring, leaf, leaves=leaves)
+        try:
+            return Process(spec, wiring, channel, leaf=leaf, text=text, finish=finish)
+        except BaseException as error:
+            wiring.close()
+            self.give_back(channel, leaf, leaves, sound=isinstance(error, (SetupError, ValueError)))
+            raise
+
+    def launch(self, spec: Spec, wiring: Wiring, leaf: Leaf | None, *, leaves: Leaves) -> tuple[Channel, Callable[[bool], None]]:
+        """Ask for a program; gives the channel on which STARTED comes, and what a `Process` calls at its end."""
         try:
             channel = self.take_channel()
         except BaseException:
-            self._discard(wiring, leaf, leaves)
+            self.discard(wiring, leaf, leaves)
             raise
-
-        def give_back(sound: bool) -> None:
-            self.give_channel(channel, sound=sound)
-            if leaf is not None:
-                leaves.retire(leaf)
 
         def finish(sound: bool) -> None:
             if not sound:  # init did not answer, or not as it should: as `_wait`
                 self.kill()
-            give_back(sound)
+            self.give_back(channel, leaf, leaves, sound=sound)
 
         try:
             body, fds = encode(spec, wiring, leaf, flags=wire.EXEC_REPORT_START)
             channel.send(wire.Msg.EXEC, body, fds)
             wiring.close_lent()
             leaves.tidy(lambda: False)
-            return Process(spec, wiring, channel, leaf=leaf, text=text, finish=finish)
         except BaseException as error:
             wiring.close()
-            give_back(isinstance(error, (SetupError, ValueError)))
+            self.give_back(channel, leaf, leaves, sound=isinstance(error, (SetupError, ValueError)))
             raise
+        return channel, finish
+
+    def give_back(self, channel: Channel, leaf: Leaf | None, leaves: Leaves, *, sound: bool) -> None:
+        """Take back what a run had, but for its streams."""
+        self.give_channel(channel, sound=sound)
+        if leaf is not None:
+            leaves.retire(leaf)
 
     # ---- Requests ----
 
@@ -325,8 +360,12 @@ class Session:
         slots = codec.SlotTable(first=0)
         block = len(ops).to_bytes(4, "little") + codec.encode_ops(ops, slots)
         numbers = b"".join(slots.number(name).to_bytes(2, "little") for name in wanted)
+        if self.patience is not None:
+            self.patience(None)
         with self._channel() as channel:
             channel.send(wire.Msg.OPS, codec.block(block) + len(wanted).to_bytes(4, "little") + numbers)
+            if self.patience is not None:
+                self.patience(channel)
             event, fds = self._next(channel)
             if not isinstance(event, codec.Done) or len(fds) != (0 if event.errno else len(wanted)):
                 close_all(fds)
@@ -350,9 +389,14 @@ class Session:
 
     def kill(self) -> None:
         """Kill init, and with it everything in the container. Does not wait."""
-        if self.pidfd >= 0:
+        if self.pidfd >= 0 and self.owner == os.getpid():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether somebody has asked for its end."""
+        return self._closed or self._is_ending
 
     @property
     def is_alive(self) -> bool:
@@ -373,24 +417,51 @@ class Session:
             channel.close()  # the last one that is open is init's life
         self._drop_pidfd(kill=self.owner == os.getpid())
 
+    @property
+    def channel_fd(self) -> int:
+        """What becomes readable with the next event of a start, or of the end; while a program runs on the first channel, the latter is `pidfd`."""
+        with self._lock:
+            channel = self._control or self._starting
+            if channel is None or channel.fileno() < 0 or (self._control is not None and not self._is_ours(channel)):
+                return self.pidfd
+            return channel.fileno()
+
+    def _is_ours(self, control: Channel) -> bool:
+        """Whether nobody runs a program on the first channel; the caller has the lock."""
+        return control in self._idle or self._control is None or self._is_spent
+
     def end(self, left: bytes | None = None) -> None:
         """Kill everything, and wait until it is dead; `close` then waits until the launcher has reaped it and removed what was left.
 
         *left*, the file that tells how much memory is left in the control group, says that nobody minds if namespaces go a moment
         later than that: then there is nothing to wait for here, unless a program runs.
         """
-        if self.owner != os.getpid() or self.pidfd < 0:
-            return
+        if self.begin_end(left):
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            poll.poll(GONE_S * 1000)
+
+    def begin_end(self, left: bytes | None = None) -> bool:
+        """As `end`, without waiting; whether there is a death to wait for."""
+        if self.owner != os.getpid() or self.pidfd < 0 or self._is_gone:
+            return False
         with self._lock:
-            self._is_ending = True  # no program is started from now on
+            was_ending, self._is_ending = self._is_ending, True  # no program is started from now on
             is_idle = self._control in self._idle
-        if left is None or self.launcher is None or not self.launcher.finish(codec.encode_finish(self.pid, left)):
+        # Said once only: the launcher may have reaped it since, and its pid be another container's.
+        if was_ending or left is None or self.launcher is None or not self.launcher.finish(codec.encode_finish(self.pid, left)):
             self.kill()
-        elif is_idle:
-            return
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        poll.poll(GONE_S * 1000)
+            return True
+        return not is_idle
+
+    def take_end(self) -> bool:
+        """Take the next event of the end, which must be there (`channel_fd` is readable); whether `close` would not wait now."""
+        channel = self._control or self._starting
+        if channel is None or self._is_gone or channel.fileno() < 0:
+            return True
+        with self._lock:
+            is_ours = self._is_ours(channel)
+        return not is_ours or self._take_last(channel)
 
     def close(self) -> bool:
         """Kill everything, and wait until the launcher has removed what was left; whether it said so. May be called twice.
@@ -420,15 +491,22 @@ class Session:
     def _await_gone(self, channel: Channel) -> bool:
         """Whether the launcher said it; else it has died."""
         deadline = time.monotonic() + GONE_S
-        while got := channel.receive(max(0.0, deadline - time.monotonic())):
-            if isinstance(got[0], codec.Cloned):  # it was ended before anybody asked who it is
-                self._take_pidfd(got[0], got[1])
-                self.kill()
-                continue
-            close_all(got[1])
-            if isinstance(got[0], codec.Gone):
-                return True
-        return False
+        while not self._is_gone and not self._take_last(channel, max(0.0, deadline - time.monotonic())):
+            pass
+        return self._is_gone
+
+    def _take_last(self, channel: Channel, timeout: float = 0) -> bool:
+        """Take an event after which there is at most the end; whether it was that, or the launcher has died. Raises: TimeoutError."""
+        got = channel.receive(timeout)
+        if got is None:
+            return True
+        if isinstance(got[0], codec.Cloned):  # it was ended before anybody asked who it is
+            self._take_pidfd(got[0], got[1])
+            self.kill()
+            return False
+        close_all(got[1])
+        self._is_gone = isinstance(got[0], codec.Gone)
+        return self._is_gone
 
     def _drop_pidfd(self, *, kill: bool) -> None:
         close_all(self._opened)

@@ -7,8 +7,8 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from attrs import define, evolve, field
 
@@ -51,6 +51,8 @@ _numbers: Final = map("c%010d".__mod__, itertools.count(1))  # names of one leng
 _NO_LIMITS: Final = Limits()
 _announced: dict[int, tuple[driver.Launcher, tuple[str, ...], tuple[str, ...]]] = {}
 _announcing = threading.Lock()
+_T = TypeVar("_T")
+Steps = Generator[Session, None, _T]
 
 
 @define(eq=False)
@@ -77,9 +79,7 @@ class Started:
             self._abandon()
             return
         try:
-            self._prepare_successor()
-            if self.is_paused:
-                self.resume()  # what is frozen does not die
+            self._prepare_end()
             self.session.end(self._left)
             # Meanwhile the launcher reaps init. (Where init's end takes long, not before: both would take the kernel's locks from one another.)
             self._leaves.clear(self._group)
@@ -93,6 +93,16 @@ class Started:
                 self._group.remove_if_idle()
         finally:  # Ctrl-C, say
             self._stack.close()
+
+    def begin_close(self) -> None:
+        """Kill everything, and do not wait: once `Session.take_end` says so, neither does `close`."""
+        self._prepare_end()
+        self.session.begin_end(self._left)
+
+    def _prepare_end(self) -> None:
+        self._prepare_successor()
+        if self.is_paused:
+            self.resume()  # what is frozen does not die
 
     @property
     def _left(self) -> bytes | None:
@@ -262,13 +272,13 @@ class _Starting:
         self._or_degrade(lambda: made.append(shape(privileged=False, uid=first_number(spec.user), subids=True)), "subids")
         return made[0] if made else found
 
-    def start(self, stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
+    def start(self, stack: contextlib.ExitStack) -> Steps[tuple[Session, Ids, Group | None]]:
         """Everything, in order; *stack* takes it back."""
         self._check()
         spec = self.spec
         # Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible.
         self.clones_into_group = self.host.clone3_exec or (self._is_limited and limits_need_v2(spec.limits))
-        joined = stack.enter_context(contextlib.closing(_join_net(self.net_of, self.host))) if self.net_of is not None else None
+        joined = stack.enter_context(contextlib.closing(_host.join_net(self.net_of, self.host))) if self.net_of is not None else None
         fsplan = stack.enter_context(open_sources(spec, self.host, self.shape))
         host = self.host if self.clones_into_group == self.host.clone3_exec else evolve(self.host, clone3_exec=True)
         compiled = compile_plan(spec, host, fsplan)
@@ -278,20 +288,22 @@ class _Starting:
             self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, (self.shape.only, self.shape.count), limited)
         self.compiled = compiled
         self._root = fsplan.root
-        started = self._by_spare(compiled, fds, fsplan, stack) or self._finish(self._begin(compiled, fds, joined, stack), fsplan, stack)
+        started = yield from self._by_spare(compiled, fds, fsplan, stack)
+        if started is None:
+            started = yield from self._finish(self._begin(compiled, fds, joined, stack), fsplan, stack)
         fsplan.release(keep_root=self.kind is not None)  # the next one of this kind will be over it
         return started
 
     def _by_spare(
         self, compiled: Compiled, fds: list[int], fsplan: fs.FsPlan, stack: contextlib.ExitStack
-    ) -> tuple[Session, Ids, Group | None] | None:
+    ) -> Steps[tuple[Session, Ids, Group | None] | None]:
         """Start it from a spare; None when there is none, or when that fails: a new one then does, or says why not."""
         ready = self.kind and spares().take(self.kind)
         if not ready:
             return None
         try:
             with contextlib.ExitStack() as mine:
-                started = self._finish(self._complete(ready, compiled, fds, mine), fsplan, mine)
+                started = yield from self._finish(self._complete(ready, compiled, fds, mine), fsplan, mine)
                 if not started[0].is_alive:  # it said that it was ready, but that may be long ago
                     return None
                 stack.push(mine.pop_all())
@@ -302,7 +314,7 @@ class _Starting:
 
     def _finish(
         self, started: tuple[Session, Ids, Group | None], fsplan: fs.FsPlan, stack: contextlib.ExitStack
-    ) -> tuple[Session, Ids, Group | None]:
+    ) -> Steps[tuple[Session, Ids, Group | None]]:
         """What can be done while init is at work; then wait for it."""
         session, ids, group = started
         first = None
@@ -317,6 +329,7 @@ class _Starting:
             stack.callback(self.leaves.clear, group)
             self.leaves.prepare(group, first)
         self.identity = _identify(self.spec, fsplan, ids)
+        yield session
         session.await_ready()
         return session, ids, group
 
@@ -416,9 +429,19 @@ class _Starting:
 
 def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
     """Start a container. Raises what `Container.create` says; nothing is left behind then."""
+    steps = start_steps(spec, net_of=net_of)
+    try:
+        while True:
+            next(steps)  # what it would wait for, it waits for by itself
+    except StopIteration as done:
+        return cast("Started", done.value)
+
+
+def start_steps(spec: ContainerSpec, *, net_of: int | None = None) -> Steps[Started]:
+    """As `start`, for those who must not wait: gives each session at whose init it would wait, until `Session.take_start` says that it is ready."""
     starting = _Starting(spec, net_of)
     with contextlib.ExitStack() as stack:
-        session, ids, group = starting.start(stack)
+        session, ids, group = yield from starting.start(stack)
         degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
         return Started(
             session, starting.spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves
@@ -428,20 +451,6 @@ def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
 
 def open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = _announce) -> fs.FsPlan:
     return fs.ops(spec.filesystem, privileged=host.privileged, ids=ids.count, only_id=ids.only, id_mapping=_host.can_map, announce=announce)
-
-
-def _join_net(pid: int, host: Host) -> ns.Namespace:
-    """The network namespace of another container's init, to be joined before the clone.
-
-    Raises: UnsupportedError without privileges: it belongs to that container's user namespace.
-    """
-    join = ns.Join.of(pid, "net")
-    try:
-        ns.pieces(ns.Namespaces(net=join), privileged=host.privileged)
-    except BaseException:
-        join.namespace.close()
-        raise
-    return join.namespace
 
 
 def _identify(spec: ContainerSpec, fsplan: fs.FsPlan, ids: Ids) -> Identity | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-from sandbox._pump import Capture
+from sandbox._pump import FEED, Capture, Poll
 from sandbox._run import Text
 from sandbox.errors import UsageError
 
@@ -19,7 +19,14 @@ class Communication:
     """Input still to be sent, output read so far. Output beyond *limit* bytes of a stream makes it call *kill*."""
 
     def __init__(
-        self, files: tuple[File, File, File], data: bytes | str | None, text: Text, *, limit: int, kill: Callable[[], None]
+        self,
+        files: tuple[File, File, File],
+        data: bytes | str | None,
+        text: Text,
+        *,
+        limit: int,
+        kill: Callable[[], None],
+        poll: Poll | None = None,
     ) -> None:
         stdin, stdout, stderr = files
         if not isinstance(data, (str, bytes, bytearray, memoryview, type(None))):
@@ -29,7 +36,7 @@ class Communication:
         self._kill = kill
         self._stdin = stdin
         self._data = memoryview(raw or b"")
-        self._poll = select.poll()
+        self._poll: Poll = select.poll() if poll is None else poll
         self._streams = [None if file is None else Capture(file.fileno(), limit) for file in (stdout, stderr)]
         self._open = {stream.fd: stream for stream in self._streams if stream is not None}
         for fd in self._open:
@@ -46,16 +53,25 @@ class Communication:
 
     def move(self, deadline: float | None) -> None:
         """Until all streams have ended. Raises: TimeoutError at *deadline* (time.monotonic()); call it again to go on."""
-        while self._open or self._input is not None:
+        while not self.is_done:
             wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
             events = self._poll.poll(wait)
             if not events:
                 raise TimeoutError
             for fd, _ in events:
-                if fd == self._input:
-                    self._feed(fd)
-                elif fd in self._open:
-                    self._read(fd)
+                self.handle(fd)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all streams have ended."""
+        return not self._open and self._input is None
+
+    def handle(self, fd: int) -> None:
+        """Do what one ready descriptor asks for; does not wait."""
+        if fd == self._input:
+            self._feed(fd)
+        elif fd in self._open:
+            self._read(fd)
 
     def _read(self, fd: int) -> None:
         capture = self._open[fd]
@@ -72,13 +88,18 @@ class Communication:
             del self._open[fd]
 
     def _feed(self, fd: int) -> None:
+        most = FEED
         try:
-            while self._data:
-                self._data = self._data[os.write(fd, self._data) :]
+            while self._data and most > 0:
+                written = os.write(fd, self._data)
+                self._data = self._data[written:]
+                most -= written
         except BlockingIOError:
             return
         except BrokenPipeError:
             self._data = memoryview(b"")
+        if self._data:
+            return
         self._poll.unregister(fd)
         self._input = None
         if self._stdin is not None and not os.isatty(fd):

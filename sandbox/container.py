@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_count, to_inside_path, to_signal, to_size, to_text
@@ -239,7 +239,7 @@ class Container:
         argv, env = as_key(argv), None if env is None else as_key(env)
         said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, accounting)
         decoder = text_of(text, encoding, errors)
-        data = None if input is None else _input_bytes(input, stdin, encoding, errors, text=text)
+        data = None if input is None else input_bytes(input, stdin, encoding, errors, text=text)
         live = self._started or self._live()
         prepared = self._prepare(said, pass_fds)
         try:
@@ -435,7 +435,27 @@ class Container:
         _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(to_text(target, what="target")), max_size=limit)
 
 
-def _input_bytes(data: bytes | str, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes:  # noqa: ANN401
+def prepare_run(container: Container, argv: Sequence[Argument], o: Mapping[str, Any]) -> tuple[Started, Prepared]:
+    """What `exec` or `popen` would run with all of its arguments, checked; for those who start it by themselves."""
+    from sandbox._arguments import ExecOptions, as_key
+
+    o = {**o, "argv": as_key(argv), "env": None if o["env"] is None else as_key(o["env"])}
+    said = tuple(o[name] for name in ExecOptions._fields if name not in ("pass_fds", "tty", "size"))
+    prepared = container._prepare(said, o["pass_fds"], o.get("tty", False), o.get("size", (0, 0)))  # noqa: SLF001 - of this module
+    return container._live(), prepared  # noqa: SLF001
+
+
+@cache
+def keyword_defaults(method: str) -> dict[str, Any]:
+    """The keyword arguments of a method of `Container`, with their defaults."""
+    import inspect
+
+    parameters = inspect.signature(getattr(Container, method)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def input_bytes(data: bytes | str, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes:  # noqa: ANN401
+    """What *input* says, as bytes. Raises: UsageError."""
     if stdin is not None:
         raise UsageError("input and stdin: give one of the two")
     if isinstance(data, str):

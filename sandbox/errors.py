@@ -114,6 +114,7 @@ _SHORTAGES = {
     "EMFILE": "this process has as many files open as it may (RLIMIT_NOFILE, ulimit -n)",
     "ENFILE": "this host has as many files open as it may (fs.file-max)",
     "ENOMEM": "memory is short",
+    "ETOOMANYREFS": "too many descriptors of this user are on their way between processes (RLIMIT_NOFILE, ulimit -n)",
     "ENOBUFS": "memory for sockets is short",
 }
 

@@ -122,9 +122,21 @@ class Channel:
         """Whether `receive` would not wait."""
         return bool(self._poll.poll(0))
 
+    def is_writable(self) -> bool:
+        """Whether `send` would not wait for the other side to read."""
+        return _is_writable(self.sock)
+
     def close(self) -> None:
         """Close this end; a program that runs on this channel is killed, and with the first channel the container ends."""
         self.sock.close()
+
+
+def _is_writable(sock: socket.socket) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def close_all(fds: Sequence[int]) -> None:
@@ -216,6 +228,10 @@ class Launcher:
             _forget(self)
             return BrokenError("the launcher of this process has died; its containers went with it, new ones get a new launcher")
         return SetupError(what, error.errno or 0, step="request")
+
+    def fileno(self) -> int:
+        """The descriptor of the socket; it is writable while requests do not wait for one another."""
+        return self._sock.fileno()
 
     def complete(self, body: bytes, fds: Sequence[int]) -> None:
         """Have a prepared container completed; the answers come on its channel. *fds* fill the slots from 1 on (copied).

@@ -16,7 +16,7 @@ from sandbox import Bind, Container, Status, UnsupportedError, _host, cg, featur
 from sandbox import _plan as plan
 from sandbox._compile import helper_plan
 from sandbox._launch import codec, wire
-from sandbox._session import Session
+from sandbox._refusals import setup_error
 from tests.leak.snapshot import Snapshot
 from tests.refused import python_without
 from tests.support import needs
@@ -254,8 +254,8 @@ def test_without_overlay_a_directory_is_refused_and_the_view_of_the_host_works(p
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENODEV])
 def test_an_overlay_that_the_kernel_refuses_is_named_too(number: int) -> None:
     mount = plan.NewFs("root", "overlay", (("lowerdir", "/"),))
-    session = Session(helper_plan(plan.Plan(clone_flags=0, init_ops=(mount,)), ()))
-    error = session.setup_error(codec.Failed(wire.Phase.INIT, 0, 0, number))
+    compiled = helper_plan(plan.Plan(clone_flags=0, init_ops=(mount,)), ())
+    error = setup_error(codec.Failed(wire.Phase.INIT, 0, 0, number), compiled.ops, 0)
     assert isinstance(error, UnsupportedError)
     assert error.feature == "overlay"
 

@@ -16,13 +16,15 @@ SOURCE = Path(__file__).parents[2] / "sandbox"
 LAYERS = {
     0: {"errors", "_types", "_plan", "_sys"},
     1: {"_launch", "ns", "cg", "fs", "sec", "net", "image"},
+    # aio is a facade beside container and process, not something built upon them: what they wait for, it has the event loop wait for, and so it
+    # takes what is below them (a session, a run, a pump) in the same way. What it takes is gathered in _driven, _runs and _reactor.
     2: {
-        "container", "estimates", "features", "measurements", "measuring", "monitoring", "noise", "pool", "process",
-        "_arguments", "_clone", "_compile", "_explain", "_files", "_host", "_ids", "_leaves", "_plot", "_pump",
-        "_refusals", "_result", "_run", "_session", "_spares", "_spawner", "_spec", "_start", "_streams", "_tables",
-        "_users", "_wiring",
+        "aio", "container", "estimates", "features", "measurements", "measuring", "monitoring", "noise", "pool",
+        "process", "_arguments", "_clone", "_compile", "_driven", "_explain", "_files", "_host", "_ids", "_interact",
+        "_leaves", "_plot", "_pump", "_reactor", "_refusals", "_result", "_run", "_runs", "_session", "_spares",
+        "_spawner", "_spec", "_start", "_streams", "_tables", "_users", "_wiring",
     },
-    3: {"aio", "pytest_plugin", "cli", "builder", "engine", "__main__"},
+    3: {"pytest_plugin", "cli", "builder", "engine", "__main__"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 FACE = "__init__"  # `sandbox` itself: it re-exports what lies below, and L3 stands on it

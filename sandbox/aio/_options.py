@@ -1,0 +1,82 @@
+"""The keyword arguments of `Container` and its methods, for type checkers; what they mean, and their defaults, is said there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from sandbox._types import Size, StrPath
+from sandbox.fs import Bind, Scratch, Tmpfs, Volume
+from sandbox.sec import Rlimits, Security
+
+
+class _Shared(TypedDict, total=False):
+    """What both a container and a run have."""
+
+    memory: Size | None
+    swap: Size | None
+    cpus: float | None
+    pids: int | None
+    env: Mapping[str, str] | None
+    cwd: StrPath | None
+    user: int | str | None
+    rlimits: Rlimits | None
+
+
+class _Container(TypedDict, total=False):
+    cpu_weight: int | None
+    cpuset: str | Iterable[int] | None
+    io_weight: int | None
+    io_max: Any
+    hugetlb: Any
+    devices: Iterable[str] | None
+    net: Any  # a `Container` of either kind, "host" or None
+    share: Iterable[str]
+    mounts: Iterable[Bind | Tmpfs | Volume]
+    hostname: str
+    domainname: str | None
+    read_only: bool
+    scratch: Scratch | Size | None
+    shm: Size
+    security: Security | str
+    strict: bool
+    time_offsets: tuple[float, float] | None
+
+
+class _Run(TypedDict, total=False):
+    stdin: Any
+    stdout: Any
+    stderr: Any
+    timeout: float | None
+    cpu_time: float | None
+    output_limit: Size
+    umask: int
+    pass_fds: Sequence[int] | Mapping[int, int]
+    text: bool
+    encoding: str | None
+    errors: str
+    accounting: bool | None
+
+
+class _Exec(TypedDict, total=False):
+    input: bytes | str | None
+    check: bool
+
+
+class ContainerOptions(_Shared, _Container, total=False):
+    """Of `Container`."""
+
+
+class ExecOptions(_Shared, _Run, _Exec, total=False):
+    """Of `Container.exec`."""
+
+
+class PopenOptions(_Shared, _Run, total=False):
+    """Of `Container.popen`."""
+
+    tty: bool
+    size: tuple[int, int]
+
+
+class RunOptions(_Shared, _Container, _Run, _Exec, total=False):
+    """Of `run`."""
