@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.cg import Limits
+    from sandbox.cg.details import Details
     from sandbox.container import Container, run
     from sandbox.errors import (
         BrokenError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "sandbox._start": "shut_down",
     "sandbox.cg": "Limits",
+    "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
     "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
     "UnsupportedError UsageError",
@@ -52,6 +54,7 @@ __all__ = [
     "ClosedError",
     "CommandError",
     "Container",
+    "Details",
     "ImageError",
     "Limits",
     "Process",

@@ -217,6 +217,8 @@ class Group:
 
     def _shape(self, limits: Limits, wanted: frozenset[str]) -> Shape:
         bundle = self._live()
+        if limits.IS_DETAILED:
+            wanted |= {"cpu"}
         planned = planned_writes(limits, bundle.host)
         needed = hierarchies_for(bundle.host, controllers_of(limits), wanted)
         for hierarchy in needed:
@@ -233,6 +235,7 @@ class Group:
             memory=self._account("memory", wanted),
             cpu=self._account("cpuacct", wanted),
             pids=self._account("pids", wanted),
+            scheduler=self._account("cpu", wanted),
             writes=(*inherit, *self._leaf_writes(planned, wanted)),
         )
 
