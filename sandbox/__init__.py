@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.cg import Limits
+    from sandbox.cg.details import Details
     from sandbox.container import Container, run
     from sandbox.errors import (
         BrokenError,
@@ -38,6 +39,7 @@ _HOMES: Final = {
     "sandbox._interact": "Chunk Interaction Party Verdict interact",
     "sandbox._start": "shut_down",
     "sandbox.cg": "Limits",
+    "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
     "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
     "UnsupportedError UsageError",
@@ -64,6 +66,7 @@ __all__ = [
     "CommandError",
     "Comparison",
     "Container",
+    "Details",
     "Estimate",
     "ImageError",
     "Interaction",

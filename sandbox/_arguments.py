@@ -48,7 +48,7 @@ class ExecOptions(NamedTuple):
     output_limit: Size
     rlimits: Rlimits | None
     umask: int
-    accounting: bool | None
+    accounting: bool | str | None
     pass_fds: Sequence[int] | Mapping[int, int]
     tty: bool = False
     size: tuple[int, int] = (0, 0)
@@ -86,7 +86,7 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
     plain = o.memory is o.swap is o.cpus is o.pids is None
     if not isinstance(o.rlimits, (Rlimits, type(None))):
         raise UsageError(f"rlimits: {o.rlimits!r} is not an Rlimits; give Rlimits(nofile=64), say")
-    limits = _NO_LIMITS if plain else Limits(o.memory, o.swap, o.cpus, pids=o.pids)
+    limits = _detailed(o) if o.accounting == "full" else _NO_LIMITS if plain else Limits(o.memory, o.swap, o.cpus, pids=o.pids)
     cpu_s = None if o.cpu_time is None else to_seconds(o.cpu_time, what="cpu_time")
     to_bool(o.tty, what="tty")
     rows, columns = _terminal_size(o.size) if o.tty else (0, 0)
@@ -108,11 +108,26 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
         rows=rows,
         columns=columns,
         same_cpu=container.security.always_allows("sched_getaffinity", "sched_setaffinity", "getcpu"),
+        is_detailed=o.accounting == "full",
     )
-    if o.accounting is not None:
-        to_bool(o.accounting, what="accounting")
-    accounted = True if o.accounting is None and (not plain or cpu_s is not None) else o.accounting
+    accounted = _accounted(o.accounting, or_else=None if plain and cpu_s is None else True)
     return Prepared(spec, _pass_fds(o.pass_fds), None if limits == _NO_LIMITS else limits, accounted)
+
+
+def _detailed(o: ExecOptions) -> Limits:
+    from sandbox.cg.details import DetailedLimits
+
+    return DetailedLimits(o.memory, o.swap, o.cpus, pids=o.pids)
+
+
+def _accounted(value: bool | str | None, *, or_else: bool | None) -> bool | None:
+    if value is None:
+        return or_else
+    if value == "full":
+        return True
+    if not isinstance(value, bool):
+        raise UsageError(f"accounting: {value!r} is none of True, False, None and 'full'")
+    return value
 
 
 @lru_cache(maxsize=512, typed=True)

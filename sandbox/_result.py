@@ -5,14 +5,19 @@ from __future__ import annotations
 import enum
 import os
 import signal as signals
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from sandbox._launch import codec, wire
 from sandbox._run import Spec
 from sandbox.cg import Leaf
-from sandbox.errors import CommandError
+from sandbox.errors import CommandError, UsageError
+
+if TYPE_CHECKING:
+    from sandbox.cg.details import Details
+
+BLOCK: Final = 512  # bytes, of getrusage's blocks
 
 
 class Status(enum.Enum):
@@ -28,7 +33,7 @@ class Status(enum.Enum):
     KILLED = "killed"
 
 
-@frozen(slots=False)  # 17 fields: with slots, making it frozen takes three times as long
+@frozen(slots=False)  # 19 fields: with slots, making it frozen takes three times as long
 class Result:
     """How a program ended and what it used.
 
@@ -36,7 +41,8 @@ class Result:
     first process and what that waited for. `memory_peak` (bytes, page cache included) and `pids_peak` are None without
     a control group or where the kernel does not count them; `max_rss` is the largest resident set of one process.
     `exit_code` is None unless a status EXITED; `signal` is None unless a signal ended the first process. `syscall` is
-    the number of the forbidden system call for SYSCALL_DENIED.
+    the number of the forbidden system call for SYSCALL_DENIED. `details` are there with ``accounting="full"``. docs/reference/result.md
+    says of each figure where it comes from, and what is not exact about it.
     """
 
     argv: tuple[str, ...]
@@ -56,6 +62,49 @@ class Result:
     pids_peak: int | None
     oom_killed: bool
     syscall: int | None = None
+    _end: codec.End | None = field(default=None, eq=False, repr=False)  # what few ask for is worked out when they do
+    details: Details | None = None
+
+    @property
+    def setup_time(self) -> float:
+        """Seconds from init's taking up the request until just before execve; `wall_time` begins there."""
+        return self._told.setup_ns / 1e9
+
+    @property
+    def voluntary_switches(self) -> int:
+        """How often its processes gave up a CPU to wait for something."""
+        return self._told.voluntary_switches
+
+    @property
+    def involuntary_switches(self) -> int:
+        """How often a CPU was taken from its processes."""
+        return self._told.involuntary_switches
+
+    @property
+    def minor_faults(self) -> int:
+        """Page faults that needed no disk."""
+        return self._told.minor_faults
+
+    @property
+    def major_faults(self) -> int:
+        """Page faults that had to wait for a disk."""
+        return self._told.major_faults
+
+    @property
+    def io_read(self) -> int:
+        """Bytes that were fetched from disks; what was in the page cache is not counted."""
+        return self._told.blocks_in * BLOCK
+
+    @property
+    def io_written(self) -> int:
+        """Bytes that are bound for disks: page cache of files made dirty, whenever it is written back."""
+        return self._told.blocks_out * BLOCK
+
+    @property
+    def _told(self) -> codec.End:
+        if self._end is None:
+            raise UsageError("this Result was not made by a run, and has no such figure")
+        return self._end
 
     @property
     def ok(self) -> bool:
@@ -90,10 +139,16 @@ _DEADLINES: Final[dict[int, Status]] = {wire.Cause.WALL: Status.TIMEOUT, wire.Ca
 _OTHERS: Final[dict[int, Status]] = {wire.Cause.KILLED: Status.KILLED, wire.Cause.SYSCALL: Status.SYSCALL_DENIED}
 
 
-def decide(end: codec.End, *, oom_killed: bool, output_hit: bool) -> Status:
-    """Why the run ended: the first of our own causes that holds, then the wait status."""
+def decide(end: codec.End, *, oom_killed: bool, output_hit: bool, pids_peak: int | None = None) -> Status:
+    """Why the run ended: the first of our own causes that holds, then the wait status.
+
+    A deadline comes after memory where memory has run out before: the kernel kills nobody for it who is being killed already. So
+    what was counted was the only process there ever was (*pids_peak*); or the limit was passed by what is charged for its end.
+    """
     cause = end.cause
-    if cause in _DEADLINES:
+    if not (cause or end.status or oom_killed or output_hit):  # by far the most
+        return Status.EXITED
+    if cause in _DEADLINES and not (oom_killed and (pids_peak == 1 or end.detail == wire.DETAIL_AT_END)):
         return _DEADLINES[cause]
     if oom_killed:
         return Status.MEMORY_LIMIT
@@ -114,13 +169,19 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         cpu = cpu if usage.cpu_time is None else usage.cpu_time
         user = user if usage.user_time is None else usage.user_time
         system = system if usage.system_time is None else usage.system_time
-    status = decide(end, oom_killed=oom, output_hit=output_hit)
+    status = decide(end, oom_killed=oom, output_hit=output_hit, pids_peak=pids_peak)
+    exit_code: int | None
+    signal: int | None
+    if status is Status.EXITED:
+        exit_code, signal = wait_status >> 8, None
+    else:
+        exit_code, signal = None, os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None
     stdout, stderr, stdout_truncated, stderr_truncated = streams
     return Result(
         spec.args,
         status,
-        os.waitstatus_to_exitcode(wait_status) if status is Status.EXITED else None,
-        os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None,
+        exit_code,
+        signal,
         stdout,
         stderr,
         stdout_truncated,
@@ -134,4 +195,6 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         pids_peak,
         oom,
         detail if status is Status.SYSCALL_DENIED else None,
+        end,
+        leaf.details() if spec.is_detailed and leaf is not None else None,
     )

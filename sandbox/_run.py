@@ -46,6 +46,7 @@ class Spec:
     rows: int = 0
     columns: int = 0
     same_cpu: bool = False
+    is_detailed: bool = False  # its result shall have `Details`
     encoded: tuple[bytes, bytes] = field(init=False, eq=False, repr=False)  # what of the request is the same for each run
     flags: int = field(init=False, eq=False, repr=False)
     plain: bytes = field(init=False, eq=False, repr=False)  # all of it, with /dev/null as all three standard streams and no control group

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_count, to_inside_path, to_signal, to_size, to_text
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
@@ -217,7 +217,7 @@ class Container:
         encoding: str | None = None,
         errors: str = "strict",
         check: bool = False,
-        accounting: bool | None = None,
+        accounting: bool | Literal["full"] | None = None,
     ) -> Result:
         """Run a program to its end; nothing that it started outlives it.
 
@@ -227,7 +227,7 @@ class Container:
         timeout, cpu_time: seconds of wall clock, and of CPU time of all that it starts. memory, swap, cpus, pids: limits of this run.
         pass_fds: descriptors that it gets beside 0, 1, 2 (a mapping: number inside -> ours).
         accounting: True gives the run a control group even without limits, for `memory_peak`, `pids_peak` and exact CPU time;
-            None: when this run or the container has limits.
+            None: when this run or the container has limits. "full": also `Result.details`, which takes more files to read.
 
         Raises: UsageError, ProgramNotFoundError, SetupError, ClosedError, BrokenError; CommandError with *check*.
         """
@@ -298,7 +298,7 @@ class Container:
         text: bool = False,
         encoding: str | None = None,
         errors: str = "strict",
-        accounting: bool | None = None,
+        accounting: bool | Literal["full"] | None = None,
         tty: bool = False,
         size: tuple[int, int] = (24, 80),
     ) -> Process:

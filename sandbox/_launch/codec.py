@@ -327,6 +327,9 @@ class End(NamedTuple):  # one for each program that runs: a frozen class takes t
     major_faults: int
     voluntary_switches: int
     involuntary_switches: int
+    blocks_in: int
+    blocks_out: int
+    setup_ns: int
 
 
 @frozen
@@ -353,7 +356,7 @@ def _fixed(layout: str, kind: Callable[..., Event]) -> Callable[[bytes], Event]:
 
 
 def _end() -> Callable[[bytes], Event]:
-    unpack, make = struct.Struct("<BiiQQQQQQQQQ").unpack, End._make
+    unpack, make = struct.Struct("<Bii12Q").unpack, End._make
 
     def end(body: bytes) -> End:
         event = make(unpack(body))

@@ -49,6 +49,7 @@ class _Outline:
     memory: tuple[int, str] | None  # version, mount point
     cpu: tuple[int, str] | None
     pids: tuple[int, str] | None
+    scheduler: tuple[int, str] | None
     writes: tuple[tuple[str, Write], ...]
 
 
@@ -66,6 +67,7 @@ def _outline(host: Host, limits: Limits, wanted: frozenset[str], mounts: tuple[s
         memory=_told_by(host, "memory", wanted),
         cpu=_told_by(host, "cpuacct", wanted),
         pids=_told_by(host, "pids", wanted),
+        scheduler=_told_by(host, "cpu", wanted),
         writes=(*inherit, *_leaf_writes(host, planned_writes(limits, host), wanted)),
     )
 
@@ -255,6 +257,8 @@ class Group:
     def _shape(self, limits: Limits, wanted: frozenset[str]) -> Shape:
         bundle = self._live()
         host = bundle.host
+        if limits.IS_DETAILED:
+            wanted |= {"cpu"}
         for hierarchy in hierarchies_for(host, controllers_of(limits), wanted):
             self._extend(hierarchy, wanted | controllers_of(limits))
         outline, fds = _outline(host, limits, wanted, tuple(bundle.places)), self._fds
@@ -266,6 +270,7 @@ class Group:
             memory=_account(outline.memory, fds),
             cpu=_account(outline.cpu, fds),
             pids=_account(outline.pids, fds),
+            scheduler=_account(outline.scheduler, fds),
             writes=tuple([(fds[mount], write) for mount, write in outline.writes]),
         )
 

@@ -20,6 +20,7 @@ from sandbox.cg.limits import Write
 from sandbox.cg.stats import split_cpu
 
 if TYPE_CHECKING:
+    from sandbox.cg.details import Details
     from sandbox.cg.group import Group
 
 
@@ -53,6 +54,7 @@ class Shape:
     cpu: tuple[int, int] | None
     pids: tuple[int, int] | None
     writes: tuple[tuple[int, Write], ...]
+    scheduler: tuple[int, int] | None  # for `Leaf.details` only
     told: tuple[tuple[int, bytes], ...] = field(init=False, eq=False)  # the files, with their directories, that tell what a run used
 
     @told.default  # type: ignore[attr-defined, unused-ignore]  # attrs' own decorator
@@ -219,6 +221,14 @@ class Leaf:
         exact total is split where they are all but 5 % of it, or 10 ms: the group's own two are counted in ticks.
         """
         return Usage(self.memory_peak, self.oom_kills, *self._cpu(waited_for), self.pids_peak)
+
+    def details(self) -> Details | None:
+        """Read what else the kernel tells when the run has ended; None: it was not made for that (see `DetailedLimits`)."""
+        if self._shape.scheduler is None:
+            return None
+        from sandbox.cg.details import read_details
+
+        return read_details(self.name, self._shape.memory, self._shape.scheduler)
 
     @property
     def memory_peak(self) -> int | None:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 import attrs
 from attrs import field, frozen
@@ -216,6 +216,8 @@ class Limits:
     io_max: tuple[IoMax, ...] | None = field(default=None, converter=_io_max)
     hugetlb: tuple[tuple[int, int], ...] | None = field(default=None, converter=_hugetlb)
     devices: tuple[str, ...] | None = field(default=None, converter=_devices)
+
+    IS_DETAILED: ClassVar[bool] = False  # see `DetailedLimits`
 
     def __attrs_post_init__(self) -> None:
         if self.swap is not None and self.memory is None:

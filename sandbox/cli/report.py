@@ -10,8 +10,9 @@ from attrs import define
 
 from sandbox import Result, SandboxError, UsageError
 
-_TIMES: Final = ("cpu_time", "user_time", "system_time", "wall_time")
-_COPIED: Final = ("exit_code", "signal", *_TIMES, "memory_peak", "max_rss", "pids_peak", "oom_killed", "syscall")
+_TIMES: Final = ("cpu_time", "user_time", "system_time", "wall_time", "setup_time")
+_COUNTS: Final = ("voluntary_switches", "involuntary_switches", "minor_faults", "major_faults", "io_read", "io_written")
+_COPIED: Final = ("exit_code", "signal", *_TIMES, "memory_peak", "max_rss", "pids_peak", *_COUNTS, "oom_killed", "syscall")
 
 
 @define(eq=False)

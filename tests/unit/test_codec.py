@@ -170,8 +170,8 @@ def test_names_that_are_not_utf8_pass_unchanged(raw: bytes) -> None:
 ERRNO = st.integers(0, 4095)
 WAIT_STATUS = st.one_of(st.integers(0, 255).map(lambda code: code << 8), st.integers(1, 0x7E), st.integers(0x81, 0xFE))
 ENDS = st.one_of(
-    st.builds(codec.End, st.integers(0, 4), WAIT_STATUS, I32, *[U64] * 9),
-    st.builds(codec.End, st.just(5), I32, ERRNO, *[U64] * 9),
+    st.builds(codec.End, st.integers(0, 4), WAIT_STATUS, I32, *[U64] * 12),
+    st.builds(codec.End, st.just(5), I32, ERRNO, *[U64] * 12),
 )
 EVENTS: dict[type, st.SearchStrategy[codec.Event]] = {
     codec.Cloned: st.builds(codec.Cloned, U32),
@@ -182,7 +182,7 @@ EVENTS: dict[type, st.SearchStrategy[codec.Event]] = {
     codec.End: ENDS,
     codec.Done: st.builds(codec.Done, ERRNO, U32),
 }
-LAYOUTS = {codec.Cloned: "I", codec.Gone: "iQQQ", codec.Failed: "BIII", codec.Started: "I", codec.End: "Bii9Q", codec.Done: "II"}
+LAYOUTS = {codec.Cloned: "I", codec.Gone: "iQQQ", codec.Failed: "BIII", codec.Started: "I", codec.End: "Bii12Q", codec.Done: "II"}
 EVENT = st.one_of(*EVENTS.values())
 
 
@@ -203,11 +203,11 @@ def test_events_come_back(event: codec.Event) -> None:
 
 
 IMPOSSIBLE = {
-    "stopped": codec.End(0, 0x137F, 0, *[0] * 9),
-    "continued": codec.End(0, 0xFFFF, 0, *[0] * 9),
-    "negative status": codec.End(0, -1, 0, *[0] * 9),
-    "unknown cause": codec.End(6, 0, 0, *[0] * 9),
-    "negative errno": codec.End(5, 9, -1, *[0] * 9),
+    "stopped": codec.End(0, 0x137F, 0, *[0] * 12),
+    "continued": codec.End(0, 0xFFFF, 0, *[0] * 12),
+    "negative status": codec.End(0, -1, 0, *[0] * 12),
+    "unknown cause": codec.End(6, 0, 0, *[0] * 12),
+    "negative errno": codec.End(5, 9, -1, *[0] * 12),
     "large errno": codec.Done(4096, 0),
     "errno that is no int": codec.Failed(4, 0, 0, 2**32 - 1),
 }

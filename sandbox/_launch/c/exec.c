@@ -129,6 +129,7 @@ bool exec_parse(struct exec_request *x, struct reader reader, const int *fds, in
     x->mark = false;
     x->mark_ino = 0;
     x->step = x->error = 0;
+    x->ready = 0;
     x->flags = rd_uint32(r);
     x->uid = rd_uint32(r);
     x->gid = rd_uint32(r);
@@ -306,6 +307,9 @@ void exec_become(struct exec_request *x) {
     if (!set_limits(x))
         return failed(x, STEP_RLIMIT);
     umask(x->umask);
+    struct timespec ready;
+    clock_gettime(CLOCK_MONOTONIC, &ready);
+    x->ready = (uint64_t)ready.tv_sec * 1000000000ULL + (uint64_t)ready.tv_nsec;
     unblock_signals();
     execve_first(x);
     failed(x, STEP_EXECVE);

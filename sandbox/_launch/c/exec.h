@@ -62,6 +62,7 @@ struct exec_request {
     bool mark;         // give it a cgroup namespace of its own, so that its processes can be told from others'
     int mark_sock;     // where the child hands that namespace's descriptor over: as long as it is open, its inode is no other's
     uint64_t mark_ino; // and this is its inode
+    uint64_t ready;    // when all was done but execve, in nanoseconds of CLOCK_MONOTONIC
     int step, error;   // where it failed, or 0
 };
 

@@ -40,7 +40,8 @@
 enum { BLIND_MOST = 1000 }; // looks for what a program left, without seeing anything: 0.2 s
 enum { MAX_CHANNELS = 512, EVENTS = 16, KIND_NOTIFY = MAX_CHANNELS, KIND_CHILD };
 static const uint64_t SECOND = 1000000000ULL;
-static const uint64_t MIN_STEP = 500000ULL; // between two looks at a CPU limit
+static const uint64_t MIN_STEP = 500000ULL;     // between two looks at a CPU limit
+static const uint64_t ENDING_STEP = 5000000ULL; // and at what is over a limit, but is being ended by something else
 
 struct channel {
     int sock; // -1: free
@@ -49,12 +50,19 @@ struct channel {
     uint8_t cpu_format, cause;
     bool marked;
     bool closing; // the caller has hung up; the slot is free when the program has ended
+    bool alone;   // no other program ran beside it: what nobody else waited for was its own
     int mark_fd;  // keeps the namespace, and with it the inode number, from being used again before we have done
     uint64_t mark;
     uint64_t started, wall_at, cpu_limit, look_at; // nanoseconds of CLOCK_MONOTONIC; 0: none
+    uint64_t setup;                                // how long it took from the request until `started`, in nanoseconds
     uint64_t cpu_before;                           // what cpu_fd, or orphans, had counted at the start
     uint32_t cpus_milli;
     int32_t syscall_nr;
+};
+
+// What processes used, as wait4 tells it; in microseconds, KiB and counts.
+struct tally {
+    uint64_t user, system, max_rss, minor_faults, major_faults, voluntary, involuntary, blocks_in, blocks_out;
 };
 
 static struct channel channels[MAX_CHANNELS];
@@ -63,7 +71,8 @@ static int nrunning;
 static int epoll, ends; // `ends` is a signalfd: some child has ended
 static struct ops *context;
 static struct exec_request request;
-static uint64_t orphans_cpu; // CPU time of reaped processes that were no program's first
+static struct tally orphans; // reaped processes that were no program's first, since one was started while none ran
+static int peaks = -1;       // init's own /proc/self/clear_refs
 static bool oneshot;
 
 static uint64_t now(void) {
@@ -72,9 +81,35 @@ static uint64_t now(void) {
     return (uint64_t)t.tv_sec * SECOND + (uint64_t)t.tv_nsec;
 }
 
-static uint64_t rusage_ns(const struct rusage *u) {
-    return ((uint64_t)u->ru_utime.tv_sec + (uint64_t)u->ru_stime.tv_sec) * SECOND +
-           ((uint64_t)u->ru_utime.tv_usec + (uint64_t)u->ru_stime.tv_usec) * 1000;
+static struct tally tally_of(const struct rusage *u) {
+    return (struct tally){
+        .user = (uint64_t)u->ru_utime.tv_sec * 1000000 + (uint64_t)u->ru_utime.tv_usec,
+        .system = (uint64_t)u->ru_stime.tv_sec * 1000000 + (uint64_t)u->ru_stime.tv_usec,
+        .max_rss = (uint64_t)u->ru_maxrss,
+        .minor_faults = (uint64_t)u->ru_minflt,
+        .major_faults = (uint64_t)u->ru_majflt,
+        .voluntary = (uint64_t)u->ru_nvcsw,
+        .involuntary = (uint64_t)u->ru_nivcsw,
+        .blocks_in = (uint64_t)u->ru_inblock,
+        .blocks_out = (uint64_t)u->ru_oublock,
+    };
+}
+
+static void add_tally(struct tally *to, struct tally more) {
+    to->user += more.user;
+    to->system += more.system;
+    if (more.max_rss > to->max_rss)
+        to->max_rss = more.max_rss;
+    to->minor_faults += more.minor_faults;
+    to->major_faults += more.major_faults;
+    to->voluntary += more.voluntary;
+    to->involuntary += more.involuntary;
+    to->blocks_in += more.blocks_in;
+    to->blocks_out += more.blocks_out;
+}
+
+static uint64_t cpu_of(const struct tally *t) {
+    return (t->user + t->system) * 1000;
 }
 
 static _Noreturn void fail_setup(int sock, uint8_t phase, uint32_t index, uint32_t step, int error) {
@@ -203,7 +238,7 @@ static void kill_rest(struct channel *c) {
         kill(-1, SIGKILL);
         do {
             if (pid > 0) // its CPU time is the program's, too
-                orphans_cpu += rusage_ns(&usage);
+                add_tally(&orphans, tally_of(&usage));
         } while ((pid = wait4(-1, &status, __WALL, &usage)) > 0 || errno == EINTR);
         return;
     }
@@ -251,7 +286,7 @@ static void add_cpu(struct channel *c, int pid) {
 static uint64_t cpu_used(struct channel *c) {
     char text[512];
     if (c->cpu_fd < 0) {
-        scanned_cpu = orphans_cpu;
+        scanned_cpu = cpu_of(&orphans);
         each_process(c, add_cpu);
         return scanned_cpu - c->cpu_before;
     }
@@ -273,11 +308,76 @@ static void plan_look(struct channel *c, uint64_t at, uint64_t used) {
     c->look_at = next;
 }
 
+// Reaping the first process kills the rest. Where nobody else runs, the rest need not have the time until then: where CPUs are
+// scarce, that may be long.
+static void kill_all_of(struct channel *c) {
+    kill(nrunning == 1 ? -1 : c->pid, SIGKILL);
+}
+
 static void end_by(struct channel *c, uint8_t cause) {
     if (!c->cause)
         c->cause = cause;
     c->look_at = 0;
-    kill(c->pid, SIGKILL); // reaping it kills the rest
+    kill_all_of(c);
+}
+
+// Whether a thread goes its way out already: it exits (PF_EXITING), or somebody's SIGKILL waits for it. False if that cannot be
+// seen.
+static bool is_thread_ending(int pid, int tid) {
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "%d/task/%d/stat", pid, tid);
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT || errno == ESRCH;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return n == 0 || errno == ESRCH;
+    text[n] = 0;
+    // proc(5): the ninth number is flags, the 31st the signals that wait, with that of SIGKILL as the ninth bit.
+    char *at = strrchr(text, ')');
+    for (int field = 2; at && field < 9; field++)
+        at = strchr(at + 1, ' ');
+    if (at && strtoull(at, NULL, 10) & 4)
+        return true;
+    for (int field = 9; at && field < 31; field++)
+        at = strchr(at + 1, ' ');
+    return at && strtoull(at, NULL, 10) & (1U << (SIGKILL - 1));
+}
+
+// Whether a program's first process is being ended by something else, every thread of it: for want of memory, say, which takes
+// its time.
+static bool is_ending(int pid) {
+    char path[32], buffer[2048] __attribute__((aligned(8)));
+    snprintf(path, sizeof path, "%d/task", pid);
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool all = fd >= 0;
+    long n = 0;
+    while (all && (n = syscall(__NR_getdents64, fd, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < n && all;) {
+            uint16_t length;
+            memcpy(&length, buffer + at + 16, sizeof length);
+            int tid = atoi(buffer + at + 19); // offsetof(struct linux_dirent64, d_name)
+            at += length;
+            all = tid <= 0 || is_thread_ending(pid, tid);
+        }
+    if (fd >= 0)
+        close(fd);
+    return all && n == 0;
+}
+
+// A deadline has passed. What something else has ended before we looked is not ended by the deadline. But what it started shall
+// not have the time that its end takes.
+static void end_late(struct channel *c, uint64_t at, uint8_t cause) {
+    if (!is_ending(c->pid)) {
+        end_by(c, cause);
+        return;
+    }
+    if (nrunning == 1)
+        kill_all_of(c);
+    else
+        each_process(c, kill_visited);
+    c->look_at = at + ENDING_STEP;
 }
 
 static void look_at_deadlines(void) {
@@ -288,9 +388,9 @@ static void look_at_deadlines(void) {
             continue;
         uint64_t used = c->cpu_limit ? cpu_used(c) : 0;
         if (c->wall_at && at >= c->wall_at)
-            end_by(c, CAUSE_WALL);
+            end_late(c, at, CAUSE_WALL);
         else if (c->cpu_limit && used >= c->cpu_limit)
-            end_by(c, CAUSE_CPU);
+            end_late(c, at, CAUSE_CPU);
         else
             plan_look(c, at, used);
     }
@@ -298,20 +398,23 @@ static void look_at_deadlines(void) {
 
 // ---- Ends ----
 
-static void send_end(struct channel *c, uint8_t cause, int status, int detail, const struct rusage *u, uint64_t cpu) {
+static void send_end(struct channel *c, uint8_t cause, int status, int detail, const struct tally *t, uint64_t cpu) {
     struct writer w = {.length = 0};
     wr_u8(&w, cause);
     wr_u32(&w, (uint32_t)status);
     wr_u32(&w, (uint32_t)detail);
     wr_u64(&w, c->started ? now() - c->started : 0);
     wr_u64(&w, cpu);
-    wr_u64(&w, (uint64_t)u->ru_utime.tv_sec * 1000000 + (uint64_t)u->ru_utime.tv_usec);
-    wr_u64(&w, (uint64_t)u->ru_stime.tv_sec * 1000000 + (uint64_t)u->ru_stime.tv_usec);
-    wr_u64(&w, (uint64_t)u->ru_maxrss);
-    wr_u64(&w, (uint64_t)u->ru_minflt);
-    wr_u64(&w, (uint64_t)u->ru_majflt);
-    wr_u64(&w, (uint64_t)u->ru_nvcsw);
-    wr_u64(&w, (uint64_t)u->ru_nivcsw);
+    wr_u64(&w, t->user);
+    wr_u64(&w, t->system);
+    wr_u64(&w, t->max_rss);
+    wr_u64(&w, t->minor_faults);
+    wr_u64(&w, t->major_faults);
+    wr_u64(&w, t->voluntary);
+    wr_u64(&w, t->involuntary);
+    wr_u64(&w, t->blocks_in);
+    wr_u64(&w, t->blocks_out);
+    wr_u64(&w, c->setup);
     answer(c->sock, MSG_END, &w, NULL, 0);
 }
 
@@ -322,12 +425,17 @@ static void close_channel(struct channel *c) {
 
 static void finish(struct channel *c, int status, const struct rusage *usage) {
     uint64_t wall_end = now();
-    uint64_t before = c->cpu_fd < 0 ? c->cpu_before : 0;
     kill_rest(c);
-    uint64_t cpu = c->cpu_fd < 0 ? rusage_ns(usage) + (nrunning == 1 ? orphans_cpu - before : 0) : cpu_used(c);
+    struct tally used = tally_of(usage);
+    if (c->alone)
+        add_tally(&used, orphans);
+    uint64_t cpu = c->cpu_fd < 0 ? cpu_of(&used) : cpu_used(c);
+    int detail = c->syscall_nr;
     // A limit that was passed between two looks was passed all the same.
-    if (!c->cause && c->cpu_limit && cpu >= c->cpu_limit)
+    if (!c->cause && c->cpu_limit && cpu >= c->cpu_limit) {
         c->cause = CAUSE_CPU;
+        detail = DETAIL_AT_END;
+    }
     c->started += now() - wall_end; // the wall time of the program, without the tidying up
     nrunning--;
     c->pid = 0;
@@ -337,7 +445,7 @@ static void finish(struct channel *c, int status, const struct rusage *usage) {
     if (c->mark_fd >= 0)
         close(c->mark_fd);
     c->mark_fd = -1;
-    send_end(c, c->cause, status, c->syscall_nr, usage, cpu);
+    send_end(c, c->cause, status, detail, &used, cpu);
     if (c->closing)
         close_channel(c);
     if (oneshot)
@@ -355,7 +463,7 @@ static void reap(int options) {
         if (c)
             finish(c, status, &usage);
         else
-            orphans_cpu += rusage_ns(&usage);
+            add_tally(&orphans, tally_of(&usage));
         if (c && !nrunning)
             return; // with the last program went all
     }
@@ -371,7 +479,7 @@ static void reap_orphans(void) {
             if (channels[i].sock >= 0 && channels[i].pid == info.si_pid)
                 return; // the main loop will come to it
         if (wait4(info.si_pid, &status, 0, &usage) > 0)
-            orphans_cpu += rusage_ns(&usage);
+            add_tally(&orphans, tally_of(&usage));
         info.si_pid = 0;
     }
 }
@@ -399,8 +507,8 @@ static int open_terminal(struct exec_request *x, int *master) {
 }
 
 static void refuse(struct channel *c, int step, int error) {
-    struct rusage none = {0};
-    c->started = 0;
+    struct tally none = {0};
+    c->started = c->setup = 0;
     send_end(c, CAUSE_NOT_STARTED, step, error, &none, 0);
     if (oneshot)
         _exit(0);
@@ -441,7 +549,10 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
     c->cpu_format = request.cpu_format;
     c->cpu_limit = 0;
     c->cpu_before = 0;
-    c->cpu_before = c->cpu_fd >= 0 ? cpu_used(c) : orphans_cpu;
+    c->alone = !nrunning;
+    if (c->alone)
+        orphans = (struct tally){0};
+    c->cpu_before = c->cpu_fd >= 0 ? cpu_used(c) : cpu_of(&orphans);
     int terminal = request.tty;
     if (request.mark && mark_pair[0] < 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, mark_pair) < 0)
         mark_pair[0] = -1; // then handing over fails, in the child
@@ -461,7 +572,12 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
             close(mark_fd);
         return refuse(c, request.step, request.error);
     }
+    for (int i = 0; nrunning && i < nchannels; i++)
+        channels[i].alone = false;
     c->pid = pid;
+    // The program's time begins with its execve. Init itself may wake up long after that.
+    c->setup = request.ready > c->started ? request.ready - c->started : 0;
+    c->started += c->setup;
     c->marked = request.mark;
     c->mark = request.mark_ino;
     c->mark_fd = mark_fd;
@@ -555,7 +671,17 @@ static void on_ops(struct channel *c, struct message *m) {
     context->slots = setup_slots;
 }
 
+// The kernel hands a memory map's peak on to what execve makes of the process: what a large request took here for a
+// moment must not be the next program's max_rss. proc(5): 5 sets the peak to what is resident now (since Linux 4.0).
+static void forget_peak(void) {
+    if (peaks >= 0 && write(peaks, "5", 1) < 0) {
+        close(peaks);
+        peaks = -1;
+    }
+}
+
 static void on_message(struct channel *c, struct message *m) {
+    bool is_large = m->mapped || m->head.kind == MSG_OPS;
     switch (m->head.kind) {
     case MSG_EXEC:
         run(c, m->body, m->fds, m->nfds);
@@ -584,6 +710,8 @@ static void on_message(struct channel *c, struct message *m) {
         break;
     }
     message_drop(m);
+    if (is_large)
+        forget_peak();
 }
 
 // A request that could not be received, for init had no room for its descriptors or its body: the caller waits for an answer.
@@ -791,6 +919,8 @@ void init_main(struct init_start *s) {
     umask(0);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || setsid() < 0)
         fail_setup(s->channel, PHASE_CLONE, 0, 0, errno);
+    // Later it is not init's to open. Where there is no /proc, programs may be told of a peak that was init's.
+    peaks = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
     await_go(s);
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 || take_ids(s) < 0)
         fail_setup(s->channel, PHASE_MAPS, 1, 0, errno);
