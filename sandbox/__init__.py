@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sandbox import cg, errors, features, fs, ns, sec
+    from sandbox._files.limits import CopyProgress
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.cg import Limits
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         ClosedError,
         CommandError,
         ImageError,
+        LimitError,
         ProgramNotFoundError,
         ProtocolError,
         SandboxError,
@@ -30,11 +32,12 @@ if TYPE_CHECKING:
     from sandbox.sec import Rlimits, Security
 
 _HOMES: Final = {
+    "sandbox._files.limits": "CopyProgress",
     "sandbox._start": "shut_down",
     "sandbox.cg": "Limits",
     "sandbox.container": "Container run",
-    "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
-    "UnsupportedError UsageError",
+    "sandbox.errors": "BrokenError ClosedError CommandError ImageError LimitError ProgramNotFoundError ProtocolError SandboxError "
+    "SetupError UnsupportedError UsageError",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
     "sandbox._types": "DEVNULL PIPE STDOUT",
     "sandbox.process": "Process Result Status",
@@ -52,7 +55,9 @@ __all__ = [
     "ClosedError",
     "CommandError",
     "Container",
+    "CopyProgress",
     "ImageError",
+    "LimitError",
     "Limits",
     "Process",
     "ProgramNotFoundError",

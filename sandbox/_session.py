@@ -9,7 +9,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from sandbox import _plan as plan
@@ -25,6 +25,7 @@ from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError
 from sandbox.fs import no_overlay
 from sandbox.process import Process
 
+_NO_FDS: Final[Mapping[str, int]] = {}
 _NOTHING: Final = (None, None, False, False)
 START_S: Final = 60.0  # an init that says nothing for so long is broken
 GONE_S: Final = 10.0
@@ -37,6 +38,10 @@ _HINTS: Final = {
     (wire.Phase.MAPS, errno.EPERM): "the ids are not this user's; check /etc/subuid and /etc/subgid, or run as root",
     (wire.Phase.MAPS, errno.ENOENT): "newuidmap and newgidmap are missing; install the package uidmap",
 }
+
+
+def _describe(op: plan.Op) -> str:
+    return op.describe()
 
 
 def _is_overlay(op: plan.Op) -> bool:
@@ -332,24 +337,26 @@ class Session:
 
     # ---- Requests ----
 
-    def request(self, ops: Sequence[plan.Op], wanted: Sequence[str]) -> list[int]:
-        """Carry operations out in the live container; returns the descriptors of the slots *wanted*.
+    def request(
+        self, ops: Sequence[plan.Op], wanted: Sequence[str], fds: Mapping[str, int] = _NO_FDS, *, words: Callable[[plan.Op], str] = _describe
+    ) -> list[int]:
+        """Carry operations out in the live container, with *fds* (slot -> descriptor, copied); returns the descriptors of the slots *wanted*.
 
-        Raises: SetupError (with errno) for the operation that failed.
+        Raises: SetupError (with errno and *words*) for the operation that failed.
         """
-        slots = codec.SlotTable(first=0)
+        slots = codec.SlotTable(fds, first=0)
         block = len(ops).to_bytes(4, "little") + codec.encode_ops(ops, slots)
         numbers = b"".join(slots.number(name).to_bytes(2, "little") for name in wanted)
         with self._channel() as channel:
-            channel.send(wire.Msg.OPS, codec.block(block) + len(wanted).to_bytes(4, "little") + numbers)
-            event, fds = self._next(channel)
-            if not isinstance(event, codec.Done) or len(fds) != (0 if event.errno else len(wanted)):
-                close_all(fds)
-                raise ProtocolError(f"{type(event).__name__} with {len(fds)} descriptors in answer to OPS")
+            channel.send(wire.Msg.OPS, codec.block(block) + len(wanted).to_bytes(4, "little") + numbers, list(fds.values()))
+            event, got = self._next(channel)
+            if not isinstance(event, codec.Done) or len(got) != (0 if event.errno else len(wanted)):
+                close_all(got)
+                raise ProtocolError(f"{type(event).__name__} with {len(got)} descriptors in answer to OPS")
         if event.errno:
-            op = ops[event.index].describe() if event.index < len(ops) else "operation"
-            raise SetupError(op[:400], event.errno, step="request")
-        return fds
+            what = words(ops[event.index]) if event.index < len(ops) else "operation"
+            raise SetupError(what[:400], event.errno, step="request")
+        return got
 
     def signal_all(self, signum: int) -> None:
         """Send a signal to every process of the container but init."""

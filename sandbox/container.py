@@ -6,13 +6,13 @@ program that imports this library may never use it.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_count, to_inside_path, to_signal, to_size, to_text
+from sandbox._files.face import MAX_READ, FileAccess
+from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_signal
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 
 if TYPE_CHECKING:
@@ -27,13 +27,11 @@ if TYPE_CHECKING:
     from sandbox.process import Process, Result
     from sandbox.sec import Rlimits, Security
 
-MAX_READ: Final = 64 << 20
-MAX_COPY: Final = 1 << 30
 MAX_PREPARED: Final = 64
 MAX_KEPT: Final = 16384
 
 
-class Container:
+class Container(FileAccess):
     """A container. Nothing happens before ``with``, `create` or `start`.
 
     image: None: a read-only view of the host's programs and libraries; a path: a directory used as the root (never
@@ -339,10 +337,8 @@ class Container:
         return found.alone() if self._live().ids.deny_setgroups else found
 
     def _read_or_nothing(self, path: str) -> bytes:
-        from sandbox import _files
-
         try:
-            return _files.read_bytes(self._session().request, path, max_size=1 << 20)
+            return self.read_bytes(path, max_size=1 << 20)
         except (SetupError, UsageError):
             return b""  # missing, a FIFO, too large: then it names nobody
 
@@ -371,60 +367,6 @@ class Container:
     def cgroup(self) -> Introspection:
         """The container's control files as typed attributes: ``c.cgroup.memory.limit_in_bytes`` (v1), ``c.cgroup.memory.max`` (v2)."""
         return self._live().group().files
-
-    # ---- Files ----
-
-    def write_bytes(self, path: StrPath, data: bytes, *, mode: int = 0o644, user: int | str | None = None) -> None:
-        """Create or replace the file *path* inside; it belongs to *user* (None: the container's). Its directory must exist.
-
-        Raises: SetupError (an OSError): ENOENT, ENOSPC, EROFS, ELOOP when it is a symbolic link ...
-        """
-        from sandbox import _files
-
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise UsageError(f"data: {type(data).__name__} is not bytes; encode text first")
-        to_count(mode, what="mode", least=0, most=0o7777)
-        owner = self._identity(self.spec.user if user is None else str(user))
-        _files.write_bytes(self._session().request, to_inside_path(path, what="path"), bytes(data), mode=mode, uid=owner.uid, gid=owner.gid)
-
-    def read_bytes(self, path: StrPath, *, max_size: Size = MAX_READ) -> bytes:
-        """Read the regular file *path* inside, up to *max_size* bytes.
-
-        Raises: SetupError: it is not there; UsageError: it is larger, or no regular file.
-        """
-        from sandbox import _files
-
-        return _files.read_bytes(self._session().request, to_inside_path(path, what="path"), max_size=to_size(max_size, what="max_size"))
-
-    def make_dirs(self, path: StrPath, *, user: int | str | None = None) -> None:
-        """Make the directory *path* and its parents inside; what exists stays."""
-        from sandbox import _files
-
-        owner = self._identity(self.spec.user if user is None else str(user))
-        _files.make_dirs(self._session().request, to_inside_path(path, what="path"), uid=owner.uid, gid=owner.gid)
-
-    def copy_in(self, source: StrPath, target: StrPath) -> None:
-        """Copy a file or directory of the host to *target*; it then belongs to the container's user.
-
-        A file goes into *target* if that is a directory, otherwise it becomes *target*; a directory's content goes into *target*.
-        """
-        from sandbox import _files
-
-        path = os.fsdecode(to_text(source, what="copy_in"))
-        if not os.path.lexists(path):
-            raise UsageError(f"copy_in: {path}: no such file or directory")
-        owner = self._identity(self.spec.user)
-        _files.copy_in(self._session().request, path, to_inside_path(target, what="target"), uid=owner.uid, gid=owner.gid)
-
-    def copy_out(self, source: StrPath, target: StrPath, *, max_size: Size = MAX_COPY) -> None:
-        """Copy a file or directory to the host, up to *max_size* bytes; links stay links, modes lose set-id bits.
-
-        Raises: UsageError: too large, too many, too deep, or a FIFO, socket or device.
-        """
-        from sandbox import _files
-
-        limit = to_size(max_size, what="max_size")
-        _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(to_text(target, what="target")), max_size=limit)
 
 
 def _input_bytes(data: bytes | str, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes:  # noqa: ANN401
