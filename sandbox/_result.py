@@ -10,6 +10,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from sandbox._launch import codec, wire
+from sandbox._pump import Streams
 from sandbox._run import Spec
 from sandbox.cg import Leaf
 from sandbox.errors import CommandError
@@ -28,7 +29,7 @@ class Status(enum.Enum):
     KILLED = "killed"
 
 
-@frozen(slots=False)  # 17 fields: with slots, making it frozen takes three times as long
+@frozen(slots=False)  # 19 fields: with slots, making it frozen takes three times as long
 class Result:
     """How a program ended and what it used.
 
@@ -36,7 +37,8 @@ class Result:
     first process and what that waited for. `memory_peak` (bytes, page cache included) and `pids_peak` are None without
     a control group or where the kernel does not count them; `max_rss` is the largest resident set of one process.
     `exit_code` is None unless a status EXITED; `signal` is None unless a signal ended the first process. `syscall` is
-    the number of the forbidden system call for SYSCALL_DENIED.
+    the number of the forbidden system call for SYSCALL_DENIED. `stdout_size` and `stderr_size` count the bytes that came, kept or not;
+    a program that was killed for its output would have written more. They are None for what was not captured here.
     """
 
     argv: tuple[str, ...]
@@ -56,6 +58,8 @@ class Result:
     pids_peak: int | None
     oom_killed: bool
     syscall: int | None = None
+    stdout_size: int | None = None
+    stderr_size: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -104,7 +108,7 @@ def decide(end: codec.End, *, oom_killed: bool, output_hit: bool) -> Status:
     return Status.SIGNALED if os.WIFSIGNALED(end.status) else Status.EXITED
 
 
-def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bool, streams: tuple[Any, Any, bool, bool]) -> Result:
+def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bool, streams: Streams) -> Result:
     """Put a result together from init's word and the control group's."""
     _, wait_status, detail, wall_ns, cpu_ns, user_us, system_us, max_rss_kib, *_ = end
     cpu, user, system, oom, memory_peak, pids_peak = cpu_ns / 1e9, user_us / 1e6, system_us / 1e6, False, None, None
@@ -115,7 +119,7 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         user = user if usage.user_time is None else usage.user_time
         system = system if usage.system_time is None else usage.system_time
     status = decide(end, oom_killed=oom, output_hit=output_hit)
-    stdout, stderr, stdout_truncated, stderr_truncated = streams
+    stdout, stderr, stdout_truncated, stderr_truncated, stdout_size, stderr_size = streams
     return Result(
         spec.args,
         status,
@@ -134,4 +138,6 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         pids_peak,
         oom,
         detail if status is Status.SYSCALL_DENIED else None,
+        stdout_size,
+        stderr_size,
     )

@@ -6,7 +6,7 @@ import math
 import os
 from errno import EAGAIN, ENOEXEC, ENOMEM, ENOSYS, EPERM
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import field, frozen
 
@@ -14,6 +14,12 @@ from sandbox._launch import codec, wire
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import ProgramNotFoundError, ProtocolError, SetupError, UsageError
+
+
+class Decode(Protocol):
+    """Bytes to text, piece by piece; *final*: nothing more comes."""
+
+    def __call__(self, data: bytes, *, final: bool) -> str: ...
 
 
 def _nanoseconds(seconds: float | None) -> int:
@@ -42,6 +48,8 @@ class Spec:
     rows: int = 0
     columns: int = 0
     same_cpu: bool = False
+    error_limit: int | None = None  # of stderr, where it is another than that of stdout
+    discards: bool = False  # what goes beyond a limit is thrown away, and the program goes on
     encoded: tuple[bytes, bytes] = field(init=False, eq=False, repr=False)  # what of the request is the same for each run
     flags: int = field(init=False, eq=False, repr=False)
     plain: bytes = field(init=False, eq=False, repr=False)  # all of it, with /dev/null as all three standard streams and no control group
@@ -89,11 +97,23 @@ class Text:
     encoding: str | None = None
     errors: str = "strict"
 
-    def decode(self, raw: bytes | None) -> bytes | str | None:
-        """Bytes as text, with universal newlines as in subprocess."""
+    def decode(self, raw: bytes | None, *, cut: bool = False) -> bytes | str | None:
+        """Bytes as text, with universal newlines as in subprocess. *cut*: at a limit, perhaps in the middle of a character, which is left out."""
         if raw is None or self.encoding is None:
             return raw
-        return raw.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
+        text = self.decoder()(raw, final=False) if cut else raw.decode(self.encoding, self.errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def decoder(self) -> Decode:
+        """For a stream that comes in pieces: remembers half a character until the next."""
+        import codecs
+
+        decoder = codecs.getincrementaldecoder(self.encoding or "utf-8")(self.errors)
+
+        def decode(data: bytes, *, final: bool) -> str:
+            return decoder.decode(data, final)
+
+        return decode
 
 
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apart: bool = False) -> tuple[bytes, list[int]]:

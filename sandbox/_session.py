@@ -10,15 +10,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from sandbox import _plan as plan
 from sandbox._compile import Compiled
 from sandbox._launch import codec, driver, wire
 from sandbox._launch.driver import Channel, close_all
-from sandbox._pump import GRACE_S, Pump, await_end
+from sandbox._pump import GRACE_S, Pump, Streams, await_end
 from sandbox._result import Result, make_result
 from sandbox._run import Spec, Text, encode, start_error
+from sandbox._sinks import SinkFailed, decoded, finish
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
@@ -26,7 +27,7 @@ from sandbox.fs import no_overlay
 from sandbox.process import Process
 
 _NO_FDS: Final[Mapping[str, int]] = {}
-_NOTHING: Final = (None, None, False, False)
+_NOTHING: Final = (None, None, False, False, None, None)
 START_S: Final = 60.0  # an init that says nothing for so long is broken
 GONE_S: Final = 10.0
 _HINTS: Final = {
@@ -256,6 +257,8 @@ class Session:
                 os.sched_yield()
                 leaf.watch()
             leaves.tidy(channel.has_event)
+            if wiring.sinks is not None:
+                wiring.sinks = decoded(wiring.sinks, text)
             try:
                 end, streams = self._wait(channel, wiring, spec, data)
             except (BrokenError, ProtocolError):
@@ -267,8 +270,11 @@ class Session:
             if end.cause == wire.Cause.NOT_STARTED:
                 raise start_error(spec, end.status, end.detail)
             if text.encoding is not None:
-                streams = text.decode(streams[0]), text.decode(streams[1]), streams[2], streams[3]
-            return make_result(spec, end, leaf, output_hit=streams[2] or streams[3], streams=streams)
+                streams = (text.decode(streams[0], cut=streams[2]), text.decode(streams[1], cut=streams[3]), *streams[2:])
+                finish(wiring.sinks, streams[2:4])
+            return make_result(spec, end, leaf, output_hit=(streams[2] or streams[3]) and not spec.discards, streams=streams)
+        except SinkFailed as failed:
+            raise failed.error from None
         except (BrokenError, OSError) as error:
             # Another thread has closed the container, and with it the channel or the run's control group.
             if (self._closed or self._is_ending) and not isinstance(error, SetupError):
@@ -278,7 +284,7 @@ class Session:
             self.give_channel(channel, sound=sound)
             self._discard(wiring, leaf, leaves)
 
-    def _wait(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> tuple[codec.End, tuple[Any, Any, bool, bool]]:
+    def _wait(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> tuple[codec.End, Streams]:
         """Move input and output until the end, and give it with what was captured."""
         try:
             if wiring.is_plain:

@@ -205,7 +205,8 @@ class Container(FileAccess):
         swap: Size | None = None,
         cpus: float | None = None,
         pids: int | None = None,
-        output_limit: Size = MAX_READ,
+        output_limit: Size | tuple[Size, Size] = MAX_READ,
+        on_overflow: str = "kill",
         rlimits: Rlimits | None = None,
         umask: int = 0o022,
         pass_fds: Sequence[int] | Mapping[int, int] = (),
@@ -218,8 +219,10 @@ class Container(FileAccess):
         """Run a program to its end; nothing that it started outlives it.
 
         argv: a list; without a slash the program is looked for in the container's PATH. input: sent to its standard input
-            (default: /dev/null). stdin, stdout, stderr: as in subprocess; PIPE captures, up to *output_limit* bytes each (64M), and
-            a program that writes more is killed (OUTPUT_LIMIT).
+            (default: /dev/null). stdin, stdout, stderr: as in subprocess; a function is called with the output as it comes, in
+            this thread (what it raises ends the program, and the call). PIPE keeps it.
+        output_limit: bytes of each that are kept or passed on (64M), or a pair: of stdout, of stderr. on_overflow: ``"kill"`` a program
+            that writes more (OUTPUT_LIMIT), or ``"discard"`` the rest, which is counted (`Result.stdout_size`).
         timeout, cpu_time: seconds of wall clock, and of CPU time of all that it starts. memory, swap, cpus, pids: limits of this run.
         pass_fds: descriptors that it gets beside 0, 1, 2 (a mapping: number inside -> ours).
         accounting: True gives the run a control group even without limits, for `memory_peak`, `pids_peak` and exact CPU time;
@@ -233,7 +236,7 @@ class Container(FileAccess):
         if check is not False:
             to_bool(check, what="check")
         argv, env = as_key(argv), None if env is None else as_key(env)
-        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, accounting)
+        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, on_overflow, rlimits, umask, accounting)
         decoder = text_of(text, encoding, errors)
         data = None if input is None else _input_bytes(input, stdin, encoding, errors, text=text)
         live = self._started or self._live()
@@ -287,7 +290,8 @@ class Container(FileAccess):
         swap: Size | None = None,
         cpus: float | None = None,
         pids: int | None = None,
-        output_limit: Size = MAX_READ,
+        output_limit: Size | tuple[Size, Size] = MAX_READ,
+        on_overflow: str = "kill",
         rlimits: Rlimits | None = None,
         umask: int = 0o022,
         pass_fds: Sequence[int] | Mapping[int, int] = (),
@@ -298,8 +302,8 @@ class Container(FileAccess):
         tty: bool = False,
         size: tuple[int, int] = (24, 80),
     ) -> Process:
-        """Start a program and return a `Process`: subprocess.Popen's vocabulary. Limits as in `exec`, but for *output_limit*: it
-        bounds what `Process.communicate` reads. What the caller reads from the streams itself is the caller's to count.
+        """Start a program and return a `Process`: subprocess.Popen's vocabulary. Limits as in `exec`, but for *output_limit* and
+        *on_overflow*: they are for what `Process.communicate` reads. What the caller reads from the streams itself is the caller's to count.
 
         stdin, stdout, stderr: None is /dev/null (never the caller's own). tty: give it a terminal of *size* (rows, columns)
         instead of the three; `Process.terminal` is its other end.
@@ -308,7 +312,7 @@ class Container(FileAccess):
         from sandbox._wiring import wire_up
 
         argv, env = as_key(argv), None if env is None else as_key(env)
-        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, accounting)
+        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, on_overflow, rlimits, umask, accounting)
         decoder = text_of(text, encoding, errors)
         live = self._live()
         prepared = self._prepare(said, pass_fds, tty, size)
@@ -316,6 +320,9 @@ class Container(FileAccess):
             raise UsageError("tty=True gives the program one terminal for stdin, stdout and stderr; leave them out")
         try:
             wiring = wire_up(stdin, stdout, stderr, prepared.fds, tty=tty)
+            if wiring.sinks is not None:
+                wiring.close()
+                raise UsageError("stdout, stderr: functions are for exec; give popen PIPE, and read from the process, or use Process.chunks")
             leaf = live.leaf(prepared, wiring)
             return live.session.popen(prepared.spec, wiring, leaf, text=decoder, leaves=live)
         except OSError as error:

@@ -17,8 +17,8 @@ LAYERS = {
     0: {"errors", "_types", "_plan", "_sys"},
     1: {"_launch", "ns", "cg", "fs", "sec", "net", "image"},
     2: {
-        "process", "container", "features", "pool", "_arguments", "_compile", "_files", "_host", "_ids", "_leaves", "_pump", "_result", "_run", "_session", "_spec",
-        "_spares", "_spawner", "_start", "_explain", "_streams", "_users", "_wiring",
+        "process", "container", "features", "pool", "_arguments", "_compile", "_duplex", "_files", "_host", "_ids", "_leaves", "_pump", "_result", "_run", "_session", "_spec",
+        "_sinks", "_spares", "_spawner", "_start", "_explain", "_streams", "_users", "_wiring",
     },
     3: {"aio", "pytest_plugin", "cli", "builder", "engine", "__main__"},
 }
