@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -302,6 +303,54 @@ def measure_output(s: Setting, report: Report) -> None:
         report.figure("output", name, s.output / times[name].median / 1e6, "MB/s")
 
 
+def measure_files(s: Setting, report: Report) -> None:
+    """1,000 small files and one large one, into a live container and out of it; against cp, and tar through a pipe into a program inside."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))  # no disk's business
+        tree, large, out = (os.path.join(directory, name) for name in ("tree", "large", "out"))
+        for number in range(1000):
+            os.makedirs(folder := os.path.join(tree, str(number % 20)), exist_ok=True)
+            with open(os.path.join(folder, str(number)), "wb") as file:
+                file.write(b"x" * 1000)
+        with open(large, "wb") as file:
+            file.write(os.urandom(1 << 20) * 64)
+        box = ours.file_box(stack)
+        box.copy_in(tree, "/work/source")
+        box.copy_in(large, "/work/large-source")
+
+        def tar() -> None:
+            with subprocess.Popen(["tar", "c", "-C", tree, "."], stdout=subprocess.PIPE) as packer:
+                assert packer.stdout is not None
+                ours.unpack(box, packer.stdout.fileno())
+
+        def fresh() -> None:
+            box.remove("/work/tree", recursive=True, missing_ok=True)
+            box.make_dirs("/work/tree")
+            shutil.rmtree(out, ignore_errors=True)
+            if os.path.isfile(out):
+                os.unlink(out)
+
+        jobs: dict[str, Callable[[], object]] = {
+            "1,000 files in, sandbox": lambda: box.copy_in(tree, "/work/tree"),
+            "1,000 files in, tar in a pipe": tar,
+            "1,000 files out, sandbox": lambda: box.copy_out("/work/source", out),
+            "1,000 files, cp -r on the host": lambda: subprocess.run(["cp", "-r", tree, out], check=True),
+            "1,000 files removed, sandbox": lambda: box.remove("/work/source", recursive=True),
+            "64 MiB in, sandbox": lambda: box.copy_in(large, "/work/large"),
+            "64 MiB out, sandbox": lambda: box.copy_out("/work/large-source", out),
+            "64 MiB, cp on the host": lambda: subprocess.run(["cp", large, out], check=True),
+        }
+        samples = {name: Samples() for name in jobs}
+        for index in range(7):
+            for name in s.rng.sample(list(jobs), len(jobs)):
+                fresh()
+                samples[name].by_round[index] = [timed(jobs[name])()]
+                if "removed" in name:
+                    box.copy_in(tree, "/work/source")
+    for name in jobs:
+        report.figure("files", name, samples[name].median * 1e3, "ms")
+
+
 def _by_turns(jobs: dict[str, Callable[[], object]], rounds: int, rng: random.Random) -> dict[str, Samples]:
     samples = {name: Samples() for name in jobs}
     for index in range(rounds):
@@ -344,5 +393,6 @@ GROUPS: dict[str, Callable[[Setting, Report], None]] = {
     "import": measure_import,
     "deadline": measure_deadline,
     "output": measure_output,
+    "files": measure_files,
     "killed": measure_killed,
 }

@@ -51,6 +51,16 @@ def host_view(directory: str) -> Callable[[], object]:
     return lambda: _expect(sandbox.run([f"/bench{INSIDE}"], mounts=mounts, **LIMITS, **NULL))
 
 
+def file_box(stack: ExitStack) -> sandbox.Container:
+    """A live container with room for files at /work."""
+    return stack.enter_context(sandbox.Container(mounts=[sandbox.Tmpfs("/work", size="512M", inodes=100_000)]))
+
+
+def unpack(container: sandbox.Container, archive: int) -> object:
+    """Have a program inside unpack a tar file that comes through a pipe: how others copy into a live container."""
+    return _expect(container.exec(["tar", "x", "-C", "/work/tree"], stdin=archive, **NULL))
+
+
 def started(root: str) -> sandbox.Container:
     """A live container with limits; the caller closes it."""
     return sandbox.Container(root, **LIMITS).create()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sandbox import aio, cg, errors, features, fs, noise, ns, sec
+    from sandbox._files.limits import CopyProgress
     from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         ClosedError,
         CommandError,
         ImageError,
+        LimitError,
         ProgramNotFoundError,
         ProtocolError,
         SandboxError,
@@ -36,13 +38,14 @@ if TYPE_CHECKING:
     from sandbox.sec import Rlimits, Security
 
 _HOMES: Final = {
+    "sandbox._files.limits": "CopyProgress",
     "sandbox._interact": "Chunk Interaction Party Verdict interact",
     "sandbox._start": "shut_down",
     "sandbox.cg": "Limits",
     "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
-    "sandbox.errors": "BrokenError ClosedError CommandError ImageError ProgramNotFoundError ProtocolError SandboxError SetupError "
-    "UnsupportedError UsageError",
+    "sandbox.errors": "BrokenError ClosedError CommandError ImageError LimitError ProgramNotFoundError ProtocolError SandboxError "
+    "SetupError UnsupportedError UsageError",
     "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
     "sandbox.measurements": "Comparison Measurement Ratio",
@@ -66,10 +69,12 @@ __all__ = [
     "CommandError",
     "Comparison",
     "Container",
+    "CopyProgress",
     "Details",
     "Estimate",
     "ImageError",
     "Interaction",
+    "LimitError",
     "Limits",
     "Measurement",
     "Monitor",

@@ -45,7 +45,8 @@ class ExecOptions(NamedTuple):
     swap: Size | None
     cpus: float | None
     pids: int | None
-    output_limit: Size
+    output_limit: Size | tuple[Size, Size]
+    on_overflow: str
     rlimits: Rlimits | None
     umask: int
     accounting: bool | str | None
@@ -90,6 +91,7 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
     cpu_s = None if o.cpu_time is None else to_seconds(o.cpu_time, what="cpu_time")
     to_bool(o.tty, what="tty")
     rows, columns = _terminal_size(o.size) if o.tty else (0, 0)
+    output_limit, error_limit = _output_limits(o.output_limit)
     spec = Spec(
         argv=argv,
         candidates=candidates_for(argv[0], path),
@@ -103,7 +105,9 @@ def _build_spec(o: ExecOptions, container: ContainerSpec, who: Identity) -> Prep
         cpu_s=cpu_s,
         cpus_milli=_cpus_milli(limits.cpus or container.limits.cpus),
         rlimits=_rlimits(o.rlimits or container.rlimits),
-        output_limit=to_size(o.output_limit, what="output_limit"),
+        output_limit=output_limit,
+        error_limit=error_limit,
+        discards=_discards(o.on_overflow),
         tty=o.tty,
         rows=rows,
         columns=columns,
@@ -135,6 +139,22 @@ def _cached_spec(o: ExecOptions, container: ContainerSpec, who: Identity, *numbe
     # Typed, for 1 and True are equal, and one of the two is refused; what is inside *o* would not be looked at.
     del numbers
     return _build_spec(o, container, who)
+
+
+def _output_limits(value: Size | tuple[Size, Size]) -> tuple[int, int]:
+    if isinstance(value, (int, str)):
+        size = to_size(value, what="output_limit")
+        return size, size
+    items = to_items(value, what="output_limit", like="'16M', or ('16M', '64K') for stdout and stderr")
+    if len(items) != 2:
+        raise UsageError(f"output_limit: {value!r} is neither a size nor two; give '16M', or ('16M', '64K') for stdout and stderr")
+    return to_size(items[0], what="output_limit"), to_size(items[1], what="output_limit")
+
+
+def _discards(on_overflow: str) -> bool:
+    if on_overflow not in ("kill", "discard"):
+        raise UsageError(f"on_overflow: {on_overflow!r} is neither 'kill' nor 'discard'")
+    return on_overflow == "discard"
 
 
 def _terminal_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from sandbox import _session, _start
 from sandbox._arguments import Prepared, text_of
 from sandbox._launch import codec, driver
 from sandbox._launch.driver import Channel, close_all
-from sandbox._pump import GRACE_S
+from sandbox._pump import GRACE_S, Streams
 from sandbox._reactor import Reactor
 from sandbox._run import Spec, Text
 from sandbox._runs import Run
@@ -130,6 +130,8 @@ class Driven(Container):
 class DrivenProcess(Process):
     """A `Process` whose end its owner waits for: when `fileno` is readable, ``wait(0)`` does not raise TimeoutError."""
 
+    IS_WAITING: ClassVar[bool] = False
+
     @property
     def late_at(self) -> float | None:
         """When (time.monotonic()) to call `give_up`."""
@@ -148,7 +150,12 @@ class DrivenProcess(Process):
         """Whether nothing is left to wait for."""
         return self._result is not None or self._is_lost
 
-    def keep(self, captured: tuple[Any, Any, bool, bool]) -> None:
+    @property
+    def limits(self) -> tuple[int, int]:
+        """How many bytes of stdout and of stderr `communicate` keeps."""
+        return self._limits()
+
+    def keep(self, captured: Streams) -> None:
         """Note what `communicate` has read, for the result."""
         self._captured = captured
 

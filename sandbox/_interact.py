@@ -150,7 +150,8 @@ class _Line:
     """One direction: from the output of *role* to the other's input. *on_quiet* is called once, when nobody writes any more."""
 
     def __init__(self, reactor: Reactor, role: Role, on_quiet: Callable[[Role], None]) -> None:
-        self._reactor, self._role, self._on_quiet = reactor, role, on_quiet
+        self._reactor, self._on_quiet = reactor, on_quiet
+        self._role: Role = role
         self._fds: list[int] = []
         self._watched: set[int] = set()
         self._is_quiet = False
@@ -347,8 +348,9 @@ class Match:
             raise self._error
         interactor, solution = (run.result for run in self._runs)
         first = self._quiet[0]
-        breakers: list[Role] = [ROLES[1 - at] for at, line in enumerate(self._lines) if line.is_broken]
-        breakers += [ROLES[1 - at] for at, result in enumerate((interactor, solution)) if _is_broken_pipe(result)]
+        others: tuple[Role, Role] = (ROLES[1], ROLES[0])
+        breakers = [other for other, line in zip(others, self._lines, strict=True) if line.is_broken]
+        breakers += [other for other, result in zip(others, (interactor, solution), strict=True) if _is_broken_pipe(result)]
         return Interaction(
             judge(interactor, solution, first),
             interactor,

@@ -29,6 +29,8 @@ from attrs import field, frozen
 Slot = str
 HOST: Final[Slot] = ""
 NO_ID: Final = 0xFFFFFFFF
+NEW_FILE: Final = 0xFFFFFFFFFFFFFFFF  # instead of an offset
+MAX_SHOWN: Final = 4096
 
 
 @frozen
@@ -170,15 +172,23 @@ class MakeDir(Op):
 
 @frozen
 class Symlink(Op):
+    """Make the symbolic link *path* below *at*. NO_ID leaves the owner."""
+
     CODE: ClassVar[int] = 12
     path: str
     target: str
     at: Slot
+    uid: int = NO_ID
+    gid: int = NO_ID
 
 
 @frozen
 class WriteFile(Op):
-    """Create or replace the regular file *path* below *at* (symlinks are not followed at the last name); *append* adds to it."""
+    """Create or replace the regular file *path* below *at* (symlinks are not followed at the last name).
+
+    With an *offset*, write there into a file that exists; it then ends no earlier than there, so that without data it grows by a hole.
+    A file that cannot be written to because it runs is removed first: its process keeps the old one.
+    """
 
     CODE: ClassVar[int] = 13
     path: str
@@ -187,7 +197,13 @@ class WriteFile(Op):
     mode: int = 0o644
     uid: int = NO_ID
     gid: int = NO_ID
-    append: bool = False
+    offset: int = NEW_FILE
+
+    def describe(self) -> str:
+        """Say it without more data than anybody reads."""
+        if len(self.data) <= MAX_SHOWN:
+            return Op.describe(self)
+        return f"WriteFile(path={self.path!r}, {len(self.data)} bytes, at={self.at!r}, mode={self.mode:#o})"
 
 
 @frozen
@@ -342,6 +358,45 @@ class Unmount(Op):
     CODE: ClassVar[int] = 29
     path: str
     optional: bool = False
+
+
+@frozen
+class SetTimes(Op):
+    """utimensat(2): the time of the last change of *path* below *at*, in seconds and nanoseconds; a symlink's own."""
+
+    CODE: ClassVar[int] = 30
+    path: str
+    at: Slot
+    seconds: int
+    nanoseconds: int = 0
+
+
+@frozen
+class Remove(Op):
+    """Remove *path* below *at*, a file, a link or an empty directory; *recursive*: with all that is in it, however deep, never through a
+    link or into another mount. EAGAIN: there is more than is done at once; ask again.
+    """
+
+    CODE: ClassVar[int] = 31
+    path: str
+    at: Slot
+    recursive: bool = False
+
+
+@frozen
+class WriteFrom(Op):
+    """As `WriteFile`; the data are *size* bytes from *start* on of the file in *slot*, and do not travel in the request."""
+
+    CODE: ClassVar[int] = 32
+    path: str
+    at: Slot
+    slot: Slot
+    start: int
+    size: int
+    mode: int = 0o644
+    uid: int = NO_ID
+    gid: int = NO_ID
+    offset: int = NEW_FILE
 
 
 @frozen

@@ -7,7 +7,8 @@ import os
 import select
 import signal as signals
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import define, field
 
@@ -25,37 +26,75 @@ LITTLE: Final = 4096
 FEED: Final = 1 << 20  # bytes of input at once
 PIPE_SIZE: Final = 1 << 20  # asked for once a program has filled a default pipe (64 KiB): fewer switches per byte
 F_SETPIPE_SZ: Final = 1031
+Streams = tuple[Any, Any, bool, bool, int | None, int | None]  # stdout, stderr; whether each was cut; how much came of each
 LATE: Final = "the container's init did not keep the deadline; the container is being killed"
 
 
 @define
 class Capture:
-    """A captured stream, bounded."""
+    """A captured stream, bounded: its head is kept (or, with a *sink*, passed on as it comes), all of it is counted."""
 
     fd: int
     limit: int
-    chunks: list[bytes] = field(factory=list[bytes])
-    size: int = 0
+    sink: Callable[[bytes], object] | None = None
+    chunks: list[bytes | bytearray] = field(factory=list[bytes | bytearray])
+    size: int = 0  # of what was kept or passed on
+    dropped: int = 0  # how much more came
     truncated: bool = False
     is_open: bool = True  # more may come
     _widened: bool = False
+    _waste: bytearray | None = None
 
     def read(self, most: int = CHUNK) -> bool:
         """Take what is there; False at the end of the stream."""
+        if self.truncated:
+            return self._count()
         data = os.read(self.fd, most)
         if not data:
             self.is_open = False
             return False
         if len(data) >= 65536 and not self._widened:
             self._widen()
+        self.put(data)
+        return True
+
+    def put(self, data: bytes) -> None:
+        """Take *data* that somebody has read from it."""
         room = self.limit - self.size
         if len(data) > room:
             self.truncated = True
+            self.dropped = len(data) - room
             data = data[:room]
         if data:
-            self.chunks.append(data)
             self.size += len(data)
-        return True
+            if self.sink is not None:
+                self.sink(data)
+            elif self.chunks and len(data) < LITTLE:
+                self._gather(data)
+            else:
+                self.chunks.append(data)
+
+    def _gather(self, data: bytes) -> None:
+        # An object for each byte that a program writes alone would take 40 times as much memory as the limit says.
+        last = self.chunks[-1]
+        if isinstance(last, bytearray):
+            last += data
+        else:
+            self.chunks.append(bytearray(data))
+
+    def _count(self) -> bool:
+        """Read into memory that is there already; what is above the limit is only counted."""
+        if self._waste is None:
+            self._waste = bytearray(CHUNK)
+        count = os.readv(self.fd, [self._waste])
+        self.dropped += count
+        self.is_open = count > 0
+        return self.is_open
+
+    @property
+    def total(self) -> int:
+        """How many bytes have come."""
+        return self.size + self.dropped
 
     def _widen(self) -> None:
         import fcntl
@@ -118,9 +157,11 @@ class Pump:
         self._give_up = None if spec.wall_s is None else time.monotonic() + spec.wall_s + GRACE_S
         self._poll: Poll = select.poll() if poll is None else poll
         self._stdout = None if wiring.stdout is None else Capture(wiring.stdout, spec.output_limit)
-        self._stderr = None if wiring.stderr is None else Capture(wiring.stderr, spec.output_limit)
+        self._stderr = None if wiring.stderr is None else Capture(wiring.stderr, spec.output_limit if spec.error_limit is None else spec.error_limit)
+        if wiring.sinks is not None:
+            self._pass_on(wiring.sinks)
         self._captures = {capture.fd: capture for capture in (self._stdout, self._stderr) if capture is not None}
-        self._is_cut = False
+        self._is_cut = spec.discards  # or it was asked for already
         self.end: codec.End | None = None
 
     def run(self) -> codec.End:
@@ -139,14 +180,21 @@ class Pump:
         if self._wiring.stdin is not None:
             self._feed()
 
-    def streams(self) -> tuple[bytes | None, bytes | None, bool, bool]:
-        """What was captured of stdout and stderr, and whether more came than was kept."""
+    def _pass_on(self, sinks: Mapping[int, Callable[[Any], object]]) -> None:
+        for number, capture in ((1, self._stdout), (2, self._stderr)):
+            if capture is not None:
+                capture.sink = sinks.get(number)
+
+    def streams(self) -> Streams:
+        """What was captured of stdout and stderr."""
         out, err = self._stdout, self._stderr
         return (
-            None if out is None else out.bytes(),
-            None if err is None else err.bytes(),
+            None if out is None or out.sink is not None else out.bytes(),
+            None if err is None or err.sink is not None else err.bytes(),
             out is not None and out.truncated,
             err is not None and err.truncated,
+            None if out is None else out.total,
+            None if err is None else err.total,
         )
 
     def _step(self) -> None:
@@ -206,10 +254,10 @@ class Pump:
         if self._wiring.stdin is not None:
             with contextlib.suppress(KeyError):  # it was never registered
                 self._poll.unregister(self._wiring.stdin)
-        while events := self._poll.poll(0):
+        left = 2 * PIPE_SIZE  # more than what can be in the two; whoever holds the other end outside may write for ever
+        while left > 0 and (events := self._poll.poll(0)):
             for fd, event in events:
                 capture = self._captures[fd]
+                before = capture.total
                 self._read(capture, event)
-                if capture.truncated and capture.is_open:  # whoever holds the other end outside may write for ever
-                    self._poll.unregister(fd)
-                    capture.is_open = False
+                left -= capture.total - before

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import field, frozen
 
 from sandbox._launch import codec, wire
+from sandbox._pump import Streams
 from sandbox._run import Spec
 from sandbox.cg import Leaf
 from sandbox.errors import CommandError, UsageError
@@ -41,8 +42,9 @@ class Result:
     first process and what that waited for. `memory_peak` (bytes, page cache included) and `pids_peak` are None without
     a control group or where the kernel does not count them; `max_rss` is the largest resident set of one process.
     `exit_code` is None unless a status EXITED; `signal` is None unless a signal ended the first process. `syscall` is
-    the number of the forbidden system call for SYSCALL_DENIED. `details` are there with ``accounting="full"``. docs/reference/result.md
-    says of each figure where it comes from, and what is not exact about it.
+    the number of the forbidden system call for SYSCALL_DENIED. `stdout_size` and `stderr_size` count the bytes that came, kept or not;
+    a program that was killed for its output would have written more. They are None for what was not captured here. `details` are there
+    with ``accounting="full"``. docs/reference/result.md says of each figure where it comes from, and what is not exact about it.
     """
 
     argv: tuple[str, ...]
@@ -62,6 +64,8 @@ class Result:
     pids_peak: int | None
     oom_killed: bool
     syscall: int | None = None
+    stdout_size: int | None = None
+    stderr_size: int | None = None
     _end: codec.End | None = field(default=None, eq=False, repr=False)  # what few ask for is worked out when they do
     details: Details | None = None
 
@@ -159,7 +163,7 @@ def decide(end: codec.End, *, oom_killed: bool, output_hit: bool, pids_peak: int
     return Status.SIGNALED if os.WIFSIGNALED(end.status) else Status.EXITED
 
 
-def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bool, streams: tuple[Any, Any, bool, bool]) -> Result:
+def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bool, streams: Streams) -> Result:
     """Put a result together from init's word and the control group's."""
     _, wait_status, detail, wall_ns, cpu_ns, user_us, system_us, max_rss_kib, *_ = end
     cpu, user, system, oom, memory_peak, pids_peak = cpu_ns / 1e9, user_us / 1e6, system_us / 1e6, False, None, None
@@ -176,7 +180,7 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         exit_code, signal = wait_status >> 8, None
     else:
         exit_code, signal = None, os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else None
-    stdout, stderr, stdout_truncated, stderr_truncated = streams
+    stdout, stderr, stdout_truncated, stderr_truncated, stdout_size, stderr_size = streams
     return Result(
         spec.args,
         status,
@@ -195,6 +199,8 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         pids_peak,
         oom,
         detail if status is Status.SYSCALL_DENIED else None,
+        stdout_size,
+        stderr_size,
         end,
         leaf.details() if spec.is_detailed and leaf is not None else None,
     )

@@ -17,6 +17,12 @@ from sandbox.cg import Leaf
 from sandbox.errors import ProgramNotFoundError, ProtocolError, SetupError, UsageError
 
 
+class Decode(Protocol):
+    """Bytes to text, piece by piece; *final*: nothing more comes."""
+
+    def __call__(self, data: bytes, *, final: bool) -> str: ...
+
+
 def _nanoseconds(seconds: float | None) -> int:
     # 0 means no deadline on the wire: less than a nanosecond is one.
     return 0 if seconds is None else math.ceil(seconds * 1e9)
@@ -47,6 +53,8 @@ class Spec:
     columns: int = 0
     same_cpu: bool = False
     is_detailed: bool = False  # its result shall have `Details`
+    error_limit: int | None = None  # of stderr, where it is another than that of stdout
+    discards: bool = False  # what goes beyond a limit is thrown away, and the program goes on
     encoded: tuple[bytes, bytes] = field(init=False, eq=False, repr=False)  # what of the request is the same for each run
     flags: int = field(init=False, eq=False, repr=False)
     plain: bytes = field(init=False, eq=False, repr=False)  # all of it, with /dev/null as all three standard streams and no control group
@@ -94,11 +102,23 @@ class Text:
     encoding: str | None = None
     errors: str = "strict"
 
-    def decode(self, raw: bytes | None) -> bytes | str | None:
-        """Bytes as text, with universal newlines as in subprocess."""
+    def decode(self, raw: bytes | None, *, cut: bool = False) -> bytes | str | None:
+        """Bytes as text, with universal newlines as in subprocess. *cut*: at a limit, perhaps in the middle of a character, which is left out."""
         if raw is None or self.encoding is None:
             return raw
-        return raw.decode(self.encoding, self.errors).replace("\r\n", "\n").replace("\r", "\n")
+        text = self.decoder()(raw, final=False) if cut else raw.decode(self.encoding, self.errors)
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def decoder(self) -> Decode:
+        """For a stream that comes in pieces: remembers half a character until the next."""
+        import codecs
+
+        decoder = codecs.getincrementaldecoder(self.encoding or "utf-8")(self.errors)
+
+        def decode(data: bytes, *, final: bool) -> str:
+            return decoder.decode(data, final)
+
+        return decode
 
 
 class Leaves(Protocol):

@@ -6,7 +6,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
 from sandbox._arguments import Prepared
 from sandbox._launch import wire
@@ -15,6 +14,7 @@ from sandbox._reactor import Reactor, Watch
 from sandbox._result import Result, make_result
 from sandbox._run import Text, encode, start_error
 from sandbox._session import KILL_RUN
+from sandbox._sinks import SinkFailed, decoded, finish
 from sandbox._start import Started
 from sandbox._wiring import Wiring
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
@@ -43,6 +43,8 @@ class Run:
             self._session.discard(wiring, self._leaf, live)
             raise
         self._watch = Watch(reactor, self._on_event)
+        if wiring.sinks is not None:
+            wiring.sinks = decoded(wiring.sinks, text)
         self._pump = Pump(self._channel, wiring, self._spec, data, self._watch)
         try:
             self._begin()
@@ -88,6 +90,8 @@ class Run:
             if self._pump.end is None:
                 return
             self._pump.finish()
+        except SinkFailed as failed:
+            self._fail(failed.error)
         except (SandboxError, OSError) as error:
             self._fail(error)
         else:
@@ -95,15 +99,20 @@ class Run:
 
     def _conclude(self) -> None:
         end = self._pump.end
-        streams: tuple[Any, Any, bool, bool] = self._pump.streams()
+        streams = self._pump.streams()
         if end is None:
             raise AssertionError("there is no end yet")
         try:
             if end.cause == wire.Cause.NOT_STARTED:
                 raise start_error(self._spec, end.status, end.detail)
             if self._text.encoding is not None:
-                streams = self._text.decode(streams[0]), self._text.decode(streams[1]), streams[2], streams[3]
-            self._result = make_result(self._spec, end, self._leaf, output_hit=streams[2] or streams[3], streams=streams)
+                decode = self._text.decode
+                streams = (decode(streams[0], cut=streams[2]), decode(streams[1], cut=streams[3]), *streams[2:])
+                finish(self._wiring.sinks, streams[2:4])
+            output_hit = (streams[2] or streams[3]) and not self._spec.discards
+            self._result = make_result(self._spec, end, self._leaf, output_hit=output_hit, streams=streams)
+        except SinkFailed as failed:
+            self._error = failed.error
         except (SandboxError, OSError, UnicodeError) as error:
             self._error = self._in_words(error)
         self._end(sound=True)

@@ -9,26 +9,32 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Final
 
 from sandbox import _plan as plan
 from sandbox._compile import Compiled
 from sandbox._launch import codec, driver, wire
 from sandbox._launch.driver import Channel, close_all
-from sandbox._pump import GRACE_S, Pump, await_end
+from sandbox._pump import GRACE_S, Pump, Streams, await_end
 from sandbox._result import Result, make_result
 from sandbox._run import Leaves, Spec, Text, encode, start_error
+from sandbox._sinks import SinkFailed, decoded, finish
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
 from sandbox.process import Process
 
 KILL_RUN: Final = (wire.Msg.KILL, b"\1" + signal.SIGKILL.to_bytes(4, "little"))
-_NOTHING: Final = (None, None, False, False)
+_NO_FDS: Final[Mapping[str, int]] = {}
+_NOTHING: Final = (None, None, False, False, None, None)
 START_S: Final = 60.0  # an init that says nothing for so long is broken
 GONE_S: Final = 10.0
 CHANNELS: Final = 500  # init has room for 512; a few may still be on their way out
+
+
+def _describe(op: plan.Op) -> str:
+    return op.describe()
 
 
 class Session:
@@ -259,6 +265,8 @@ class Session:
                 os.sched_yield()
                 leaf.watch()
             leaves.tidy(channel.has_event)
+            if wiring.sinks is not None:
+                wiring.sinks = decoded(wiring.sinks, text)
             try:
                 end, streams = self._wait(channel, wiring, spec, data)
             except (BrokenError, ProtocolError):
@@ -270,8 +278,11 @@ class Session:
             if end.cause == wire.Cause.NOT_STARTED:
                 raise start_error(spec, end.status, end.detail)
             if text.encoding is not None:
-                streams = text.decode(streams[0]), text.decode(streams[1]), streams[2], streams[3]
-            return make_result(spec, end, leaf, output_hit=streams[2] or streams[3], streams=streams)
+                streams = (text.decode(streams[0], cut=streams[2]), text.decode(streams[1], cut=streams[3]), *streams[2:])
+                finish(wiring.sinks, streams[2:4])
+            return make_result(spec, end, leaf, output_hit=(streams[2] or streams[3]) and not spec.discards, streams=streams)
+        except SinkFailed as failed:
+            raise failed.error from None
         except (BrokenError, OSError) as error:
             # Another thread has closed the container, and with it the channel or the run's control group.
             if (self._closed or self._is_ending) and not isinstance(error, SetupError):
@@ -281,7 +292,7 @@ class Session:
             self.give_channel(channel, sound=sound)
             self.discard(wiring, leaf, leaves)
 
-    def _wait(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> tuple[codec.End, tuple[Any, Any, bool, bool]]:
+    def _wait(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> tuple[codec.End, Streams]:
         """Move input and output until the end, and give it with what was captured."""
         try:
             if wiring.is_plain:
@@ -352,28 +363,30 @@ class Session:
 
     # ---- Requests ----
 
-    def request(self, ops: Sequence[plan.Op], wanted: Sequence[str]) -> list[int]:
-        """Carry operations out in the live container; returns the descriptors of the slots *wanted*.
+    def request(
+        self, ops: Sequence[plan.Op], wanted: Sequence[str], fds: Mapping[str, int] = _NO_FDS, *, words: Callable[[plan.Op], str] = _describe
+    ) -> list[int]:
+        """Carry operations out in the live container, with *fds* (slot -> descriptor, copied); returns the descriptors of the slots *wanted*.
 
-        Raises: SetupError (with errno) for the operation that failed.
+        Raises: SetupError (with errno and *words*) for the operation that failed.
         """
-        slots = codec.SlotTable(first=0)
+        slots = codec.SlotTable(fds, first=0)
         block = len(ops).to_bytes(4, "little") + codec.encode_ops(ops, slots)
         numbers = b"".join(slots.number(name).to_bytes(2, "little") for name in wanted)
         if self.patience is not None:
             self.patience(None)
         with self._channel() as channel:
-            channel.send(wire.Msg.OPS, codec.block(block) + len(wanted).to_bytes(4, "little") + numbers)
+            channel.send(wire.Msg.OPS, codec.block(block) + len(wanted).to_bytes(4, "little") + numbers, list(fds.values()))
             if self.patience is not None:
                 self.patience(channel)
-            event, fds = self._next(channel)
-            if not isinstance(event, codec.Done) or len(fds) != (0 if event.errno else len(wanted)):
-                close_all(fds)
-                raise ProtocolError(f"{type(event).__name__} with {len(fds)} descriptors in answer to OPS")
+            event, got = self._next(channel)
+            if not isinstance(event, codec.Done) or len(got) != (0 if event.errno else len(wanted)):
+                close_all(got)
+                raise ProtocolError(f"{type(event).__name__} with {len(got)} descriptors in answer to OPS")
         if event.errno:
-            op = ops[event.index].describe() if event.index < len(ops) else "operation"
-            raise SetupError(op[:400], event.errno, step="request")
-        return fds
+            what = words(ops[event.index]) if event.index < len(ops) else "operation"
+            raise SetupError(what[:400], event.errno, step="request")
+        return got
 
     def signal_all(self, signum: int) -> None:
         """Send a signal to every process of the container but init."""

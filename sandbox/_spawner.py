@@ -44,7 +44,8 @@ class Helpers:
 
     def run(self, planned: plan.Plan, argv: tuple[bytes, ...], /, **options: Any) -> Result:  # noqa: ANN401
         """Run one program in a process set up by *planned*, and wait for it."""
-        known = {"input", "env", "cwd", "timeout", "output_limit", "umask", "text", "encoding", "errors", "check", "stdin", "stdout", "stderr"}
+        known = {"input", "env", "cwd", "timeout", "output_limit", "on_overflow", "umask", "text", "encoding", "errors", "check"}
+        known |= {"stdin", "stdout", "stderr"}
         if unknown := options.keys() - known:
             raise UsageError(f"run: {min(unknown)!r} is not for programs in namespaces; they can have {', '.join(sorted(known))}")
         text = text_of(options.pop("text", False), options.pop("encoding", None), options.pop("errors", "strict"))
@@ -115,6 +116,7 @@ def _exec_options(argv: tuple[bytes, ...], options: dict[str, Any]) -> ExecOptio
         cpus=None,
         pids=None,
         output_limit=options.get("output_limit", _MAX_OUTPUT),
+        on_overflow=options.get("on_overflow", "kill"),
         rlimits=None,
         umask=options.get("umask", 0o022),
         pass_fds=(),

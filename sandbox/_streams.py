@@ -1,22 +1,24 @@
-"""What `Process.communicate` keeps between its calls: moves a running program's input and output at once, as subprocess does."""
+"""Moves a running program's input and output at once, as subprocess does: what `Process.communicate` keeps between its calls, and iterators."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, Any, Final
 
-from sandbox._pump import FEED, Capture, Poll
+from sandbox._pump import FEED, Capture, Poll, Streams
 from sandbox._run import Text
 from sandbox.errors import UsageError
 
 File = IO[Any] | None
+_EIO: Final = 5  # the last program on a terminal has closed it
 
 
 class Communication:
-    """Input still to be sent, output read so far. Output beyond *limit* bytes of a stream makes it call *kill*."""
+    """Input still to be sent, output read so far. Output beyond its limit makes it call *kill* once; None: it is only counted."""
 
     def __init__(
         self,
@@ -24,20 +26,23 @@ class Communication:
         data: bytes | str | None,
         text: Text,
         *,
-        limit: int,
-        kill: Callable[[], None],
+        limits: tuple[int, int],
+        kill: Callable[[], None] | None,
         poll: Poll | None = None,
     ) -> None:
         stdin, stdout, stderr = files
         if not isinstance(data, (str, bytes, bytearray, memoryview, type(None))):
             raise UsageError(f"input: {type(data).__name__} is neither bytes nor str")
+        if stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stdin.flush()  # what was written to it before comes first
         raw = data.encode(text.encoding or "utf-8", text.errors) if isinstance(data, str) else data
         self._text = text
         self._kill = kill
         self._stdin = stdin
         self._data = memoryview(raw or b"")
         self._poll: Poll = select.poll() if poll is None else poll
-        self._streams = [None if file is None else Capture(file.fileno(), limit) for file in (stdout, stderr)]
+        self._streams = [None if file is None else Capture(file.fileno(), limit) for file, limit in zip((stdout, stderr), limits, strict=True)]
         self._open = {stream.fd: stream for stream in self._streams if stream is not None}
         for fd in self._open:
             self._poll.register(fd, select.POLLIN)
@@ -50,6 +55,11 @@ class Communication:
     def has_input(self) -> bool:
         """Whether there is input to send."""
         return bool(self._data)
+
+    def put(self, fd: int, data: bytes) -> None:
+        """Take what somebody has read of the output *fd* before."""
+        if data:
+            self._open[fd].put(data)
 
     def move(self, deadline: float | None) -> None:
         """Until all streams have ended. Raises: TimeoutError at *deadline* (time.monotonic()); call it again to go on."""
@@ -77,12 +87,13 @@ class Communication:
         capture = self._open[fd]
         try:
             more = capture.read()
-        except OSError as error:  # EIO: the last program on a terminal has closed it
-            if error.errno != 5:
+        except OSError as error:
+            if error.errno != _EIO:
                 raise
             more = False
-        if capture.truncated:
+        if capture.truncated and self._kill is not None:
             self._kill()
+            self._kill = None
         if not more:
             self._poll.unregister(fd)
             del self._open[fd]
@@ -105,8 +116,75 @@ class Communication:
         if self._stdin is not None and not os.isatty(fd):
             self._stdin.close()
 
-    def captured(self) -> tuple[Any, Any, bool, bool]:
-        """stdout and stderr as far as they were captured, and whether each was cut."""
-        out, err = (None if stream is None else self._text.decode(stream.bytes()) for stream in self._streams)
+    def captured(self) -> Streams:
+        """stdout and stderr as far as they were captured."""
+        out, err = (None if stream is None else self._text.decode(stream.bytes(), cut=stream.truncated) for stream in self._streams)
         cut_out, cut_err = (stream is not None and stream.truncated for stream in self._streams)
-        return out, err, cut_out, cut_err
+        size_out, size_err = (None if stream is None else stream.total for stream in self._streams)
+        return out, err, cut_out, cut_err, size_out, size_err
+
+
+def chunks(files: Mapping[str, IO[Any]], text: Text, size: int, ahead: Callable[[int], bytes]) -> Iterator[tuple[str, Any]]:
+    """(name, data) as they come, until all have ended. *ahead* gives what was read of a descriptor before."""
+    names = {file.fileno(): name for name, file in files.items()}
+    decoders = {fd: _decoder(text) for fd in names}
+    poll = select.poll()
+    for fd, name in names.items():
+        poll.register(fd, select.POLLIN)
+        if data := decoders[fd](ahead(fd), False):
+            yield name, data
+    while names:
+        for fd, _ in poll.poll():
+            raw = _read(fd, size)
+            if data := decoders[fd](raw, not raw):
+                yield names[fd], data
+            if not raw:
+                poll.unregister(fd)
+                del names[fd]
+
+
+def _read(fd: int, size: int) -> bytes:
+    try:
+        return os.read(fd, size)
+    except OSError as error:
+        if error.errno != _EIO:
+            raise
+        return b""
+
+
+def _decoder(text: Text) -> Callable[[bytes, bool], Any]:
+    if text.encoding is None:
+        return lambda data, final: data
+    import io
+
+    decode, newlines = text.decoder(), io.IncrementalNewlineDecoder(None, translate=True)
+    return lambda data, final: newlines.decode(decode(data, final=final), final=final)
+
+
+def lines(pieces: Iterable[tuple[str, Any]], limit: int) -> Iterator[tuple[str, Any]]:
+    """(name, line) from (name, data), each with its newline; a line of more than *limit* comes in parts."""
+    waiting: dict[str, list[Any]] = {}
+    sizes: dict[str, int] = {}
+    for name, data in pieces:
+        newline: Any = b"\n" if isinstance(data, bytes) else "\n"
+        *whole, last = data.split(newline)
+        for part in whole:
+            sizes[name] = 0
+            for piece in _cut(data[:0].join([*waiting.pop(name, ()), part, newline]), limit):
+                yield name, piece
+        if last:
+            waiting.setdefault(name, []).append(last)
+            sizes[name] = sizes.get(name, 0) + len(last)
+            if sizes[name] >= limit:
+                full = list(_cut(data[:0].join(waiting.pop(name)), limit))
+                rest = full.pop() if len(full[-1]) < limit else data[:0]
+                waiting[name], sizes[name] = [rest], len(rest)
+                for piece in full:
+                    yield name, piece
+    for name, parts in waiting.items():
+        if rest := parts[0][:0].join(parts):
+            yield name, rest
+
+
+def _cut(line: Any, limit: int) -> Iterator[Any]:  # noqa: ANN401 - bytes or str
+    return (line[at : at + limit] for at in range(0, len(line), limit))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import define, field
@@ -23,6 +23,7 @@ class Wiring:
     _lent: list[int] = field(factory=list[int])
     _lent_outputs: list[int] = field(factory=list[int])
     is_plain: bool = True  # there is nothing to move, nor to close
+    sinks: dict[int, Callable[[Any], object]] | None = None  # functions of the caller that get the output
     is_quiet: bool = False  # all three standard streams are /dev/null, and there is nothing else
 
     def lend(self, fd: int, *, is_output: bool) -> int:
@@ -86,6 +87,9 @@ def _is_null(target: Any) -> bool:  # noqa: ANN401
 
 def _end(target: Any, w: Wiring, number: int) -> int:  # noqa: ANN401
     """What the program gets as standard stream *number*."""
+    if number and callable(target) and not hasattr(target, "fileno"):
+        w.sinks = {**(w.sinks or {}), number: target}
+        target = PIPE
     if isinstance(target, int) and target == PIPE:
         read, write = os.pipe2(os.O_CLOEXEC)
         if number == 0:
@@ -107,7 +111,7 @@ def _fileno(target: Any, what: str) -> int:  # noqa: ANN401
     try:
         fd: int = getattr(target, "fileno")()  # noqa: B009 - whatever it is, it is asked
     except (AttributeError, TypeError):
-        raise UsageError(f"{what}: {target!r} is not PIPE, DEVNULL, STDOUT, a descriptor or a file") from None
+        raise UsageError(f"{what}: {target!r} is not PIPE, DEVNULL, STDOUT, a descriptor, a file or (for output) a function") from None
     except (OSError, ValueError) as error:  # closed, or a file in memory
         raise UsageError(f"{what}: {target!r} has no descriptor ({type(error).__name__}); use PIPE, or a real file") from None
     return _open_one(fd, what)

@@ -6,13 +6,13 @@ program that imports this library may never use it.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_count, to_inside_path, to_signal, to_size, to_text
+from sandbox._files.face import MAX_READ, FileAccess
+from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_signal
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 
 if TYPE_CHECKING:
@@ -28,13 +28,11 @@ if TYPE_CHECKING:
     from sandbox.process import Process, Result
     from sandbox.sec import Rlimits, Security
 
-MAX_READ: Final = 64 << 20
-MAX_COPY: Final = 1 << 30
 MAX_PREPARED: Final = 64
 MAX_KEPT: Final = 16384
 
 
-class Container:
+class Container(FileAccess):
     """A container. Nothing happens before ``with``, `create` or `start`.
 
     image: None: a read-only view of the host's programs and libraries; a path: a directory used as the root (never
@@ -209,7 +207,8 @@ class Container:
         swap: Size | None = None,
         cpus: float | None = None,
         pids: int | None = None,
-        output_limit: Size = MAX_READ,
+        output_limit: Size | tuple[Size, Size] = MAX_READ,
+        on_overflow: str = "kill",
         rlimits: Rlimits | None = None,
         umask: int = 0o022,
         pass_fds: Sequence[int] | Mapping[int, int] = (),
@@ -222,8 +221,10 @@ class Container:
         """Run a program to its end; nothing that it started outlives it.
 
         argv: a list; without a slash the program is looked for in the container's PATH. input: sent to its standard input
-            (default: /dev/null). stdin, stdout, stderr: as in subprocess; PIPE captures, up to *output_limit* bytes each (64M), and
-            a program that writes more is killed (OUTPUT_LIMIT).
+            (default: /dev/null). stdin, stdout, stderr: as in subprocess; a function is called with the output as it comes, in
+            this thread (what it raises ends the program, and the call). PIPE keeps it.
+        output_limit: bytes of each that are kept or passed on (64M), or a pair: of stdout, of stderr. on_overflow: ``"kill"`` a program
+            that writes more (OUTPUT_LIMIT), or ``"discard"`` the rest, which is counted (`Result.stdout_size`).
         timeout, cpu_time: seconds of wall clock, and of CPU time of all that it starts. memory, swap, cpus, pids: limits of this run.
         pass_fds: descriptors that it gets beside 0, 1, 2 (a mapping: number inside -> ours).
         accounting: True gives the run a control group even without limits, for `memory_peak`, `pids_peak` and exact CPU time;
@@ -237,7 +238,7 @@ class Container:
         if check is not False:
             to_bool(check, what="check")
         argv, env = as_key(argv), None if env is None else as_key(env)
-        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, accounting)
+        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, on_overflow, rlimits, umask, accounting)
         decoder = text_of(text, encoding, errors)
         data = None if input is None else input_bytes(input, stdin, encoding, errors, text=text)
         live = self._started or self._live()
@@ -291,7 +292,8 @@ class Container:
         swap: Size | None = None,
         cpus: float | None = None,
         pids: int | None = None,
-        output_limit: Size = MAX_READ,
+        output_limit: Size | tuple[Size, Size] = MAX_READ,
+        on_overflow: str = "kill",
         rlimits: Rlimits | None = None,
         umask: int = 0o022,
         pass_fds: Sequence[int] | Mapping[int, int] = (),
@@ -302,8 +304,8 @@ class Container:
         tty: bool = False,
         size: tuple[int, int] = (24, 80),
     ) -> Process:
-        """Start a program and return a `Process`: subprocess.Popen's vocabulary. Limits as in `exec`, but for *output_limit*: it
-        bounds what `Process.communicate` reads. What the caller reads from the streams itself is the caller's to count.
+        """Start a program and return a `Process`: subprocess.Popen's vocabulary. Limits as in `exec`, but for *output_limit* and
+        *on_overflow*: they are for what `Process.communicate` reads. What the caller reads from the streams itself is the caller's to count.
 
         stdin, stdout, stderr: None is /dev/null (never the caller's own). tty: give it a terminal of *size* (rows, columns)
         instead of the three; `Process.terminal` is its other end.
@@ -312,7 +314,7 @@ class Container:
         from sandbox._wiring import wire_up
 
         argv, env = as_key(argv), None if env is None else as_key(env)
-        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, rlimits, umask, accounting)
+        said = (argv, env, cwd, user, timeout, cpu_time, memory, swap, cpus, pids, output_limit, on_overflow, rlimits, umask, accounting)
         decoder = text_of(text, encoding, errors)
         live = self._live()
         prepared = self._prepare(said, pass_fds, tty, size)
@@ -320,6 +322,9 @@ class Container:
             raise UsageError("tty=True gives the program one terminal for stdin, stdout and stderr; leave them out")
         try:
             wiring = wire_up(stdin, stdout, stderr, prepared.fds, tty=tty)
+            if wiring.sinks is not None:
+                wiring.close()
+                raise UsageError("stdout, stderr: functions are for exec; give popen PIPE, and read from the process, or use Process.chunks")
             leaf = live.leaf(prepared, wiring)
             return live.session.popen(prepared.spec, wiring, leaf, text=decoder, leaves=live)
         except OSError as error:
@@ -341,10 +346,8 @@ class Container:
         return found.alone() if self._live().ids.deny_setgroups else found
 
     def _read_or_nothing(self, path: str) -> bytes:
-        from sandbox import _files
-
         try:
-            return _files.read_bytes(self._session().request, path, max_size=1 << 20)
+            return self.read_bytes(path, max_size=1 << 20)
         except (SetupError, UsageError):
             return b""  # missing, a FIFO, too large: then it names nobody
 
@@ -380,60 +383,6 @@ class Container:
         """The container's control files as typed attributes: ``c.cgroup.memory.limit_in_bytes`` (v1), ``c.cgroup.memory.max`` (v2)."""
         return self._live().group().files
 
-    # ---- Files ----
-
-    def write_bytes(self, path: StrPath, data: bytes, *, mode: int = 0o644, user: int | str | None = None) -> None:
-        """Create or replace the file *path* inside; it belongs to *user* (None: the container's). Its directory must exist.
-
-        Raises: SetupError (an OSError): ENOENT, ENOSPC, EROFS, ELOOP when it is a symbolic link ...
-        """
-        from sandbox import _files
-
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise UsageError(f"data: {type(data).__name__} is not bytes; encode text first")
-        to_count(mode, what="mode", least=0, most=0o7777)
-        owner = self._identity(self.spec.user if user is None else str(user))
-        _files.write_bytes(self._session().request, to_inside_path(path, what="path"), bytes(data), mode=mode, uid=owner.uid, gid=owner.gid)
-
-    def read_bytes(self, path: StrPath, *, max_size: Size = MAX_READ) -> bytes:
-        """Read the regular file *path* inside, up to *max_size* bytes.
-
-        Raises: SetupError: it is not there; UsageError: it is larger, or no regular file.
-        """
-        from sandbox import _files
-
-        return _files.read_bytes(self._session().request, to_inside_path(path, what="path"), max_size=to_size(max_size, what="max_size"))
-
-    def make_dirs(self, path: StrPath, *, user: int | str | None = None) -> None:
-        """Make the directory *path* and its parents inside; what exists stays."""
-        from sandbox import _files
-
-        owner = self._identity(self.spec.user if user is None else str(user))
-        _files.make_dirs(self._session().request, to_inside_path(path, what="path"), uid=owner.uid, gid=owner.gid)
-
-    def copy_in(self, source: StrPath, target: StrPath) -> None:
-        """Copy a file or directory of the host to *target*; it then belongs to the container's user.
-
-        A file goes into *target* if that is a directory, otherwise it becomes *target*; a directory's content goes into *target*.
-        """
-        from sandbox import _files
-
-        path = os.fsdecode(to_text(source, what="copy_in"))
-        if not os.path.lexists(path):
-            raise UsageError(f"copy_in: {path}: no such file or directory")
-        owner = self._identity(self.spec.user)
-        _files.copy_in(self._session().request, path, to_inside_path(target, what="target"), uid=owner.uid, gid=owner.gid)
-
-    def copy_out(self, source: StrPath, target: StrPath, *, max_size: Size = MAX_COPY) -> None:
-        """Copy a file or directory to the host, up to *max_size* bytes; links stay links, modes lose set-id bits.
-
-        Raises: UsageError: too large, too many, too deep, or a FIFO, socket or device.
-        """
-        from sandbox import _files
-
-        limit = to_size(max_size, what="max_size")
-        _files.copy_out(self._session().request, to_inside_path(source, what="source"), os.fsdecode(to_text(target, what="target")), max_size=limit)
-
 
 def prepare_run(container: Container, argv: Sequence[Argument], o: Mapping[str, Any]) -> tuple[Started, Prepared]:
     """What `exec` or `popen` would run with all of its arguments, checked; for those who start it by themselves."""
@@ -441,8 +390,8 @@ def prepare_run(container: Container, argv: Sequence[Argument], o: Mapping[str, 
 
     o = {**o, "argv": as_key(argv), "env": None if o["env"] is None else as_key(o["env"])}
     said = tuple(o[name] for name in ExecOptions._fields if name not in ("pass_fds", "tty", "size"))
-    prepared = container._prepare(said, o["pass_fds"], o.get("tty", False), o.get("size", (0, 0)))  # noqa: SLF001 - of this module
-    return container._live(), prepared  # noqa: SLF001
+    prepared = container._prepare(said, o["pass_fds"], o.get("tty", False), o.get("size", (0, 0)))  # noqa: SLF001 - of this module  # pyright: ignore[reportPrivateUsage]
+    return container._live(), prepared  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 @cache

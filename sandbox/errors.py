@@ -17,6 +17,7 @@ __all__ = [
     "ClosedError",
     "CommandError",
     "ImageError",
+    "LimitError",
     "ProgramNotFoundError",
     "ProtocolError",
     "SandboxError",
@@ -32,6 +33,17 @@ class SandboxError(Exception):
 
 class UsageError(SandboxError, ValueError):
     """The call is wrong; nothing was touched."""
+
+
+class LimitError(UsageError):
+    """There is more to copy or to read than the call allows; *limit* names its argument (``"max_size"`` ...)."""
+
+    def __init__(self, message: str, *, limit: str) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class UnsupportedError(SandboxError):

@@ -17,21 +17,22 @@ import contextlib
 import os
 import signal as signals
 import time
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 
 from sandbox._launch import codec, wire
 from sandbox._launch.driver import close_all
-from sandbox._pump import GRACE_S, LATE
+from sandbox._pump import GRACE_S, LATE, Streams
 from sandbox._result import Result, Status, make_result
 from sandbox._run import Spec, Text, start_error
 from sandbox._streams import Communication
-from sandbox._types import DEVNULL, PIPE, STDOUT, to_signal
+from sandbox._types import DEVNULL, PIPE, STDOUT, Size, to_count, to_signal, to_size
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, UsageError
 
 if TYPE_CHECKING:
+    from sandbox._duplex import Duplex
     from sandbox._launch.driver import Channel
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Process", "Result", "Status"]
@@ -41,9 +42,12 @@ class Process:
     """A program that runs beside the caller; subprocess.Popen's vocabulary.
 
     `stdin`, `stdout`, `stderr` are binary files for what was PIPE (text files in text mode), else None; with ``tty=True``
-    `terminal` is the terminal's descriptor, and stdin and stdout are files on it. `result` is there after `wait`.
+    `terminal` is the terminal's descriptor, and stdin and stdout are files on it. `result` is there after `wait`. Whoever waits for one
+    of several pipes takes what comes from the others meanwhile, up to *output_limit*: they can be used in any order.
     Safe for one thread at a time.
     """
+
+    IS_WAITING: ClassVar[bool] = True  # its streams wait for one another; else somebody else sees to that
 
     def __init__(self, spec: Spec, wiring: Wiring, channel: Channel, *, leaf: Leaf | None, text: Text, finish: Callable[[bool], None]) -> None:
         self._spec, self._wiring, self._channel, self._leaf, self._text = spec, wiring, channel, leaf, text
@@ -52,27 +56,58 @@ class Process:
         self._is_lost = False  # its end will not be told
         self._give_up = time.monotonic() + spec.wall_s + GRACE_S if spec.wall_s else None
         self._communication: Communication | None = None
-        self._captured: tuple[Any, Any, bool, bool] = (None, None, False, False)
+        self._captured: Streams = (None, None, False, False, None, None)
         self.args = spec.args
         self.terminal: int | None = None
         self.pid, fds = self._started()
         if fds:
             self.terminal = fds[0]
             wiring.stdin, wiring.stdout = os.dup(fds[0]), os.dup(fds[0])
-        self.stdin = self._file(wiring.stdin, "wb")
-        self.stdout = self._file(wiring.stdout, "rb")
-        self.stderr = self._file(wiring.stderr, "rb")
+        self._duplex: Duplex | None = None
+        self.stdin, self.stdout, self.stderr = self._open_files(wiring)
         wiring.stdin = wiring.stdout = wiring.stderr = None
 
-    def _file(self, fd: int | None, mode: str) -> IO[Any] | None:
-        if fd is None:
-            return None
-        raw = open(fd, mode)  # noqa: SIM115 - the process's owner closes it
+    def _open_files(self, wiring: Wiring) -> tuple[IO[Any] | None, IO[Any] | None, IO[Any] | None]:
+        fds = wiring.stdin, wiring.stdout, wiring.stderr
+        if self.IS_WAITING and self.terminal is None and fds.count(None) < 2:  # two streams of one program can wait for each other
+            from sandbox import _duplex
+
+            self._duplex, files = _duplex.open_files(fds, self._limits())
+        else:
+            modes = ("wb", "rb", "rb")
+            files = [None if fd is None else open(fd, mode) for fd, mode in zip(fds, modes, strict=True)]  # noqa: SIM115 - `close` does
+        stdin, stdout, stderr = (None if file is None else self._as_text(file) for file in files)
+        return stdin, stdout, stderr
+
+    def _as_text(self, file: IO[bytes]) -> IO[Any]:
         if self._text.encoding is None:
-            return raw
+            return file
         import io
 
-        return io.TextIOWrapper(raw, encoding=self._text.encoding, errors=self._text.errors, write_through=True)
+        return io.TextIOWrapper(file, encoding=self._text.encoding, errors=self._text.errors, write_through=True)
+
+    def _limits(self) -> tuple[int, int]:
+        spec = self._spec
+        return spec.output_limit, spec.output_limit if spec.error_limit is None else spec.error_limit
+
+    def _ahead(self, fd: int) -> bytes:
+        return b"" if self._duplex is None else self._duplex.take(fd)
+
+    def chunks(self, size: int = 65536) -> Iterator[tuple[str, Any]]:
+        """What comes from stdout and stderr, as it comes: ``("stdout", b"...")``; str in text mode. Ends when both have ended; then `wait`.
+
+        Read nothing from `stdout` and `stderr` yourself before.
+        """
+        from sandbox._streams import chunks
+
+        files = {name: file for name, file in (("stdout", self.stdout), ("stderr", self.stderr)) if file is not None}
+        return chunks(files, self._text, to_count(size, what="size"), self._ahead)
+
+    def lines(self, *, limit: Size = 1 << 20) -> Iterator[tuple[str, Any]]:
+        """As `chunks`, by lines, each with its newline; one of more than *limit* comes in parts."""
+        from sandbox._streams import lines
+
+        return lines(self.chunks(), to_size(limit, what="limit", least=1))
 
     def _started(self) -> tuple[int, list[int]]:
         got = self._channel.receive(GRACE_S + 30)
@@ -149,9 +184,12 @@ class Process:
 
     def _conclude(self, end: codec.End) -> Result:
         try:
-            return make_result(self._spec, end, self._leaf, output_hit=self._captured[2] or self._captured[3], streams=self._captured)
+            return make_result(self._spec, end, self._leaf, output_hit=self._is_over(), streams=self._captured)
         finally:
             self._finish(True)
+
+    def _is_over(self) -> bool:
+        return (self._captured[2] or self._captured[3]) and not self._spec.discards
 
     def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002 - subprocess's name
         """Send *input*, read the streams to their ends, and wait; returns (stdout, stderr).
@@ -161,7 +199,11 @@ class Process:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._communication is None:
             files = (self.stdin, self.stdout, self.stderr)
-            self._communication = Communication(files, input, self._text, limit=self._spec.output_limit, kill=self.kill)
+            kill = None if self._spec.discards else self.kill
+            self._communication = Communication(files, input, self._text, limits=self._limits(), kill=kill)
+            for file in (self.stdout, self.stderr):
+                if file is not None:
+                    self._communication.put(file.fileno(), self._ahead(file.fileno()))
         elif input:
             raise UsageError("communicate: input was given before; the second call only goes on")
         self._communication.move(deadline)

@@ -82,6 +82,10 @@ def _open(op: plan.Open, s: SlotTable) -> bytes:
     return head + struct.pack("<QQQ", op.flags, mode, op.resolve)
 
 
+def _file(op: plan.WriteFile | plan.WriteFrom, s: SlotTable) -> bytes:
+    return _U16(s.number(op.at)) + text(op.path) + struct.pack("<IIIQ", op.mode, op.uid, op.gid, op.offset)
+
+
 def _landlock(op: plan.Landlock, s: SlotTable) -> bytes:
     head = struct.pack("<QQQI", op.handled_fs, op.handled_net, op.scoped, len(op.rules))
     return head + b"".join(_U16(s.number(slot)) + _U64(access) for slot, access in op.rules)
@@ -101,8 +105,9 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.CloneTree: lambda o, s: _U16(s.number(o.out)) + _U16(s.number(o.src)) + text(o.path) + bytes([o.recursive]),
     plan.SetAttr: lambda o, s: _U16(s.number(o.slot)) + struct.pack("<QQQ??", o.set, o.clear, o.propagation, o.recursive, o.idmap),
     plan.MakeDir: lambda o, s: _U16(s.number(o.at)) + text(o.path) + struct.pack("<III", o.mode, o.uid, o.gid),
-    plan.Symlink: lambda o, s: _U16(s.number(o.at)) + text(o.path) + text(o.target),
-    plan.WriteFile: lambda o, s: _U16(s.number(o.at)) + text(o.path) + struct.pack("<III?", o.mode, o.uid, o.gid, o.append) + block(o.data),
+    plan.Symlink: lambda o, s: _U16(s.number(o.at)) + text(o.path) + text(o.target) + struct.pack("<II", o.uid, o.gid),
+    plan.WriteFile: lambda o, s: _file(o, s) + block(o.data),
+    plan.WriteFrom: lambda o, s: _file(o, s) + struct.pack("<HQI", s.number(o.slot), o.start, o.size),
     plan.MakeTarget: lambda o, s: _U16(s.number(o.at)) + _U16(s.number(o.like)) + text(o.path),
     plan.Pivot: lambda o, s: _U16(s.number(o.slot)),
     plan.Chdir: lambda o, s: text(o.path),
@@ -119,6 +124,8 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.Setns: lambda o, s: _U16(s.number(o.slot)) + _U32(o.kind),
     plan.Unlink: lambda o, s: _U16(s.number(o.at)) + text(o.path) + bytes([o.directory]),
     plan.Unmount: lambda o, s: text(o.path),
+    plan.SetTimes: lambda o, s: _U16(s.number(o.at)) + text(o.path) + struct.pack("<qI", o.seconds, o.nanoseconds),
+    plan.Remove: lambda o, s: _U16(s.number(o.at)) + text(o.path) + bytes([o.recursive]),
 }
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import Unpack
 
-from sandbox import _spec
-from sandbox._arguments import Prepared, split_options
+from sandbox._arguments import Prepared, one_shot
 from sandbox._driven import GONE_S, STARTED_S, Driven, DrivenProcess, Launch, complete
+from sandbox._files.face import MAX_ENTRIES, MAX_READ
 from sandbox._pump import GRACE_S
 from sandbox._result import Result
 from sandbox._run import Text
@@ -25,9 +25,8 @@ from sandbox._spec import ContainerSpec
 from sandbox._types import Argument, Size, StrPath
 from sandbox.aio._bridge import bridge, wait_in_bridge
 from sandbox.aio._hub import Deaf, Hub, hub
-from sandbox.aio._options import ContainerOptions, ExecOptions, PopenOptions, RunOptions
+from sandbox.aio._options import ContainerOptions, CopyInOptions, CopyOptions, ExecOptions, PopenOptions, RemoveOptions, RunOptions
 from sandbox.aio._process import Opening, Process
-from sandbox.container import MAX_COPY, MAX_READ
 from sandbox.errors import BrokenError, SandboxError
 
 if TYPE_CHECKING:
@@ -240,13 +239,29 @@ class Container:
         """Make a directory and its parents inside; what exists stays."""
         await bridge(partial(self.driven.make_dirs, path, user=user))
 
-    async def copy_in(self, source: StrPath, target: StrPath) -> None:
-        """Copy a file or directory of the host to *target*; see `sandbox.Container.copy_in`."""
-        await bridge(partial(self.driven.copy_in, source, target))
+    async def listdir(self, path: StrPath, *, max_entries: int = MAX_ENTRIES) -> list[str]:
+        """The names in a directory inside; see `sandbox.Container.listdir`."""
+        return await bridge(partial(self.driven.listdir, path, max_entries=max_entries))
 
-    async def copy_out(self, source: StrPath, target: StrPath, *, max_size: Size = MAX_COPY) -> None:
+    async def stat(self, path: StrPath, *, follow_symlinks: bool = True) -> os.stat_result:
+        """What os.stat would say inside; see `sandbox.Container.stat`."""
+        return await bridge(partial(self.driven.stat, path, follow_symlinks=follow_symlinks))
+
+    async def exists(self, path: StrPath) -> bool:
+        """Whether *path* leads to something inside."""
+        return await bridge(partial(self.driven.exists, path))
+
+    async def remove(self, path: StrPath, **options: Unpack[RemoveOptions]) -> None:
+        """Remove a file or directory inside; see `sandbox.Container.remove`."""
+        await bridge(partial(self.driven.remove, path, **options))
+
+    async def copy_in(self, source: StrPath, target: StrPath, **options: Unpack[CopyInOptions]) -> None:
+        """Copy a file or directory of the host to *target*; see `sandbox.Container.copy_in`."""
+        await bridge(partial(self.driven.copy_in, source, target, **options))
+
+    async def copy_out(self, source: StrPath, target: StrPath, **options: Unpack[CopyOptions]) -> None:
         """Copy a file or directory to the host; see `sandbox.Container.copy_out`."""
-        await bridge(partial(self.driven.copy_out, source, target, max_size=max_size))
+        await bridge(partial(self.driven.copy_out, source, target, **options))
 
 
 # ---- Waits ----
@@ -337,9 +352,6 @@ async def run(argv: Sequence[Argument], image: StrPath | None = None, **options:
 
     Cancelled, it removes the container, and waits until it is gone.
     """
-    mine, theirs = split_options(dict(options))
-    if image is None and not {"read_only", "scratch"} & mine.keys():
-        mine["read_only"] = True
-        mine["mounts"] = _spec.with_tmp(mine.get("mounts", ()))
+    mine, theirs = one_shot(image, dict(options))
     async with Container(image, **mine) as container:
         return await container.exec(argv, **theirs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
+from sandbox._files.limits import Progress
 from sandbox._types import Size, StrPath
 from sandbox.fs import Bind, Scratch, Tmpfs, Volume
 from sandbox.sec import Rlimits, Security
@@ -41,6 +42,7 @@ class _Container(TypedDict, total=False):
     security: Security | str
     strict: bool
     time_offsets: tuple[float, float] | None
+    subids: bool
 
 
 class _Run(TypedDict, total=False):
@@ -49,13 +51,14 @@ class _Run(TypedDict, total=False):
     stderr: Any
     timeout: float | None
     cpu_time: float | None
-    output_limit: Size
+    output_limit: Size | tuple[Size, Size]
+    on_overflow: str
     umask: int
     pass_fds: Sequence[int] | Mapping[int, int]
     text: bool
     encoding: str | None
     errors: str
-    accounting: bool | None
+    accounting: bool | Literal["full"] | None
 
 
 class _Exec(TypedDict, total=False):
@@ -80,3 +83,27 @@ class PopenOptions(_Shared, _Run, total=False):
 
 class RunOptions(_Shared, _Container, _Run, _Exec, total=False):
     """Of `run`."""
+
+
+class RemoveOptions(TypedDict, total=False):
+    """Of `Container.remove`."""
+
+    recursive: bool
+    missing_ok: bool
+    timeout: float | None
+
+
+class CopyOptions(TypedDict, total=False):
+    """Of `Container.copy_out`."""
+
+    max_size: Size
+    max_entries: int
+    max_depth: int
+    timeout: float | None
+    progress: Progress | None
+
+
+class CopyInOptions(CopyOptions, total=False):
+    """Of `Container.copy_in`."""
+
+    user: int | str | None

@@ -15,13 +15,13 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from sandbox._driven import DrivenProcess
+from sandbox._files.face import MAX_READ
 from sandbox._pump import GRACE_S, LATE
 from sandbox._reactor import Watch
 from sandbox._result import Result
 from sandbox._run import Text
 from sandbox._streams import Communication
 from sandbox.aio._hub import Deaf, Spot, hub
-from sandbox.container import MAX_READ
 from sandbox.errors import BrokenError, SandboxError, UsageError
 
 CHUNK: Final = 1 << 16
@@ -255,8 +255,8 @@ class Process:
         driven, reactor = self._driven, hub().reactor
         if self._communication is None or self._watch is None:
             self._watch = Watch(reactor, self._on_stream)
-            files, limit = (driven.stdin, driven.stdout, driven.stderr), driven.spec.output_limit
-            self._communication = Communication(files, data, driven.text, limit=limit, kill=driven.kill, poll=self._watch)
+            files, kill = (driven.stdin, driven.stdout, driven.stderr), None if driven.spec.discards else driven.kill
+            self._communication = Communication(files, data, driven.text, limits=driven.limits, kill=kill, poll=self._watch)
         elif data:
             raise UsageError("communicate: input was given before; the second call only goes on")
         else:

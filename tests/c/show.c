@@ -4,6 +4,10 @@
 #include "stubs.h"
 #undef close
 #undef write
+#undef pread
+#undef pwrite
+#undef lseek
+#undef utimensat
 #undef fstat
 #undef fstatat
 #undef statx

@@ -17,6 +17,7 @@ static long stub_syscall(long nr, ...);
 #include "ops.h"
 #include "sys.h"
 
+#include <dirent.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
@@ -117,16 +118,57 @@ static int stub_statx(int fd, const char *path, int flags, unsigned mask, struct
     return stub_call("statx", fd, path, NULL);
 }
 
+// A directory with names of every kind; without failures, with none.
+static long stub_getdents(int fd, uint8_t *buffer, size_t size) {
+    struct head {
+        uint64_t ino;
+        int64_t next;
+        uint16_t length;
+        uint8_t type;
+    } __attribute__((packed));
+    static const char *const names[] = {".", "..", "d", "file", "a-name-that-is-somewhat-longer", ".sandbox-removed-0"};
+    static const uint8_t types[] = {DT_DIR, DT_REG, DT_UNKNOWN, DT_LNK};
+    size_t used = 0;
+    if (stub_call("getdents64", fd, NULL, NULL) < 0)
+        return -1;
+    for (uint32_t count = stub_seed ? stub_random() % 6 : 0; count && size - used >= 64; count--) {
+        const char *name = names[stub_random() % 6];
+        struct head e = {1, 0, (uint16_t)((19 + strlen(name) + 8) / 8 * 8), types[stub_random() % 4]};
+        memset(buffer + used, 0, e.length);
+        memcpy(buffer + used, &e, 19);
+        memcpy(buffer + used + 19, name, strlen(name) + 1);
+        used += e.length;
+    }
+    return (long)used;
+}
+
+static int stub_unlinkat(int fd, const char *path) {
+    static const int errors[] = {EISDIR, ENOTEMPTY, ENOTDIR, EBUSY, ENOENT};
+    if (stub_call("unlinkat", fd, path, NULL) < 0)
+        return -1;
+    if (!stub_seed || stub_random() % 2)
+        return 0;
+    return errno = errors[stub_random() % 5], -1;
+}
+
 static ssize_t stub_write(int fd, const void *data, size_t size) {
     volatile uint8_t sum = 0; // reads it all, for ASan
     for (size_t i = 0; i < size; i++)
         sum ^= ((const uint8_t *)data)[i];
     (void)sum;
     if (stub_log)
-        fprintf(stub_log, "  write %.*s\n", (int)size, (const char *)data);
+        fprintf(stub_log, "  write %.*s\n", size < 256 ? (int)size : 256, (const char *)data);
     if (stub_call("write", fd, NULL, NULL) < 0)
         return -1;
     return (ssize_t)(stub_seed && size > 1 && stub_random() % 4 == 0 ? size / 2 : size);
+}
+
+static ssize_t stub_pread(int fd, void *buffer, size_t size) {
+    if (stub_call("pread", fd, NULL, NULL) < 0)
+        return -1;
+    size = stub_seed ? stub_random() % (size + 1) : size;
+    memset(buffer, 'x', size);
+    return (ssize_t)size;
 }
 
 static long stub_syscall(long nr, ...) {
@@ -134,7 +176,7 @@ static long stub_syscall(long nr, ...) {
     long a[6];
     va_start(args, nr);
     int count = nr == __NR_unshare ? 1 : nr == __NR_fsopen || nr == __NR_pivot_root || nr == __NR_landlock_restrict_self ? 2
-              : nr == __NR_fsconfig || nr == __NR_move_mount || nr == __NR_mount_setattr ? 5
+              : nr == __NR_fsconfig || nr == __NR_move_mount || nr == __NR_mount_setattr || nr == __NR_renameat2 ? 5
               : nr == __NR_openat2 || nr == __NR_landlock_add_rule ? 4 : 3;
     for (int i = 0; i < count; i++)
         a[i] = va_arg(args, long);
@@ -144,6 +186,8 @@ static long stub_syscall(long nr, ...) {
     case __NR_fsmount: return stub_opens("fsmount", (int)a[0], NULL);
     case __NR_fsconfig: return stub_call("fsconfig", (int)a[0], (char *)a[2], (int)a[1] == FSC_SET_STRING ? (char *)a[3] : NULL);
     case __NR_openat2: return stub_opens("openat2", (int)a[0], (char *)a[1]);
+    case __NR_getdents64: return stub_getdents((int)a[0], (uint8_t *)a[1], (size_t)a[2]);
+    case __NR_renameat2: stub_use((int)a[2]); return stub_call("renameat2", (int)a[0], (char *)a[1], (char *)a[3]);
     case __NR_open_tree: return stub_opens("open_tree", (int)a[0], (char *)a[1]);
     case __NR_move_mount: stub_use((int)a[2]); return stub_call("move_mount", (int)a[0], NULL, NULL);
     case __NR_mount_setattr: return stub_call("mount_setattr", (int)a[0], NULL, NULL);
@@ -172,9 +216,13 @@ static int stub_capabilities(int option, unsigned long cap) {
 #define fstatat stub_fstatat
 #define statx(...) stub_statx(__VA_ARGS__)
 #define write stub_write
-#define openat(fd, path, ...) stub_opens("openat", fd, path)
+#define pwrite(fd, data, size, offset) ((void)(offset), stub_write(fd, data, size))
+#define pread(fd, buffer, size, offset) ((void)(offset), stub_pread(fd, buffer, size))
+#define lseek(fd, offset, whence) stub_call("lseek", fd, NULL, NULL)
+#define utimensat(fd, path, times, flags) ((void)(times), stub_call("utimensat", fd, path, NULL))
+#define openat(fd, path, ...) ((void)(int[]){__VA_ARGS__}, stub_opens("openat", fd, path))
 #define mkdirat(fd, path, mode) ((void)(mode), stub_call("mkdirat", fd, path, NULL))
-#define unlinkat(fd, path, flags) ((void)(flags), stub_call("unlinkat", fd, path, NULL))
+#define unlinkat(fd, path, flags) ((void)(flags), stub_unlinkat(fd, path))
 #define fchmodat(fd, path, mode, flags) ((void)(mode), stub_call("fchmodat", fd, path, NULL))
 #define fchownat(fd, path, uid, gid, flags) ((void)(uid), (void)(gid), stub_call("fchownat", fd, path, NULL))
 #define symlinkat(target, fd, path) stub_call("symlinkat", fd, path, target)
@@ -194,6 +242,7 @@ static int stub_capabilities(int option, unsigned long cap) {
 #define prctl(option, cap, ...) stub_capabilities(option, (unsigned long)(cap))
 
 #include "ops.c"
+#include "tree.c"
 
 // A table of slots of which the first `filled` are open.
 static void stub_start(struct ops *o, int *slots, int filled) {

@@ -5,6 +5,8 @@
 #undef close
 #undef fstat
 #undef write
+#undef pread
+#undef pwrite
 #undef openat
 #undef fcntl
 #undef socket

@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,22 @@ def test_a_planted_link_leads_to_no_file_of_the_host(box: Container, tmp_path: P
         lambda: box.copy_in(source, "/work/tree"),
         lambda: box.copy_in(source / "inner" / "file", "/work/trap"),
         lambda: box.copy_in(source / "inner" / "file", "/work/above"),
+        lambda: box.listdir("/work/above"),
+        lambda: box.listdir("/work/above/directory"),
+        lambda: box.exists("/work/above/secret"),
+        lambda: box.stat("/work/above/secret").st_size == len(canary.secret),
+        lambda: box.remove("/work/above/secret"),
+        lambda: box.remove("/work/above/directory", recursive=True),
+        lambda: box.remove("/work/tree", recursive=True),
+        lambda: box.remove("/work/trap", recursive=True),
+        lambda: box.remove("/work/above", recursive=True),
     ]
     for attempt in attempts:
         with contextlib.suppress(*REFUSALS):
             got = attempt()
             assert not isinstance(got, bytes) or not canary.is_told_by(got)
+            assert got is not True
+            assert not isinstance(got, list) or "secret" not in got
     for path in tmp_path.glob("out*/**/*"):
         assert path.is_symlink() or not path.is_file() or not canary.is_told_by(path.read_bytes())
     if (tmp_path / "out-links" / "inner").exists():
@@ -128,6 +140,74 @@ def test_a_directory_that_is_exchanged_while_it_is_copied_leads_nowhere(box: Con
     attacker.close()
     for path in (tmp_path / "out").glob("**/*"):
         assert path.is_symlink() or not path.is_file() or not canary.is_told_by(path.read_bytes())
+
+
+def exchanged(box: Container, inside: str, trap: str) -> sandbox.Process:
+    """A program that exchanges the two without end; it has begun."""
+    attacker = box.popen(["/attacks/exchange", inside, trap], stdout=PIPE)
+    assert attacker.stdout is not None
+    assert attacker.stdout.readline() == b"exchanging\n"
+    return attacker
+
+
+def test_what_lies_beside_the_target_is_not_written_to(box: Container, tmp_path: Path, canary: Canary) -> None:
+    """CVE-2018-15664, one wall further in: init may write where a program may not, and is led there by an exchanged directory."""
+    sh(box, f"mkdir -p /work/target/point /work/precious; ln -s /work/precious /work/target/trap; ln -s {canary.path} /work/target/host")
+    sh(box, "echo own >/work/precious/file; chmod 500 /work/precious")
+    for name in ("file", "new"):
+        (tmp_path / "source" / "point").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / "point" / name).write_text("overwritten")
+    attacker = exchanged(box, "/work/target/point", "/work/target/trap")
+    for _ in range(200):
+        with contextlib.suppress(*REFUSALS):
+            box.copy_in(tmp_path / "source", "/work/target")
+    attacker.close()
+    assert box.listdir("/work/precious") == ["file"]
+    assert box.read_bytes("/work/precious/file") == b"own\n"
+
+
+def test_a_source_that_a_program_changes_leads_nowhere(attacks: Path, tmp_path: Path, canary: Canary) -> None:
+    """The source of a copy may be a directory that some container can write to: then what it exchanges there is not followed."""
+    shared = tmp_path / "shared"
+    (shared / "source" / "point").mkdir(parents=True)
+    (shared / "source" / "point" / "secret").write_text("own")
+    (shared / "source" / "trap").symlink_to(canary.path)
+    (shared / "source" / "point").chmod(0o777)
+    (shared / "source").chmod(0o777)
+    mounts = [Bind(shared, "/shared"), Bind(attacks, "/attacks", read_only=True)]
+    with Container(mounts=mounts, user=0 if os.geteuid() == 0 else None) as writer, Container(mounts=[Tmpfs("/work")]) as reader:
+        attacker = exchanged(writer, "/shared/source/point", "/shared/source/trap")
+        for number in range(200):
+            with contextlib.suppress(*REFUSALS, OSError):
+                reader.copy_in(shared / "source", f"/work/{number}")
+        attacker.close()
+        found = reader.exec([SH, "-c", "cat $(find /work -type f)"], timeout=60).stdout
+    assert b"own" in found
+    assert not canary.is_told_by(found)
+
+
+def test_removing_against_an_exchange_loop_takes_nothing_else(box: Container, canary: Canary) -> None:
+    """CVE-2019-18466's kin: checked as a directory, then removed through a link, or after it was moved away."""
+    sh(box, f"mkdir -p /work/kept/below /work/tree; echo own >/work/kept/below/file; ln -s /work/kept /work/trap; ln -s {canary.path} /work/host")
+    for trap in ("/work/trap", "/work/host"):
+        sh(box, "mkdir -p /work/tree/point/a/b/c")
+        attacker = exchanged(box, "/work/tree/point", trap)
+        for _ in range(150):
+            with contextlib.suppress(*REFUSALS, TimeoutError):
+                box.remove("/work/tree/point/a", recursive=True, timeout=1)
+            with contextlib.suppress(*REFUSALS):
+                box.make_dirs("/work/tree/point/a/b/c")
+        attacker.close()
+    # Moved out of the tree while it is being removed: ".." leads to what is not ours.
+    script = "while :; do mkdir -p /work/tree/m/a/b/c/d/e; mv /work/tree/m/a/b /work/kept/below/moved 2>/dev/null; rm -rf /work/kept/below/moved; done"
+    mover = box.popen([SH, "-c", f"echo ready; {script}"], stdout=PIPE)
+    assert mover.stdout is not None
+    mover.stdout.readline()
+    for _ in range(300):
+        with contextlib.suppress(*REFUSALS, TimeoutError):
+            box.remove("/work/tree/m", recursive=True, timeout=1)
+    mover.close()
+    assert box.read_bytes("/work/kept/below/file") == b"own\n"
 
 
 # --- what comes out stays where it was asked to go -----------------------------------------------------------------------------
@@ -234,6 +314,38 @@ def test_a_thousand_nested_directories_end_in_an_error(box: Container, tmp_path:
     with in_time(), pytest.raises(sandbox.UsageError, match="deep"):
         box.copy_out("/work", tmp_path / "out")
     assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_thousands_of_nested_directories_are_removed(box: Container) -> None:
+    """A descriptor or a stack frame for each level, or a path that is too long."""
+    assert box.exec(["/attacks/bombs", "deep", "/work", "3000"], timeout=60).ok
+    with in_time():
+        box.remove("/work/d", recursive=True)
+    assert box.listdir("/work") == []
+
+
+def test_a_hundred_thousand_files_are_removed_beside_a_program_with_a_deadline(box: Container) -> None:
+    """Init removes them, and has a deadline to keep meanwhile."""
+    sh(box, "mkdir /work/many; /attacks/bombs inodes /work/many")
+    with in_time(60), ThreadPoolExecutor(1) as pool:
+        removal = pool.submit(box.remove, "/work/many", recursive=True)
+        result = box.exec(["sleep", "60"], timeout=0.1)
+        removal.result()
+    assert result.status is sandbox.Status.TIMEOUT
+    assert result.wall_time < 1
+    assert box.listdir("/work") == []
+
+
+def test_copying_what_never_ends_ends_in_time(box: Container, tmp_path: Path) -> None:
+    """A file that grows as fast as it is read, a tree that is made as fast as it is walked: the time limit is for those."""
+    grower = box.popen([SH, "-c", "mkdir /work/t; echo x >/work/t/f; echo ready; while :; do head -c 100000 /dev/zero; truncate -s 0 /work/t/f; done >>/work/t/f"], stdout=PIPE)
+    assert grower.stdout is not None
+    grower.stdout.readline()
+    with in_time():
+        for number in range(20):
+            with contextlib.suppress(sandbox.LimitError, TimeoutError, *REFUSALS):
+                box.copy_out("/work/t", tmp_path / str(number), max_size="50M", timeout=0.2)
+    grower.close()
 
 
 def test_a_hundred_thousand_files_end_in_an_error(box: Container, tmp_path: Path) -> None:

@@ -18,12 +18,16 @@ OPTIONS = st.tuples(TEXTS, st.one_of(st.none(), TEXTS, st.builds(plan.FdPath, SL
 
 # By name of field; the same field has the same meaning in every operation.
 FIELDS: dict[str, SearchStrategy[object]] = {
-    **dict.fromkeys(("optional", "recursive", "idmap", "directory", "listen", "append"), FLAGS),
+    **dict.fromkeys(("optional", "recursive", "idmap", "directory", "listen"), FLAGS),
     **dict.fromkeys(("out", "slot", "like", "file_slot", "dir_slot"), SLOTS),
     **dict.fromkeys(("at", "src", "same_as"), PLACES),
     **dict.fromkeys(("path", "name", "target", "fstype"), TEXTS),
     **dict.fromkeys(("set", "clear", "propagation", "resolve", "keep", "handled_fs", "handled_net", "scoped"), U64),
     **dict.fromkeys(("uid", "gid", "attrs", "kind"), U32),
+    **dict.fromkeys(("offset", "start"), U64),
+    "size": st.integers(0, 1 << 20),
+    "seconds": st.integers(-(2**63), 2**63 - 1),
+    "nanoseconds": U32,
     "mode": st.integers(0, 0o7777),
     "flags": U32,
     "data": st.binary(max_size=60),

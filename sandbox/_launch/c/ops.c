@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "ops.h"
 #include "sys.h"
+#include "tree.h"
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -291,69 +292,176 @@ static int op_make_dir(struct ops *o, struct reader *r) {
     return result;
 }
 
+// Gives a symlink just made its owner. By a descriptor, as above.
+static int adopt_link(int parent, const char *name, uint32_t uid, uint32_t gid) {
+    struct stat st;
+    int fd = openat(parent, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    int result = fstat(fd, &st);
+    if (result == 0)
+        result = S_ISLNK(st.st_mode) ? fchownat(fd, "", uid, gid, AT_EMPTY_PATH) : fail(EEXIST);
+    int error = errno;
+    close(fd);
+    errno = error;
+    return result;
+}
+
 static int op_symlink(struct ops *o, struct reader *r) {
     int dir = slot_get(o, rd_uint16(r));
     const char *path = rd_str(r), *target = rd_str(r), *name;
+    uint32_t uid = rd_uint32(r), gid = rd_uint32(r);
     if (r->bad || dir == -1)
         return fail(EPROTO);
     int parent = open_parent(o, dir, path, &name);
     if (parent < 0)
         return -1;
-    return symlinkat(target, parent, name);
+    if (symlinkat(target, parent, name) < 0)
+        return -1;
+    return uid == NO_ID && gid == NO_ID ? 0 : adopt_link(parent, name, uid, gid);
 }
 
-static int write_all(int fd, const uint8_t *data, size_t size) {
-    while (size > 0) {
-        ssize_t n = write(fd, data, size);
+// What is to be written: bytes of the message, or, with a descriptor, `size` bytes from `start` on of a file.
+struct content {
+    struct reader bytes;
+    int fd;
+    uint64_t start, size;
+};
+
+static struct content content_of(struct reader bytes) {
+    return (struct content){.bytes = bytes, .fd = -1, .size = (uint64_t)(bytes.end - bytes.at)};
+}
+
+static int write_bytes(int fd, struct reader data, uint64_t at) {
+    while (data.at < data.end) {
+        ssize_t n = pwrite(fd, data.at, (size_t)(data.end - data.at), (off_t)at);
         if (n < 0)
             return -1;
-        data += n;
-        size -= (size_t)n;
+        data.at += n;
+        at += (uint64_t)n;
     }
     return 0;
 }
 
+static int write_all(int fd, struct content c, uint64_t at) {
+    static uint8_t buffer[65536];
+    if (c.fd < 0)
+        return write_bytes(fd, c.bytes, at);
+    while (c.size > 0) {
+        ssize_t n = pread(c.fd, buffer, c.size < sizeof buffer ? (size_t)c.size : sizeof buffer, (off_t)c.start);
+        if (n <= 0)
+            return n < 0 ? -1 : fail(EPROTO); // it has less than was said
+        if (write_bytes(fd, reader_of(buffer, (size_t)n), at) < 0)
+            return -1;
+        at += (uint64_t)n;
+        c.start += (uint64_t)n;
+        c.size -= (uint64_t)n;
+    }
+    return 0;
+}
+
+// The file itself, new or emptied. *fresh: it is new, with the mode that was asked for.
+static int open_new(int parent, const char *name, uint32_t mode, bool *fresh) {
+    const int flags = O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int fd = openat(parent, name, flags | O_EXCL, mode);
+    *fresh = fd >= 0;
+    if (fd >= 0 || errno != EEXIST)
+        return fd;
+    fd = openat(parent, name, flags, 0600);
+    if (fd < 0 && errno == ETXTBSY && unlinkat(parent, name, 0) == 0) { // it runs; whoever runs it keeps the old one
+        fd = openat(parent, name, flags | O_EXCL, mode);
+        *fresh = fd >= 0;
+    }
+    return fd;
+}
+
+static const uint64_t NEW_FILE = UINT64_MAX;
+
+// Writes to an open file. Only a regular file is ever written to or changed.
+static int fill(int fd, struct content c, uint64_t offset, bool fresh) {
+    struct stat st;
+    if (fresh)
+        return write_all(fd, c, 0);
+    if (fstat(fd, &st) < 0)
+        return -1;
+    if (!S_ISREG(st.st_mode))
+        return fail(EINVAL);
+    if (offset == NEW_FILE)
+        return ftruncate(fd, 0) < 0 ? -1 : write_all(fd, c, 0);
+    if (c.size == 0 && offset > (uint64_t)st.st_size)
+        return ftruncate(fd, (off_t)offset);
+    return write_all(fd, c, offset);
+}
+
+// The fields that come before the data, in both operations.
+struct file {
+    int dir;
+    const char *path;
+    uint32_t mode, uid, gid;
+    uint64_t offset;
+};
+
+static struct file read_file(struct ops *o, struct reader *r) {
+    struct file f = {.dir = slot_get(o, rd_uint16(r))};
+    f.path = rd_str(r);
+    f.mode = rd_uint32(r);
+    f.uid = rd_uint32(r);
+    f.gid = rd_uint32(r);
+    f.offset = rd_uint64(r);
+    return f;
+}
+
+static int write_file(struct ops *o, struct file f, struct content c) {
+    const char *name;
+    int parent = open_parent(o, f.dir, f.path, &name);
+    if (parent < 0)
+        return -1;
+    bool owned = f.uid != NO_ID || f.gid != NO_ID, fresh = false;
+    int fd = f.offset == NEW_FILE ? open_new(parent, name, owned ? 0600 : f.mode, &fresh)
+                                  : openat(parent, name, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    int result = fill(fd, c, f.offset, fresh);
+    if (result == 0 && owned)
+        result = fchown(fd, f.uid, f.gid);
+    if (result == 0 && (owned || !fresh)) // after the owner, whose change takes set-id bits away
+        result = fchmod(fd, f.mode);
+    int error = errno;
+    close(fd);
+    errno = error;
+    return result;
+}
+
 static int op_write_file(struct ops *o, struct reader *r) {
+    struct file f = read_file(o, r);
+    struct reader data = rd_block(r);
+    if (r->bad || f.dir == -1)
+        return fail(EPROTO);
+    return write_file(o, f, content_of(data));
+}
+
+static int op_write_from(struct ops *o, struct reader *r) {
+    struct file f = read_file(o, r);
+    struct content c = {.fd = slot_get(o, rd_uint16(r))};
+    c.start = rd_uint64(r);
+    c.size = rd_uint32(r);
+    if (r->bad || f.dir == -1 || c.fd < 0)
+        return fail(EPROTO);
+    return write_file(o, f, c);
+}
+
+static int op_set_times(struct ops *o, struct reader *r) {
     int dir = slot_get(o, rd_uint16(r));
     const char *path = rd_str(r), *name;
-    uint32_t mode = rd_uint32(r), uid = rd_uint32(r), gid = rd_uint32(r);
-    uint8_t append = rd_uint8(r);
-    struct reader data = rd_block(r);
+    struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}};
+    times[1].tv_sec = (time_t)rd_uint64(r);
+    times[1].tv_nsec = rd_uint32(r);
     if (r->bad || dir == -1)
         return fail(EPROTO);
     int parent = open_parent(o, dir, path, &name);
     if (parent < 0)
         return -1;
-    struct stat st;
-    int result = -1;
-    int fd = append ? -1
-                    : openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-                             uid == NO_ID && gid == NO_ID ? mode : 0600);
-    if (fd >= 0) { // new: there is nothing to look at
-        result = write_all(fd, data.at, (size_t)(data.end - data.at));
-        if (result == 0 && (uid != NO_ID || gid != NO_ID) && (result = fchown(fd, uid, gid)) == 0)
-            result = fchmod(fd, mode);
-        int error = errno;
-        close(fd);
-        errno = error;
-        return result;
-    }
-    fd = openat(parent, name, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | (append ? O_APPEND : 0), 0600);
-    if (fd >= 0 && fstat(fd, &st) == 0 && !S_ISREG(st.st_mode))
-        errno = EINVAL;
-    else if (fd >= 0)
-        result = append ? 0 : ftruncate(fd, 0);
-    if (result == 0)
-        result = write_all(fd, data.at, (size_t)(data.end - data.at));
-    if (result == 0 && (uid != NO_ID || gid != NO_ID))
-        result = fchown(fd, uid, gid);
-    if (result == 0)
-        result = fchmod(fd, mode);
-    int error = errno;
-    if (fd >= 0)
-        close(fd);
-    errno = error;
-    return result;
+    return utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW);
 }
 
 // One step of op_make_target: go into (making it first if need be) the next directory of the path.
@@ -659,6 +767,18 @@ static int op_unlink(struct ops *o, struct reader *r) {
     return unlinkat(parent, name, directory ? AT_REMOVEDIR : 0);
 }
 
+static int op_remove(struct ops *o, struct reader *r) {
+    int dir = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r), *name;
+    uint8_t recursive = rd_uint8(r);
+    if (r->bad || dir == -1)
+        return fail(EPROTO);
+    int parent = open_parent(o, dir, path, &name);
+    if (parent < 0)
+        return -1;
+    return tree_remove(parent, name, recursive);
+}
+
 static int op_unmount(struct ops *o, struct reader *r) {
     (void)o;
     const char *path = rd_str(r);
@@ -671,7 +791,8 @@ static op_fn *const TABLE[] = {
     [11] = op_make_dir,   [12] = op_symlink,    [13] = op_write_file,    [14] = op_make_target,    [15] = op_pivot,
     [16] = op_chdir,      [17] = op_write_proc, [18] = op_drop_bounding, [19] = op_no_new_privs,   [20] = op_landlock,
     [21] = op_seccomp,    [22] = op_close,      [23] = op_mask,          [24] = op_read_only_path, [25] = op_sethook,
-    [26] = op_bind_mount, [27] = op_setns,      [28] = op_unlink,        [29] = op_unmount,
+    [26] = op_bind_mount, [27] = op_setns,      [28] = op_unlink,        [29] = op_unmount,        [30] = op_set_times,
+    [31] = op_remove,     [32] = op_write_from,
 };
 
 static int run_one(struct ops *o, struct reader *block) {
@@ -679,7 +800,8 @@ static int run_one(struct ops *o, struct reader *block) {
     struct reader body = rd_block(block);
     if (block->bad || code == 0 || code >= sizeof TABLE / sizeof *TABLE || !TABLE[code])
         return fail(EPROTO);
-    bool keeps = code == 11 || code == 12 || code == 13 || code == 28; // only these use, and none of these moves, a parent
+    bool keeps =
+        code == 11 || code == 12 || code == 13 || code == 28 || code == 30; // only these use, and none of these moves, a parent
     if (!keeps)
         forget_parent(o);
     if (TABLE[code](o, &body) == 0)
