@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from sandbox import _session, _start
+from sandbox import _beginning, _session, _start
 from sandbox._arguments import Prepared, text_of
 from sandbox._launch import codec, driver
 from sandbox._launch.driver import Channel, close_all
@@ -28,7 +28,7 @@ from sandbox.container import Container, input_bytes, keyword_defaults, prepare_
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 from sandbox.process import Process
 
-GONE_S: Final = _session.GONE_S
+GONE_S: Final = _beginning.GONE_S
 STARTED_S: Final = GRACE_S + 30  # as `Process` waits
 
 

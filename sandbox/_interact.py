@@ -349,14 +349,15 @@ class Match:
         interactor, solution = (run.result for run in self._runs)
         first = self._quiet[0]
         others: tuple[Role, Role] = (ROLES[1], ROLES[0])
-        breakers = [other for other, line in zip(others, self._lines, strict=True) if line.is_broken]
-        breakers += [other for other, result in zip(others, (interactor, solution), strict=True) if _is_broken_pipe(result)]
+        breakers: list[Role] = []
+        breakers.extend(other for other, line in zip(others, self._lines, strict=True) if line.is_broken)
+        breakers.extend(other for other, result in zip(others, (interactor, solution), strict=True) if _is_broken_pipe(result))
         return Interaction(
             judge(interactor, solution, first),
             interactor,
             solution,
             first,
-            first if first in breakers else next(iter(breakers), None),
+            first if first in breakers else breakers[0] if breakers else None,
             None if self._transcript is None else tuple(self._transcript.chunks),
             self._transcript is not None and self._transcript.is_cut,
         )

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from sandbox._beginning import START_S
 from sandbox._launch.driver import Channel
-from sandbox._session import START_S
 from sandbox.aio._hub import Deaf, hub
 from sandbox.errors import BrokenError, UnsupportedError
 

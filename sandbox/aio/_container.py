@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Self
 from typing_extensions import Unpack
 
 from sandbox._arguments import Prepared, one_shot
+from sandbox._beginning import START_S
 from sandbox._driven import GONE_S, STARTED_S, Driven, DrivenProcess, Launch, complete
 from sandbox._files.face import MAX_ENTRIES, MAX_READ
 from sandbox._pump import GRACE_S
 from sandbox._result import Result
 from sandbox._run import Text
 from sandbox._runs import Run
-from sandbox._session import START_S, Session
+from sandbox._session import Session
 from sandbox._spec import ContainerSpec
 from sandbox._types import Argument, Size, StrPath
 from sandbox.aio._bridge import bridge, wait_in_bridge
