@@ -385,7 +385,7 @@ class Remove(Op):
 
 @frozen
 class WriteFrom(Op):
-    """As `WriteFile`; the data are *size* bytes from *start* on of the file in *slot*, and do not travel in the request."""
+    """As `WriteFile`; the data are *size* bytes (at most 1 MiB) from *start* on of the file in *slot*, outside the request."""
 
     CODE: ClassVar[int] = 32
     path: str

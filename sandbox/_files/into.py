@@ -62,7 +62,7 @@ def _open_source(copying: Copying) -> int:
 def _plan_tree(top: int, copying: Copying) -> None:
     """Look at all of it once: for its totals, and so that nothing is copied of what cannot be copied whole."""
     planned = copying.again()
-    with contextlib.closing(Walk(open_here, planned).steps(top)) as steps:
+    with contextlib.closing(Walk(open_here, planned, reads=False).steps(top)) as steps:
         for step in steps:
             if isinstance(step, File):
                 planned.take_size(step.info.st_size)

@@ -68,10 +68,11 @@ class _Level:
 
 @frozen
 class Walk:
-    """One way through the tree that is copied; *opener* opens what it finds."""
+    """One way through the tree that is copied; *opener* opens what it finds. Without *reads*, files are only looked at (their fd is -1)."""
 
     opener: Opener
     copying: Copying
+    reads: bool = True
 
     def steps(self, top: int) -> Generator[Step]:
         """All that is below the directory *top*, which stays the caller's to close. Close the generator.
@@ -95,6 +96,9 @@ class Walk:
                     with self._naming(path):
                         target = self._readlink(level.fd, name)
                     yield Link(path, target, info)
+                    continue
+                if stat.S_ISREG(info.st_mode) and not self.reads:
+                    yield File(path, -1, info)
                     continue
                 fd, info = self._open(level.fd, name, path, info)
                 if stat.S_ISDIR(info.st_mode):

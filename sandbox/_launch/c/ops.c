@@ -20,7 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-enum { FLAG_OPTIONAL = 1 };
+enum { FLAG_OPTIONAL = 1, MOST_DATA = 1 << 20 };
 static const uint32_t NO_ID = 0xFFFFFFFF;
 
 typedef int op_fn(struct ops *o, struct reader *r);
@@ -445,7 +445,7 @@ static int op_write_from(struct ops *o, struct reader *r) {
     struct content c = {.fd = slot_get(o, rd_uint16(r))};
     c.start = rd_uint64(r);
     c.size = rd_uint32(r);
-    if (r->bad || f.dir == -1 || c.fd < 0)
+    if (r->bad || f.dir == -1 || c.fd < 0 || c.size > MOST_DATA)
         return fail(EPROTO);
     return write_file(o, f, c);
 }
