@@ -139,12 +139,16 @@ _DEADLINES: Final[dict[int, Status]] = {wire.Cause.WALL: Status.TIMEOUT, wire.Ca
 _OTHERS: Final[dict[int, Status]] = {wire.Cause.KILLED: Status.KILLED, wire.Cause.SYSCALL: Status.SYSCALL_DENIED}
 
 
-def decide(end: codec.End, *, oom_killed: bool, output_hit: bool) -> Status:
-    """Why the run ended: the first of our own causes that holds, then the wait status."""
+def decide(end: codec.End, *, oom_killed: bool, output_hit: bool, pids_peak: int | None = None) -> Status:
+    """Why the run ended: the first of our own causes that holds, then the wait status.
+
+    A deadline comes after memory where memory has run out before: the kernel kills nobody for it who is being killed already. So
+    what was counted was the only process there ever was (*pids_peak*); or the limit was passed by what is charged for its end.
+    """
     cause = end.cause
     if not (cause or end.status or oom_killed or output_hit):  # by far the most
         return Status.EXITED
-    if cause in _DEADLINES:
+    if cause in _DEADLINES and not (oom_killed and (pids_peak == 1 or end.detail == wire.DETAIL_AT_END)):
         return _DEADLINES[cause]
     if oom_killed:
         return Status.MEMORY_LIMIT
@@ -165,7 +169,7 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         cpu = cpu if usage.cpu_time is None else usage.cpu_time
         user = user if usage.user_time is None else usage.user_time
         system = system if usage.system_time is None else usage.system_time
-    status = decide(end, oom_killed=oom, output_hit=output_hit)
+    status = decide(end, oom_killed=oom, output_hit=output_hit, pids_peak=pids_peak)
     exit_code: int | None
     signal: int | None
     if status is Status.EXITED:

@@ -94,6 +94,7 @@ class CpuFormat(enum.IntEnum):
     CPU_STAT = 2
 
 
+DETAIL_AT_END: Final = 1  # with Cause.CPU: found passed when the program had ended; nothing was killed for it
 CREATE_ONESHOT: Final = 1
 CREATE_DENY_SETGROUPS: Final = 2
 CREATE_DIRECT: Final = 4

@@ -44,8 +44,8 @@ def test_enumerations_are_those_of_c(kind: type[wire.Msg], prefix: str) -> None:
 
 
 def test_flags_are_those_of_c() -> None:
-    ours = {name: value for name, value in vars(wire).items() if name.startswith(("CREATE_", "EXEC_"))}
-    assert ours == {name: value for name, value in numbers().items() if name.startswith(("CREATE_", "EXEC_"))}
+    ours = {name: value for name, value in vars(wire).items() if name.startswith(("CREATE_", "EXEC_", "DETAIL_"))}
+    assert ours == {name: value for name, value in numbers().items() if name.startswith(("CREATE_", "EXEC_", "DETAIL_"))}
 
 
 def test_limits_are_those_of_c() -> None:

@@ -40,7 +40,8 @@
 enum { BLIND_MOST = 1000 }; // looks for what a program left, without seeing anything: 0.2 s
 enum { MAX_CHANNELS = 512, EVENTS = 16, KIND_NOTIFY = MAX_CHANNELS, KIND_CHILD };
 static const uint64_t SECOND = 1000000000ULL;
-static const uint64_t MIN_STEP = 500000ULL; // between two looks at a CPU limit
+static const uint64_t MIN_STEP = 500000ULL;     // between two looks at a CPU limit
+static const uint64_t ENDING_STEP = 5000000ULL; // and at what is over a limit, but is being ended by something else
 
 struct channel {
     int sock; // -1: free
@@ -307,11 +308,76 @@ static void plan_look(struct channel *c, uint64_t at, uint64_t used) {
     c->look_at = next;
 }
 
+// Reaping the first process kills the rest. Where nobody else runs, the rest need not have the time until then: where CPUs are
+// scarce, that may be long.
+static void kill_all_of(struct channel *c) {
+    kill(nrunning == 1 ? -1 : c->pid, SIGKILL);
+}
+
 static void end_by(struct channel *c, uint8_t cause) {
     if (!c->cause)
         c->cause = cause;
     c->look_at = 0;
-    kill(c->pid, SIGKILL); // reaping it kills the rest
+    kill_all_of(c);
+}
+
+// Whether a thread goes its way out already: it exits (PF_EXITING), or somebody's SIGKILL waits for it. False if that cannot be
+// seen.
+static bool is_thread_ending(int pid, int tid) {
+    char path[64], text[1024];
+    snprintf(path, sizeof path, "%d/task/%d/stat", pid, tid);
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT || errno == ESRCH;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return n == 0 || errno == ESRCH;
+    text[n] = 0;
+    // proc(5): the ninth number is flags, the 31st the signals that wait, with that of SIGKILL as the ninth bit.
+    char *at = strrchr(text, ')');
+    for (int field = 2; at && field < 9; field++)
+        at = strchr(at + 1, ' ');
+    if (at && strtoull(at, NULL, 10) & 4)
+        return true;
+    for (int field = 9; at && field < 31; field++)
+        at = strchr(at + 1, ' ');
+    return at && strtoull(at, NULL, 10) & (1U << (SIGKILL - 1));
+}
+
+// Whether a program's first process is being ended by something else, every thread of it: for want of memory, say, which takes
+// its time.
+static bool is_ending(int pid) {
+    char path[32], buffer[2048] __attribute__((aligned(8)));
+    snprintf(path, sizeof path, "%d/task", pid);
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool all = fd >= 0;
+    long n = 0;
+    while (all && (n = syscall(__NR_getdents64, fd, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < n && all;) {
+            uint16_t length;
+            memcpy(&length, buffer + at + 16, sizeof length);
+            int tid = atoi(buffer + at + 19); // offsetof(struct linux_dirent64, d_name)
+            at += length;
+            all = tid <= 0 || is_thread_ending(pid, tid);
+        }
+    if (fd >= 0)
+        close(fd);
+    return all && n == 0;
+}
+
+// A deadline has passed. What something else has ended before we looked is not ended by the deadline. But what it started shall
+// not have the time that its end takes.
+static void end_late(struct channel *c, uint64_t at, uint8_t cause) {
+    if (!is_ending(c->pid)) {
+        end_by(c, cause);
+        return;
+    }
+    if (nrunning == 1)
+        kill_all_of(c);
+    else
+        each_process(c, kill_visited);
+    c->look_at = at + ENDING_STEP;
 }
 
 static void look_at_deadlines(void) {
@@ -322,9 +388,9 @@ static void look_at_deadlines(void) {
             continue;
         uint64_t used = c->cpu_limit ? cpu_used(c) : 0;
         if (c->wall_at && at >= c->wall_at)
-            end_by(c, CAUSE_WALL);
+            end_late(c, at, CAUSE_WALL);
         else if (c->cpu_limit && used >= c->cpu_limit)
-            end_by(c, CAUSE_CPU);
+            end_late(c, at, CAUSE_CPU);
         else
             plan_look(c, at, used);
     }
@@ -364,9 +430,12 @@ static void finish(struct channel *c, int status, const struct rusage *usage) {
     if (c->alone)
         add_tally(&used, orphans);
     uint64_t cpu = c->cpu_fd < 0 ? cpu_of(&used) : cpu_used(c);
+    int detail = c->syscall_nr;
     // A limit that was passed between two looks was passed all the same.
-    if (!c->cause && c->cpu_limit && cpu >= c->cpu_limit)
+    if (!c->cause && c->cpu_limit && cpu >= c->cpu_limit) {
         c->cause = CAUSE_CPU;
+        detail = DETAIL_AT_END;
+    }
     c->started += now() - wall_end; // the wall time of the program, without the tidying up
     nrunning--;
     c->pid = 0;
@@ -376,7 +445,7 @@ static void finish(struct channel *c, int status, const struct rusage *usage) {
     if (c->mark_fd >= 0)
         close(c->mark_fd);
     c->mark_fd = -1;
-    send_end(c, c->cause, status, c->syscall_nr, &used, cpu);
+    send_end(c, c->cause, status, detail, &used, cpu);
     if (c->closing)
         close_channel(c);
     if (oneshot)

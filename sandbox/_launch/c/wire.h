@@ -44,6 +44,7 @@ enum {
 enum { GROUP_MAKE = 0, GROUP_WRITE = 1, GROUP_REMOVE = 2 };
 enum { EXEC_REPORT_START = 1, EXEC_TTY = 2, EXEC_SAME_CPU = 4 };
 enum { CAUSE_NONE = 0, CAUSE_WALL = 1, CAUSE_CPU = 2, CAUSE_KILLED = 3, CAUSE_SYSCALL = 4, CAUSE_NOT_STARTED = 5 };
+enum { DETAIL_AT_END = 1 }; // with CAUSE_CPU: found passed when the program had ended; nothing was killed for it
 enum { CPU_NONE = 0, CPU_NANOSECONDS = 1, CPU_STAT = 2 };
 
 struct head {
