@@ -150,7 +150,8 @@ class _Line:
     """One direction: from the output of *role* to the other's input. *on_quiet* is called once, when nobody writes any more."""
 
     def __init__(self, reactor: Reactor, role: Role, on_quiet: Callable[[Role], None]) -> None:
-        self._reactor, self._role, self._on_quiet = reactor, role, on_quiet
+        self._reactor, self._on_quiet = reactor, on_quiet
+        self._role: Role = role
         self._fds: list[int] = []
         self._watched: set[int] = set()
         self._is_quiet = False
@@ -164,9 +165,10 @@ class _Line:
         return ends
 
     def begin(self) -> None:
-        """The programs have their ends: let go of our copies, and watch."""
-        self._close(self.speaker)
+        """The programs have their ends: watch, and let go of our copies."""
+        # In this order: a writer that has ended already hangs up now, and whoever reads there learns of it after us.
         self._watch(self.source, 0)
+        self._close(self.speaker)
 
     def _watch(self, fd: int, mask: int | None) -> None:
         if fd in self._watched:
@@ -222,8 +224,8 @@ class _Relay(_Line):
 
     def begin(self) -> None:
         self._close(self.listener)
-        self._close(self.speaker)
         self._watch(self.source, select.POLLIN)
+        self._close(self.speaker)
 
     def _on_event(self, fd: int, event: int) -> None:
         del event
@@ -347,8 +349,10 @@ class Match:
             raise self._error
         interactor, solution = (run.result for run in self._runs)
         first = self._quiet[0]
-        breakers: list[Role] = [ROLES[1 - at] for at, line in enumerate(self._lines) if line.is_broken]
-        breakers += [ROLES[1 - at] for at, result in enumerate((interactor, solution)) if _is_broken_pipe(result)]
+        breakers: set[Role] = set()
+        for role, line, result in zip(reversed(ROLES), self._lines, (interactor, solution), strict=True):
+            if line.is_broken or _is_broken_pipe(result):
+                breakers.add(role)
         return Interaction(
             judge(interactor, solution, first),
             interactor,
