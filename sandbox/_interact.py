@@ -165,9 +165,10 @@ class _Line:
         return ends
 
     def begin(self) -> None:
-        """The programs have their ends: let go of our copies, and watch."""
-        self._close(self.speaker)
+        """The programs have their ends: watch, and let go of our copies."""
+        # In this order: a writer that has ended already hangs up now, and whoever reads there learns of it after us.
         self._watch(self.source, 0)
+        self._close(self.speaker)
 
     def _watch(self, fd: int, mask: int | None) -> None:
         if fd in self._watched:
@@ -223,8 +224,8 @@ class _Relay(_Line):
 
     def begin(self) -> None:
         self._close(self.listener)
-        self._close(self.speaker)
         self._watch(self.source, select.POLLIN)
+        self._close(self.speaker)
 
     def _on_event(self, fd: int, event: int) -> None:
         del event
@@ -348,16 +349,16 @@ class Match:
             raise self._error
         interactor, solution = (run.result for run in self._runs)
         first = self._quiet[0]
-        others: tuple[Role, Role] = (ROLES[1], ROLES[0])
-        breakers: list[Role] = []
-        breakers.extend(other for other, line in zip(others, self._lines, strict=True) if line.is_broken)
-        breakers.extend(other for other, result in zip(others, (interactor, solution), strict=True) if _is_broken_pipe(result))
+        breakers: set[Role] = set()
+        for role, line, result in zip(reversed(ROLES), self._lines, (interactor, solution), strict=True):
+            if line.is_broken or _is_broken_pipe(result):
+                breakers.add(role)
         return Interaction(
             judge(interactor, solution, first),
             interactor,
             solution,
             first,
-            first if first in breakers else breakers[0] if breakers else None,
+            first if first in breakers else next(iter(breakers), None),
             None if self._transcript is None else tuple(self._transcript.chunks),
             self._transcript is not None and self._transcript.is_cut,
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from sandbox._arguments import Prepared
-from sandbox._launch import wire
+from sandbox._launch import codec, wire
 from sandbox._pump import GRACE_S, LATE, Pump
 from sandbox._reactor import Reactor, Watch
 from sandbox._result import Result, make_result
@@ -87,35 +87,35 @@ class Run:
     def _on_event(self, fd: int, event: int) -> None:
         try:
             self._pump.handle(fd, event)
-            if self._pump.end is None:
+            if (end := self._pump.end) is None:
                 return
             self._pump.finish()
         except SinkFailed as failed:
             self._fail(failed.error)
-        except (SandboxError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is for whoever waits for the result
             self._fail(error)
         else:
-            self._conclude()
+            self._conclude(end)
 
-    def _conclude(self) -> None:
-        end = self._pump.end
-        streams = self._pump.streams()
-        if end is None:
-            raise AssertionError("there is no end yet")
+    def _conclude(self, end: codec.End) -> None:
         try:
-            if end.cause == wire.Cause.NOT_STARTED:
-                raise start_error(self._spec, end.status, end.detail)
-            if self._text.encoding is not None:
-                decode = self._text.decode
-                streams = (decode(streams[0], cut=streams[2]), decode(streams[1], cut=streams[3]), *streams[2:])
-                finish(self._wiring.sinks, streams[2:4])
-            output_hit = (streams[2] or streams[3]) and not self._spec.discards
-            self._result = make_result(self._spec, end, self._leaf, output_hit=output_hit, streams=streams)
+            self._result = self._result_of(end)
         except SinkFailed as failed:
             self._error = failed.error
-        except (SandboxError, OSError, UnicodeError) as error:
+        except Exception as error:  # noqa: BLE001
             self._error = self._in_words(error)
         self._end(sound=True)
+
+    def _result_of(self, end: codec.End) -> Result:
+        if end.cause == wire.Cause.NOT_STARTED:
+            raise start_error(self._spec, end.status, end.detail)
+        streams = self._pump.streams()
+        if self._text.encoding is not None:
+            decode = self._text.decode
+            streams = (decode(streams[0], cut=streams[2]), decode(streams[1], cut=streams[3]), *streams[2:])
+            finish(self._wiring.sinks, streams[2:4])
+        output_hit = (streams[2] or streams[3]) and not self._spec.discards
+        return make_result(self._spec, end, self._leaf, output_hit=output_hit, streams=streams)
 
     def _fail(self, error: BaseException) -> None:
         """End it for a reason of ours: init went away, or does not answer as it should."""

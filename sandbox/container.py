@@ -390,8 +390,9 @@ def prepare_run(container: Container, argv: Sequence[Argument], o: Mapping[str, 
 
     o = {**o, "argv": as_key(argv), "env": None if o["env"] is None else as_key(o["env"])}
     said = tuple(o[name] for name in ExecOptions._fields if name not in ("pass_fds", "tty", "size"))
-    prepared = container._prepare(said, o["pass_fds"], o.get("tty", False), o.get("size", (0, 0)))  # noqa: SLF001 - of this module  # pyright: ignore[reportPrivateUsage]
-    return container._live(), prepared  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    prepare, live = container._prepare, container._live  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of this module
+    prepared = prepare(said, o["pass_fds"], o.get("tty", False), o.get("size", (0, 0)))
+    return live(), prepared
 
 
 @cache

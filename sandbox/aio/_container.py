@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -18,6 +19,7 @@ from sandbox._beginning import START_S
 from sandbox._driven import GONE_S, STARTED_S, Driven, DrivenProcess, Launch, complete
 from sandbox._files.face import MAX_ENTRIES, MAX_READ
 from sandbox._pump import GRACE_S
+from sandbox._reactor import Reactor
 from sandbox._result import Result
 from sandbox._run import Text
 from sandbox._runs import Run
@@ -52,7 +54,7 @@ class Container:
             given["net"] = given["net"].driven
         self.driven = Driven(image, wait_in_bridge, **given)
         self._lock = asyncio.Lock()
-        self._hub: Hub | None = None
+        self._hub: weakref.ref[Hub] | None = None  # the loop's, which was told to keep its reactor
 
     def __repr__(self) -> str:
         return f"aio.{self.driven!r}"
@@ -91,7 +93,7 @@ class Container:
         except BaseException:
             hub_.release()
             raise
-        self._hub = hub_
+        self._hub = weakref.ref(hub_)
 
     async def close(self) -> None:
         """Kill what runs and remove everything. Waits until it is gone, even when it is cancelled meanwhile; may be called twice."""
@@ -102,8 +104,8 @@ class Container:
                     await _until_gone(hub(), session, deaf)
                 self.driven.close()  # it finds nothing to wait for
                 held, self._hub = self._hub, None
-                if held is not None:
-                    held.release()
+                if held is not None and (holding := held()) is not None:
+                    holding.release()
             finally:
                 self._lock.release()
 
@@ -150,15 +152,19 @@ class Container:
         Cancelled, it kills the program and all that it started, and waits for their end.
         """
         arguments = complete("exec", options)
-        prepared, text = await self._prepare(argv, arguments)
-        result = await self._run(partial(self.driven.run, prepared, text, arguments))
+        prepare = await self._preparing(argv, arguments)
+        result = await self._run(lambda reactor, on_end: self.driven.run(*prepare(), arguments, reactor, on_end))
         return result.check() if arguments["check"] else result
 
-    async def _prepare(self, argv: Sequence[Argument], arguments: dict[str, Any]) -> tuple[Prepared, Text]:
+    async def _preparing(self, argv: Sequence[Argument], arguments: dict[str, Any]) -> Callable[[], tuple[Prepared, Text]]:
+        """Checks the arguments when it is called, in the program's turn: where many are asked for at once, that adds up."""
         prepare = partial(self.driven.prepare, argv, arguments)
-        return await bridge(prepare) if self.driven.needs_files(arguments["user"]) else prepare()
+        if not self.driven.needs_files(arguments["user"]):
+            return prepare
+        found = await bridge(prepare)
+        return lambda: found
 
-    async def _run(self, begin: Callable[[Any, Callable[[Run], None]], Run]) -> Result:
+    async def _run(self, begin: Callable[[Reactor, Callable[[Run], None]], Run]) -> Result:
         hub_, over = hub(), asyncio.Event()
         started: list[Run] = []
 
@@ -193,11 +199,10 @@ class Container:
         return Opening(partial(self._popen, argv, complete("popen", options)))
 
     async def _popen(self, argv: Sequence[Argument], arguments: dict[str, Any]) -> Process:
-        prepared, text = await self._prepare(argv, arguments)
-        hub_ = hub()
+        hub_, prepare = hub(), await self._preparing(argv, arguments)
         started: list[Launch] = []
         try:
-            await hub_.start(lambda: started.append(self.driven.launch(prepared, text, arguments)), self)
+            await hub_.start(lambda: started.append(self.driven.launch(*prepare(), arguments)), self)
             await _must_come(hub_, started[0].fileno(), STARTED_S)
         except asyncio.CancelledError:
             if started:

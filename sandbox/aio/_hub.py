@@ -13,7 +13,8 @@ Where descriptors are short (EMFILE, or the last one was within an eighth of the
 program that is to be run waits until another one of this loop has ended; when there is none, it fails. What `popen` starts
 fails at once, for its end may depend on the very caller that would wait.
 
-A hub belongs to its loop and is dropped with it. It has descriptors only while something is registered, or a container is open.
+A hub belongs to its loop, which holds it by the reader, and is dropped with it: so are the tasks then, and they let go of their programs.
+It has descriptors only while something is registered, or a container is open.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Job(Generic[_T]):
 class Hub:
     """See above. For the thread of its loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
         self._reactor: Reactor | None = None
         self._held = 0
         self._left = AT_ONCE  # programs that may still be started at once in this turn
@@ -84,10 +86,14 @@ class Hub:
         """Close the reactor when nobody needs it."""
         if self._reactor is None or self._held > 0 or len(self._reactor):
             return
-        reactor, self._reactor = self._reactor, None
-        with contextlib.suppress(RuntimeError):  # there is no loop any more, which has let go of it then
-            asyncio.get_running_loop().remove_reader(reactor.fileno())
-        reactor.close()
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            if loop is not _running():  # a container was made in one loop and closed in another
+                loop.call_soon_threadsafe(self.tidy)
+                return
+            loop.remove_reader(self._reactor.fileno())
+        self._reactor.close()
+        self._reactor = None
 
     def _on_ready(self) -> None:
         until = time.monotonic() + TURN_S
@@ -221,15 +227,25 @@ class Spot:
             self._wake(is_ready=False)
 
 
-_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
+def _running() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+# Weakly: it leads back to the loop, by the tasks that wait for its programs. Who holds it is the loop, by the reader, and those tasks.
+_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, weakref.ref[Hub]] = weakref.WeakKeyDictionary()
 
 
 def hub() -> Hub:
     """The hub of the running loop."""
     loop = asyncio.get_running_loop()
-    found = _hubs.get(loop)
+    known = _hubs.get(loop)
+    found = None if known is None else known()
     if found is None:
-        found = _hubs[loop] = Hub()
+        found = Hub(loop)
+        _hubs[loop] = weakref.ref(found)
     return found
 
 

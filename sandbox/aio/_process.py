@@ -211,6 +211,8 @@ class Process:
 
     async def wait(self, timeout: float | None = None) -> Result:
         """Wait for the end of the program and of everything it started. Raises: as `sandbox.Process.wait`."""
+        if not isinstance(timeout, (int, float, type(None))):
+            raise UsageError(f"timeout: {timeout!r} is not a time; give seconds as a number, or None to wait for ever")
         until = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
