@@ -1,4 +1,4 @@
-"""The command ``sandbox``: ``sandbox run`` and ``sandbox doctor``. It uses only what every importer of the library can use.
+"""The command ``sandbox``: ``sandbox run``, ``sandbox bench`` and ``sandbox doctor``. It uses only what every importer of the library can use.
 
 Each subcommand lives in its own module with a ``main(arguments) -> exit code``, loaded when it is called.
 """
@@ -14,10 +14,11 @@ __all__ = ["main"]
 
 USAGE: Final = """\
 usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
+       sandbox bench [options] [--] PROGRAM [ARGUMENT...] run it again and again, and say what it takes
        sandbox doctor [--json]                            say what this host offers, and what is missing
        sandbox --version
 
-'sandbox run --help' lists the options.
+'sandbox run --help' and 'sandbox bench --help' list the options.
 """
 WRONG_USE: Final = 2
 
@@ -53,6 +54,10 @@ def _dispatch(arguments: list[str]) -> int:
         from sandbox.cli import run
 
         return run.main(rest)
+    if command == "bench":
+        from sandbox.cli import bench
+
+        return bench.main(rest)
     if command == "doctor":
         from sandbox.cli import doctor
 
@@ -64,7 +69,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sandbox {_version()}")
         return 0
     problem = f"unknown command {command!r}" if command else "no command"
-    print(f"sandbox: {problem}; there are 'run' and 'doctor' (see sandbox --help)", file=sys.stderr)
+    print(f"sandbox: {problem}; there are 'run', 'bench' and 'doctor' (see sandbox --help)", file=sys.stderr)
     return WRONG_USE
 
 

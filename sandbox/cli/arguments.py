@@ -1,4 +1,7 @@
-"""The options of ``sandbox run``: their names, Docker's where Docker has one, and their help. What they mean is `options`'s."""
+"""The options of ``sandbox run`` and ``sandbox bench``: their names, Docker's and hyperfine's where these have one, and their help.
+
+What they mean is `options`'s.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,16 @@ SIZE is bytes or 64K, 64M, 1.5G (binary multiples); TIME is seconds or 500ms, 3s
 exit code: the program's; 128+N when signal N ended it; 124 --timeout; 152 --cpu-time; 137 memory limit, or killed;
 153 --output-limit; 159 forbidden system call (--profile strict); 2 unknown option, or no program; 125 a value that
 makes no sense, or a failure of our own; 126 the program cannot be executed; 127 there is no such program.
+"""
+BENCH_DESCRIPTION: Final = """\
+Run programs again and again, each in a container of its own, and say what they take. Without --root they see the host's programs, read-only.
+"""
+BENCH_EPILOG: Final = """\
+SIZE is bytes or 64K, 64M, 1.5G (binary multiples); TIME is seconds or 500ms, 3s, 2m, 1h. COMMAND is split into words as a shell would, but no
+shell runs it: write "sh -c '...'" for one.
+
+exit code: 0; 1 a run failed (without --ignore-failure), or all runs of a program did; 2 unknown option, or no program; 125 a value that makes
+no sense, or a failure of our own; 126 the program cannot be executed; 127 there is no such program.
 """
 
 
@@ -36,6 +49,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises: WrongUseError; SystemExit(0) after ``--help``.
     """
     parser = build()
+    parsed = parse_words(parser, arguments)
+    if not parsed.program and not parsed.explain:
+        raise WrongUseError("no program; give one after the options, as in: sandbox run -- ls -l")
+    return parsed
+
+
+def parse_bench(arguments: Sequence[str]) -> argparse.Namespace:
+    """As `parse`, for ``sandbox bench``."""
+    parsed = parse_words(build_bench(), arguments)
+    if not parsed.program:
+        raise WrongUseError("no program; give one after the options, as in: sandbox bench -- sort words.txt")
+    return parsed
+
+
+def parse_words(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Split *arguments* into options and the program."""
     parsed = parser.parse_args(list(arguments))
     for name, value in vars(parsed).items():
         # argparse before Python 3.12.5 takes the value of --option=-- for the end of the options, and gives an empty list instead of it.
@@ -43,27 +72,46 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             raise WrongUseError(f"--{name.replace('_', '-')}: '--' is no value")
     if parsed.program[:1] == ["--"]:
         del parsed.program[0]
-    if not parsed.program and not parsed.explain:
-        raise WrongUseError("no program; give one after the options, as in: sandbox run -- ls -l")
     return parsed
 
 
 def build() -> Parser:
-    """Make the parser."""
-    parser = Parser(
-        prog="sandbox run",
-        usage="sandbox run [options] [--] PROGRAM [ARGUMENT...]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
+    """Make the parser of ``sandbox run``."""
+    parser = _parser("run", DESCRIPTION, EPILOG)
+    _add_limits(parser)
+    _add_surroundings(parser)
+    _add_streams(parser)
+    _add_files(parser)
+    _add_security(parser)
+    _add_ours(parser)
+    return _ended(parser, "--help")
+
+
+def build_bench() -> Parser:
+    """Make the parser of ``sandbox bench``."""
+    parser = _parser("bench", BENCH_DESCRIPTION, BENCH_EPILOG)
+    _add_measuring(parser)
     _add_limits(parser)
     _add_surroundings(parser)
     _add_files(parser)
     _add_security(parser)
-    _add_ours(parser)
+    return _ended(parser, "--help")
+
+
+def _parser(command: str, description: str, epilog: str) -> Parser:
+    return Parser(
+        prog=f"sandbox {command}",
+        usage=f"sandbox {command} [options] [--] PROGRAM [ARGUMENT...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
+
+
+def _ended(parser: Parser, help_option: str) -> Parser:
+    parser.add_argument(help_option, action="help", help="show this text")
     parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
@@ -79,7 +127,6 @@ def _add_limits(parser: Parser) -> None:
     group.add_argument("--shm-size", metavar="SIZE", help="size of /dev/shm (64M)")
     group.add_argument("--timeout", metavar="TIME", help="wall-clock time, then everything is killed")
     group.add_argument("--cpu-time", metavar="TIME", help="CPU time of all its processes together, then everything is killed")
-    group.add_argument("--output-limit", metavar="SIZE", help="bytes on each of stdout and stderr, which become pipes; then everything is killed")
 
 
 def _add_surroundings(parser: Parser) -> None:
@@ -90,10 +137,15 @@ def _add_surroundings(parser: Parser) -> None:
     group.add_argument("--user", "-u", metavar="USER[:GROUP]", help="name or number inside")
     group.add_argument("--hostname", "-h", metavar="NAME", help="its host name (sandbox)")
     group.add_argument("--network", "--net", metavar="none|host", help="none: loopback only (the default)")
+
+
+def _add_streams(parser: Parser) -> None:
+    group = parser.add_argument_group("streams")
     group.add_argument("--tty", "-t", action="store_true", help="give it a terminal")
     group.add_argument(
         "--interactive", "-i", action=argparse.BooleanOptionalAction, default=True, help="pass standard input on (the default); --no-...: it is empty"
     )
+    group.add_argument("--output-limit", metavar="SIZE", help="bytes on each of stdout and stderr, which become pipes; then everything is killed")
 
 
 def _add_files(parser: Parser) -> None:
@@ -126,4 +178,22 @@ def _add_ours(parser: Parser) -> None:
     group.add_argument("--json", metavar="FILE", help="write the result to FILE, as JSON; '-' is standard error")
     group.add_argument("--report", action="store_true", help="the same as --json -")
     group.add_argument("--explain", action="store_true", help="print what would be done, and start nothing")
-    group.add_argument("--help", action="help", help="show this text")
+
+
+def _add_measuring(parser: Parser) -> None:
+    group = parser.add_argument_group("measuring")
+    group.add_argument("--repeat", "--runs", "-r", metavar="N", help="runs of each program that count (30)")
+    group.add_argument("--warmup", metavar="N", help="runs of each before them (3)")
+    group.add_argument("--compare", metavar="COMMAND", action="append", default=[], help="one more program with its arguments, to take turns with")
+    group.add_argument("--command-name", "-n", metavar="NAME", action="append", default=[], help="what to call a program; again for the next one")
+    group.add_argument("--setup", "-s", metavar="COMMAND", help="to be run once in each container, before all else")
+    group.add_argument("--prepare", "-p", metavar="COMMAND", help="to be run before each run, unmeasured")
+    group.add_argument("--fresh", action="store_true", help="a new container for each run")
+    group.add_argument("--input", metavar="FILE", help="standard input of each run; without, it is empty")
+    group.add_argument("--show-output", action="store_true", help="show what the programs write, instead of dropping it")
+    group.add_argument("--ignore-failure", "-i", action="store_true", help="go on when a run fails; it is counted, and is in no figure")
+    group.add_argument("--exit-codes", metavar="LIST", help="exit codes that mean success, such as 0,1 (0)")
+    group.add_argument("--confidence", metavar="P", help="of the intervals (0.95)")
+    group.add_argument("--seed", metavar="N", help="of the order of turns (0)")
+    group.add_argument("--export-json", metavar="FILE", help="write all figures there, in hyperfine's words where it has one")
+    group.add_argument("--export-csv", metavar="FILE", help="write a row for each run there")

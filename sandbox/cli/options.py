@@ -1,8 +1,9 @@
-"""What the options of ``sandbox run`` mean: words to the arguments of `Container` and `Container.popen`. Pure but for env files."""
+"""What the options of ``sandbox run`` and ``sandbox bench`` mean: words to the arguments of the library. Pure but for env files."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -34,7 +35,23 @@ class Request:
 
 
 def to_request(parsed: Namespace, environ: Mapping[str, str]) -> Request:
-    """Give the options their meaning. Raises: UsageError, naming the option."""
+    """Give the options of ``sandbox run`` their meaning. Raises: UsageError, naming the option."""
+    if parsed.tty and parsed.output_limit is not None:
+        raise UsageError("--output-limit: not with --tty, where there is no end to what a terminal shows")
+    return Request(
+        program=tuple(parsed.program),
+        container=container_options(parsed, environ),
+        program_options=program_options(parsed),
+        output_limit=_given("--output-limit", parsed.output_limit, to_bytes),
+        tty=parsed.tty,
+        interactive=parsed.interactive,
+        report="-" if parsed.report else parsed.json,
+        explain=parsed.explain,
+    )
+
+
+def container_options(parsed: Namespace, environ: Mapping[str, str]) -> dict[str, Any]:
+    """What is said of the container: arguments of `Container`."""
     memory, swap = _memory(parsed.memory, parsed.memory_swap)
     container: dict[str, Any] = {
         "image": _root(parsed.root),
@@ -53,21 +70,67 @@ def to_request(parsed: Namespace, environ: Mapping[str, str]) -> Request:
         **_files(parsed),
     }
     container.update({name: value for name, value in (("hostname", parsed.hostname), ("shm", parsed.shm_size)) if value is not None})
-    if parsed.tty and parsed.output_limit is not None:
-        raise UsageError("--output-limit: not with --tty, where there is no end to what a terminal shows")
-    return Request(
-        program=tuple(parsed.program),
-        container=container,
-        program_options={
-            "timeout": _given("--timeout", parsed.timeout, to_time),
-            "cpu_time": _given("--cpu-time", parsed.cpu_time, to_time),
-        },
-        output_limit=_given("--output-limit", parsed.output_limit, to_bytes),
-        tty=parsed.tty,
-        interactive=parsed.interactive,
-        report="-" if parsed.report else parsed.json,
-        explain=parsed.explain,
-    )
+    return container
+
+
+def program_options(parsed: Namespace) -> dict[str, Any]:
+    """What is said of a run: arguments of `Container.exec` and `Container.popen`."""
+    return {"timeout": _given("--timeout", parsed.timeout, to_time), "cpu_time": _given("--cpu-time", parsed.cpu_time, to_time)}
+
+
+@frozen
+class BenchRequest:
+    """One checked command line of ``sandbox bench``: arguments of `sandbox.compare`, and what the command does itself."""
+
+    programs: Mapping[str, tuple[str, ...]]
+    arguments: Mapping[str, Any]
+    json: str | None
+    csv: str | None
+
+
+def to_bench_request(parsed: Namespace, environ: Mapping[str, str]) -> BenchRequest:
+    """Give the options of ``sandbox bench`` their meaning. Raises: UsageError, naming the option."""
+    arguments: dict[str, Any] = {
+        "repeat": _given("--repeat", parsed.repeat, to_whole),
+        "warmup": _given("--warmup", parsed.warmup, to_whole),
+        "seed": _given("--seed", parsed.seed, to_whole),
+        "confidence": _given("--confidence", parsed.confidence, to_number),
+        "setup": _given("--setup", parsed.setup, to_words),
+        "prepare": _given("--prepare", parsed.prepare, to_words),
+        "exit_codes": _given("--exit-codes", parsed.exit_codes, to_codes),
+        "stdin": parsed.input,
+        "stdout": 1 if parsed.show_output else None,
+        "stderr": 2 if parsed.show_output else None,
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    given |= {"fresh": parsed.fresh, "check": not parsed.ignore_failure, **container_options(parsed, environ), **program_options(parsed)}
+    return BenchRequest(_programs(parsed), given, parsed.export_json, parsed.export_csv)
+
+
+def _programs(parsed: Namespace) -> dict[str, tuple[str, ...]]:
+    commands = [tuple(parsed.program), *(to_words("--compare", text) for text in parsed.compare)]
+    if len(parsed.command_name) > len(commands):
+        raise UsageError(f"--command-name: {len(parsed.command_name)} names for {len(commands)} programs")
+    names = [*parsed.command_name, *(shlex.join(words) for words in commands[len(parsed.command_name) :])]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"--compare: two programs are called {twice[0]!r}; tell them apart by --command-name")
+    return dict(zip(names, commands, strict=True))
+
+
+def to_words(option: str, text: str) -> tuple[str, ...]:
+    """Split a command as a shell would; nothing in it is expanded."""
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"{option}: {text!r}: {error}") from None
+    if not words:
+        raise UsageError(f"{option}: empty; give a program and its arguments")
+    return words
+
+
+def to_codes(option: str, text: str) -> tuple[int, ...]:
+    """Read exit codes: ``0,1``."""
+    return tuple(to_whole(option, word.strip()) for word in text.split(","))
 
 
 def _given(option: str, text: str | None, convert: Any) -> Any:  # noqa: ANN401 - whatever *convert* makes of it

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from types import FrameType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from attrs import define, field
 
@@ -33,6 +33,7 @@ CODES: Final = {
     Status.SYSCALL_DENIED: 128 + signal.SIGSYS,
     Status.KILLED: 128 + signal.SIGKILL,
 }
+T = TypeVar("T")
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENOEXEC, _EACCES = 8, 13
 
@@ -94,7 +95,7 @@ def _explain(request: options.Request) -> int:
 def _run(request: options.Request) -> int:
     with Report.to(request.report) as report, Forwarding() as forwarding:
         try:
-            result = _with_groups(lambda: _in_container(request, forwarding, accounting=report.is_wanted))
+            result = with_groups(lambda: _in_container(request, forwarding, accounting=report.is_wanted))
         except SandboxError as error:
             report.failed(error, code_of_error(error))
             raise
@@ -102,7 +103,7 @@ def _run(request: options.Request) -> int:
         return code_of_result(result)
 
 
-def _with_groups(work: Callable[[], Result]) -> Result:
+def with_groups(work: Callable[[], T]) -> T:
     """Do *work*; where it wants control groups that this user cannot have, ask systemd for some. This process is ours alone: it may be moved."""
     try:
         return work()

@@ -1,7 +1,14 @@
-"""Repeated runs of real programs: what is measured, and what is not."""
+"""Repeated runs of real programs: what is measured, what is not, and the command line that does it."""
 
 from __future__ import annotations
 
+import csv
+import fcntl
+import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +20,15 @@ from tests.support import known, needs
 
 pytestmark = [needs("userns", "program:python3"), pytest.mark.unprivileged]
 ACCOUNTED = needs("cgroup:memory", "cgroup:pids", "cgroup:cpuacct")
+COMMAND = [sys.executable, "-m", "sandbox", "bench"]
 SPIN = "sum(range({}))"
 
 
 def python(work: str) -> list[str]:
     return ["python3", "-c", work]  # the host's, which its view shows
+
+
+# ---- The library ----
 
 
 @ACCOUNTED
@@ -114,7 +125,7 @@ def test_the_order_of_turns_is_the_seeds(monkeypatch: pytest.MonkeyPatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(Container, "exec", noting)
-            sandbox.compare({str(number): ["true", str(number)] for number in range(4)}, repeat=3, warmup=0, seed=seed)
+            sandbox.compare({str(number): ["true", str(number)] for number in range(4)}, repeat=3, warmup=0, seed=seed, accounting=False)
         return seen
 
     first = order(1)
@@ -169,3 +180,82 @@ def test_a_monitored_run_is_drawn(tmp_path: Path):
         c.exec(["true"])
     monitor.plot(tmp_path / "run.png", title="true")
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- The command line ----
+
+
+def bench(*arguments: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, **more)
+
+
+def test_bench_prints_figures_and_exports_them(tmp_path: Path):
+    files = ["--export-json", tmp_path / "a.json", "--export-csv", tmp_path / "a.csv"]
+    done = bench("--repeat", "3", "--warmup", "1", *files, "-n", "nothing", "--compare", "sh -c 'exit 0'", "--", "true")
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first == "nothing"
+    assert [line.split()[:2] for line in lines[:2]] == [["wall", "time"], ["CPU", "time"]]
+    assert "  3 runs, after 1 to warm up" in lines
+    assert lines[-1].startswith("sh -c 'exit 0' / nothing: ")
+    assert "\r" not in done.stderr, "no progress where there is no terminal"
+    results = json.loads((tmp_path / "a.json").read_text())["results"]
+    assert [(each["command"], len(each["times"])) for each in results] == [("nothing", 3), ("sh -c 'exit 0'", 3)]
+    with (tmp_path / "a.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--", "false"], 1, "exited with code 1"),
+        (["-i", "--", "false"], 1, "none of 2 runs succeeded"),
+        (["-i", "--compare", "false", "--", "true"], 1, "2 of 2 runs failed"),
+        (["--exit-codes", "0,1", "--", "false"], 0, ""),
+        (["--", "no-such-program"], 127, "no-such-program"),
+        (["--repeat", "0", "--", "true"], 125, "repeat"),
+        (["--export-json", "/no/such/directory/x", "--", "true"], 125, "--export-json"),
+        (["--input", "/no/such/file", "--", "true"], 125, "/no/such/file"),
+        ([], 2, "no program"),
+    ],
+)
+def test_bench_exit_codes(arguments: list[str], code: int, words: str):
+    done = bench("--runs", "2", "--warmup", "0", *arguments)
+    assert (done.returncode, words in done.stderr + done.stdout) == (code, True), done
+    if code in (2, 125, 126, 127):
+        assert done.stderr.startswith("sandbox bench: ")
+        assert done.stderr.count("\n") == 1, "a complaint is one line"
+
+
+def test_bench_shows_output_on_request():
+    assert bench("-r", "2", "--warmup", "1", "--show-output", "--", "echo", "hello").stdout.splitlines()[:3] == ["hello"] * 3
+
+
+def test_bench_takes_the_options_of_run(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    tmp_path.chmod(0o755)
+    script = '[ "$A$(cat /in/file)$(pwd)" = bx/in ]'
+    done = bench("-r", "1", "-e", "A=b", "-v", f"{tmp_path}:/in:ro", "-w", "/in", "--prepare", "test -f file", "--setup", "true", "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert bench("-r", "1", "--timeout", "50ms", "--", "sleep", "60").returncode == 1
+
+
+def test_a_terminal_shows_the_progress_and_then_it_is_gone():
+    main, other = pty.openpty()
+    try:
+        done = subprocess.run([*COMMAND, "-r", "2", "--", "true"], stdout=subprocess.PIPE, stderr=other, check=True, timeout=60)
+        fcntl.fcntl(main, fcntl.F_SETFL, os.O_NONBLOCK)
+        drawn = os.read(main, 65536).decode()
+    finally:
+        os.close(main)
+        os.close(other)
+    assert "1/5 runs" in drawn
+    assert drawn.split("sandbox bench: warning")[0].endswith("\r\x1b[K")
+    assert b"true\n" in done.stdout
+
+
+def test_bench_help_lists_its_options():
+    done = bench("--help")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("--repeat", "--warmup", "--compare", "--export-json", "--export-csv", "--memory"))
+    assert "--tty" not in done.stdout
