@@ -28,6 +28,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 DOCUMENT = os.path.join(os.path.dirname(HERE), "docs", "reference", "comparison.md")
 BEGIN, END = "<!-- written by benchmarks/side_by_side.py: begin -->", "<!-- end -->"
 SIDE = "/side"
+BUSY = 0.5  # load before the run, from which on the table says so
 SETTLE_S = 0.005  # what a run leaves to be done later must not fall on whose turn is next
 # Some 10 to 30 ms each, of different kinds: user time, page faults, system calls, processes.
 WORK = (("nothing",), ("spin", "60000000"), ("touch", "32"), ("calls", "100000"), ("fork", "100"))
@@ -150,9 +151,13 @@ def rows(result: Result) -> Iterator[list[str]]:
 HEAD = ("program", "under", "CPU time, ms", "its quartiles apart", "its extremes apart", "overhead per run, ms")
 
 
+def _place(row: Sequence[str]) -> tuple[int, str]:
+    return [" ".join(words) for words in WORK].index(row[0]), row[1]
+
+
 def table(result: Result) -> str:
     """All of it, in Markdown."""
-    lines = [HEAD, ("---",) * len(HEAD), *sorted(rows(result), key=lambda row: [" ".join(words) for words in WORK].index(row[0]))]
+    lines = [HEAD, ("---",) * len(HEAD), *sorted(rows(result), key=_place)]
     refused = [f"\nDid not take part: {each.name}: {each.reason}" for each in result.refused]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *refused])
 
@@ -162,7 +167,8 @@ def facts(result: Result) -> str:
     host, known = host_facts(), versions()
     count = max(map(len, result.runs.values()))
     machine = f"{host['cpus']} CPUs ({host['processor']}), Linux {host['kernel']}, cgroups {host['cgroups']}, uid {host['user']}"
-    return f"{count} runs each, in turns; {machine}; {known.get('bwrap', 'no bwrap')}; load before: {host['load'][0]:.1f}."
+    busy = " Other work was going on, which shows in every spread and overhead: write it anew on an idle host." if host["load"][0] > BUSY else ""
+    return f"{count} runs each, in turns; {machine}; {known.get('bwrap', 'no bwrap')}; load before: {host['load'][0]:.1f}.{busy}"
 
 
 def put_between(text: str, new: str) -> str:

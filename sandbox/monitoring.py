@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import math
 import os
 import select
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from sandbox._tables import Target, to_frame, write_csv
 from sandbox._types import StrPath, to_count, to_seconds
 from sandbox.cg.series import Sample, Sampler
-from sandbox.errors import ClosedError, UsageError
+from sandbox.errors import ClosedError, SetupError, UsageError
 
 if TYPE_CHECKING:
     from sandbox._session import Session
@@ -74,7 +75,7 @@ class Monitor:
     def start(self) -> Self:
         """Take the first sample, and go on in a thread.
 
-        Raises: UsageError: it was started before, or the container has no control group (it needs a limit). ClosedError.
+        Raises: UsageError: it was started before, or the container has no control group (it needs a limit). ClosedError. SetupError: no thread.
         """
         if self._thread is not None:
             raise UsageError("the monitor was started before; make another one")
@@ -87,9 +88,10 @@ class Monitor:
             self.began = time.time()
             try:
                 thread.start()
-            except BaseException:  # RuntimeError: there may not be one more
+            except RuntimeError as error:
                 os.close(self._stop_fd)
-                raise
+                self._stop_fd = -1
+                raise SetupError("start a thread", errno.EAGAIN, step="monitor", hint="this process or its user has as many as it may") from error
             stack.pop_all()  # the thread's now
         self._thread = thread
         with self._changed:

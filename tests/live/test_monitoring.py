@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import DEVNULL, PIPE, ClosedError, Container, Monitor, Sample, UsageError
+from sandbox import DEVNULL, PIPE, ClosedError, Container, Monitor, Sample, SetupError, UsageError
 from sandbox.cg import detect
 from tests.support import known, needs
 
@@ -162,6 +162,16 @@ def test_wrong_calls_are_refused():
 def test_a_container_without_a_control_group_cannot_be_monitored():
     with Container() as c, pytest.raises(UsageError, match="no control group"):
         c.monitor().start()
+
+
+def test_without_a_thread_nothing_is_left(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with limited() as c, monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(SetupError, match="start a thread"):
+            c.monitor().start()
 
 
 def test_a_monitor_costs_little():
