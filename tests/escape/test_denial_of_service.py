@@ -39,7 +39,7 @@ def box(attacks: Path, **options: object) -> Container:
 def test_a_fork_bomb_gets_no_more_processes_than_allowed(attacks: Path, bomb: str) -> None:
     """The oldest attack; threads count as processes."""
     with box(attacks) as c:
-        result = c.exec(["/attacks/bombs", bomb], pids=32, timeout=patience(1.0))
+        result = c.exec(["/attacks/bombs", bomb], pids=32, timeout=max(1.0, patience(0.15)))
         assert result.status in OVER
         assert result.pids_peak is None or 16 < result.pids_peak <= 32
         assert c.exec(["echo", "alive"]).stdout == b"alive\n"
@@ -119,7 +119,9 @@ def test_page_cache_is_counted_and_given_back(attacks: Path, tmp_path: Path) -> 
         result = c.exec(["/attacks/bombs", "file", "/disk/bomb", str(150 * MB)], timeout=patience(100))
         assert result.stdout == b"file: written\n", result
         assert result.memory_peak is not None
-        assert result.memory_peak <= 48 * MB
+        # What a file system must have to write pages out is charged beyond the limit for a moment: "the usage may go over the limit temporarily"
+        # (cgroup-v2.rst, of memory.max). Seen: 61 pages, on 6.12.
+        assert result.memory_peak <= 49 * MB
 
 
 @needs("cgroup:memory")
