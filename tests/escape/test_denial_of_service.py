@@ -18,7 +18,7 @@ from sandbox import PIPE, Bind, Container, Scratch, Status, Tmpfs, Volume
 from sandbox.fs import VolumeStore, volumes
 from tests.escape.targets import Target
 from tests.leak.snapshot import descendants
-from tests.support import needs, patience
+from tests.support import needs, patience, repeats
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 SH = "/bin/sh"
@@ -299,7 +299,7 @@ def test_a_thousand_rounds_of_attaching_leave_descriptors_and_threads_flat() -> 
     with Container() as c:
 
         def rounds() -> None:
-            for number in range(500):
+            for number in range(repeats(500)):
                 with c.popen(["cat"], stdin=PIPE, stdout=PIPE) as program:
                     if number % 3 == 0:
                         continue  # left without a word
@@ -316,7 +316,7 @@ def test_a_hundred_containers_that_are_attacked_leave_descriptors_and_threads_fl
     """Each ends in another way: by itself, by its deadline, killed, closed while it runs, refused."""
 
     def rounds() -> None:
-        for number in range(50):
+        for number in range(repeats(50)):
             with contextlib.ExitStack() as programs, contextlib.suppress(sandbox.SandboxError), box(attacks) as c:
                 if number % 5 == 0:
                     c.exec([SH, "-c", "kill -9 $$"])
