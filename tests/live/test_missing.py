@@ -161,7 +161,7 @@ def test_limits_of_v2_without_clone_into_cgroup_are_refused_or_listed() -> None:
         assert refused(memory="64M").feature == "clone_into_cgroup"
         with Container(memory="64M", strict=False) as c:
             assert c.exec(["echo", "hi"]).stdout == b"hi\n"
-            assert ["CLONE_INTO_CGROUP" in line for line in c.degraded] == [True]
+            assert sum("CLONE_INTO_CGROUP" in line for line in c.degraded) == 1  # beside the ids that a user may not have
             assert c.exec(["true"], memory="32M").ok
             assert any("a run's control group" in line for line in c.degraded)
         with Container() as c:
