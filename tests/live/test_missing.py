@@ -222,7 +222,9 @@ def test_without_cgroup_kill_a_group_is_emptied_all_the_same(monkeypatch: pytest
         with cg.Cgroup("left", cg.Limits(memory="64M")) as group:
             group.attach(program.pid)
             group.kill()
-            assert program.wait(5) == -signal.SIGKILL
+            # A shell that is not let fork any more may end by itself before it is killed.
+            assert program.wait(5) in {-signal.SIGKILL, 2}
+            assert group.pids() == []
     finally:
         program.kill()
         program.wait()
