@@ -85,6 +85,11 @@ def patience(seconds: float) -> float:
     return seconds * slowness()
 
 
+def repeats(number: int) -> int:
+    """How often to do here what is done *number* times on a usual machine, so that it does not take for ever; a tenth at least."""
+    return max(round(number / slowness()), number // 10, 1)
+
+
 def _start_s() -> float:
     began = time.monotonic()
     os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)

@@ -16,7 +16,7 @@ import pytest
 import sandbox
 from sandbox import PIPE, Bind, Container, Tmpfs
 from tests.escape.canary import Canary
-from tests.support import needs, patience
+from tests.support import needs, patience, repeats
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 SH = "/bin/sh"
@@ -134,7 +134,7 @@ def test_a_directory_that_is_exchanged_while_it_is_copied_leads_nowhere(box: Con
     attacker = box.popen(["/attacks/exchange", "/work/tree/point", "/work/tree/trap"], stdout=PIPE)
     assert attacker.stdout is not None
     assert attacker.stdout.readline() == b"exchanging\n"
-    for number in range(200):
+    for number in range(repeats(200)):
         with contextlib.suppress(*REFUSALS, OSError):
             box.copy_out("/work/tree", tmp_path / "out" / str(number))
     attacker.close()

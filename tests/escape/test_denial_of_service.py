@@ -18,7 +18,7 @@ from sandbox import PIPE, Bind, Container, Scratch, Status, Tmpfs, Volume
 from sandbox.fs import VolumeStore, volumes
 from tests.escape.targets import Target
 from tests.leak.snapshot import descendants
-from tests.support import needs, patience
+from tests.support import needs, patience, repeats
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 SH = "/bin/sh"
@@ -39,7 +39,7 @@ def box(attacks: Path, **options: object) -> Container:
 def test_a_fork_bomb_gets_no_more_processes_than_allowed(attacks: Path, bomb: str) -> None:
     """The oldest attack; threads count as processes."""
     with box(attacks) as c:
-        result = c.exec(["/attacks/bombs", bomb], pids=32, timeout=patience(1.0))
+        result = c.exec(["/attacks/bombs", bomb], pids=32, timeout=max(1.0, patience(0.15)))
         assert result.status in OVER
         assert result.pids_peak is None or 16 < result.pids_peak <= 32
         assert c.exec(["echo", "alive"]).stdout == b"alive\n"
@@ -119,7 +119,9 @@ def test_page_cache_is_counted_and_given_back(attacks: Path, tmp_path: Path) -> 
         result = c.exec(["/attacks/bombs", "file", "/disk/bomb", str(150 * MB)], timeout=patience(100))
         assert result.stdout == b"file: written\n", result
         assert result.memory_peak is not None
-        assert result.memory_peak <= 48 * MB
+        # What a file system must have to write pages out is charged beyond the limit for a moment: "the usage may go over the limit temporarily"
+        # (cgroup-v2.rst, of memory.max). Seen: 61 pages, on 6.12.
+        assert result.memory_peak <= 49 * MB
 
 
 @needs("cgroup:memory")
@@ -297,7 +299,7 @@ def test_a_thousand_rounds_of_attaching_leave_descriptors_and_threads_flat() -> 
     with Container() as c:
 
         def rounds() -> None:
-            for number in range(500):
+            for number in range(repeats(500)):
                 with c.popen(["cat"], stdin=PIPE, stdout=PIPE) as program:
                     if number % 3 == 0:
                         continue  # left without a word
@@ -314,7 +316,7 @@ def test_a_hundred_containers_that_are_attacked_leave_descriptors_and_threads_fl
     """Each ends in another way: by itself, by its deadline, killed, closed while it runs, refused."""
 
     def rounds() -> None:
-        for number in range(50):
+        for number in range(repeats(50)):
             with contextlib.ExitStack() as programs, contextlib.suppress(sandbox.SandboxError), box(attacks) as c:
                 if number % 5 == 0:
                     c.exec([SH, "-c", "kill -9 $$"])

@@ -25,7 +25,7 @@ from sandbox import Bind, Container, Security, Tmpfs
 from tests.escape.canary import Canary
 from tests.escape.targets import Refused, Target
 from tests.leak.snapshot import Snapshot, descendants
-from tests.support import needs, patience
+from tests.support import needs, patience, repeats
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 SH = "/bin/sh"
@@ -54,7 +54,7 @@ def test_200_programs_that_are_whatever_runs_them_change_no_executable(attacks: 
         assert c.exec(["ln", "-s", "/proc/self/exe", "/work/link"]).ok
         assert c.exec(["ln", "-s", "/proc/1/exe", "/work/init"]).ok
         watcher = c.popen([SH, "-c", f"exec 2>/dev/null; {watch}"], stdout=sandbox.PIPE)
-        for number in range(200):
+        for number in range(repeats(200)):
             with contextlib.suppress(sandbox.SetupError, sandbox.UsageError):
                 c.exec([f"/work/{('script', 'link', 'init')[number % 3]}"], timeout=patience(20))
         watcher.kill()
@@ -145,7 +145,7 @@ def test_a_fresh_program_is_never_busy() -> None:
         program = Path("/bin/true").read_bytes()
 
         def work(thread: int) -> None:
-            for number in range(2500):
+            for number in range(repeats(2500)):
                 path = f"/work/{thread}-{number % 8}"
                 c.write_bytes(path, program, mode=0o755)
                 result = c.exec([path])
@@ -351,7 +351,7 @@ def _is_ours(pid: int) -> bool:
         return False
 
 
-HOSTILE_ROUNDS = 400
+HOSTILE_ROUNDS = repeats(400)
 # wire.md: what an init may send, and some of what only others may.
 BODIES = {64: "<I", 65: "<iQQQ", 66: "<BIII", 67: "<I", 68: "<I", 69: "<Bii12Q", 70: "<II", 1: "<Q", 999: "<I"}
 EDGES = [0, 0, 1, 2, 5, 9, 13, 0x7F, 0x137F, 255, 4096, 65535, -1, 2**31 - 1, -(2**31), 2**32 - 1, 2**63, 2**64 - 1]

@@ -18,7 +18,7 @@ from tests.escape.canary import Canary
 from tests.escape.targets import Refused, Target
 from tests.leak.killed import run_and_kill
 from tests.leak.snapshot import descendants
-from tests.support import needs, patience
+from tests.support import needs, patience, repeats
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 SH = "/bin/sh"
@@ -122,7 +122,7 @@ def test_a_place_that_is_exchanged_while_we_mount_leads_nowhere(attacks: Path, t
     outcomes = {"started": 0, "refused": 0}
     look = f"stat -f -c %t /proc; ls /s/point /s/point/below; cat /s/point/file /s/point/below/file {canary.path}/secret; ls /.. "
     with exchanging(attacks, shared, "point", "trap"):
-        for number in range(200):
+        for number in range(repeats(200)):
             inner = Tmpfs("/s/point") if number % 2 else Tmpfs("/s/point/below")
             try:
                 with Container(mounts=[Bind(shared, "/s"), inner]) as c:
@@ -149,7 +149,7 @@ def test_a_volume_whose_directories_are_exchanged_gets_no_stray_files(
         attacker = a.popen(["/attacks/exchange", "/shared/point", "/shared/trap"], stdout=PIPE)
         assert attacker.stdout is not None
         assert attacker.stdout.readline() == b"exchanging\n"
-        for number in range(100):
+        for number in range(repeats(100)):
             with contextlib.suppress(sandbox.SetupError, sandbox.UsageError):  # noqa: SIM117
                 with Container(mounts=[Volume("shared", "/v"), Tmpfs(f"/v/point/{number}/deep")]) as c:
                     assert c.exec(["true"]).ok

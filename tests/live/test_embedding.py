@@ -35,7 +35,9 @@ def test_64_threads_create_and_run_at_once() -> None:
     def work(number: int) -> None:
         try:
             for _ in range(2):
-                out = sandbox.run(["/bin/sh", "-c", f"echo {number}; for f in /proc/self/fd/*; do echo ${{f##*/}}; done"]).stdout.split()
+                result = sandbox.run(["/bin/sh", "-c", f"echo {number}; for f in /proc/self/fd/*; do echo ${{f##*/}}; done"])
+                out = result.stdout.split()
+                assert result.ok, result
                 assert out[0] == b"%d" % number
                 assert set(out[1:]) <= {b"0", b"1", b"2", b"3"}
                 results.append(out[0])
@@ -151,7 +153,7 @@ def test_starting_does_not_take_longer_in_a_large_process() -> None:
 import time, sandbox
 def fastest():
     times = []
-    for _ in range(30):
+    for _ in range(100):
         began = time.perf_counter(); sandbox.run(["true"]); times.append(time.perf_counter() - began)
     return min(times)
 sandbox.run(["true"])

@@ -20,11 +20,13 @@ from typing import Any, Final
 import pytest
 
 from sandbox import Bind, Container
-from tests.support import needs, patience, slowness, why_not
+from tests.support import needs, slowness, why_not
 
 ROOT: Final = Path(__file__).parents[2]
 JUDGE: Final = ROOT / "examples" / "judge"
 ROUNDS: Final = int(os.environ.get("SANDBOX_JUDGE_ROUNDS", "2" if slowness() < 4 else "1"))
+# Starting a program suffers most on a slow machine. What a submission does once it runs is nearer to what it takes elsewhere.
+FACTOR: Final = max(1.0, slowness() / 3)
 SEARCHED: Final = os.pathsep.join(filter(None, (os.fspath(ROOT), os.environ.get("PYTHONPATH"))))
 ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": SEARCHED, "PYTHONDONTWRITEBYTECODE": "1"}
 MODULES: Final = ("judge", "languages", "main", "trap")
@@ -57,7 +59,7 @@ Records = list[dict[str, Any]]
 
 
 def run_judge(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, JUDGE, "--time-factor", str(slowness()), *arguments]
+    command = [sys.executable, JUDGE, "--time-factor", str(FACTOR), *arguments]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
@@ -108,10 +110,10 @@ class TestAllSubmissions:
 
     def test_cpu_time_is_that_of_all_processes(self, records: Records) -> None:
         for record in named(records, "busy.c", "busy_child.c", "busy_orphans.c", "busy_threads.cpp", "fork_bomb.c"):
-            assert patience(0.5) <= record["cpu_time"] <= patience(0.6), record
+            assert 0.5 * FACTOR <= record["cpu_time"] <= 0.6 * FACTOR, record
         for record in named(records, "sleeping.c", "stopped.c"):
-            assert record["cpu_time"] < patience(0.1), record
-            assert patience(5.0) <= record["wall_time"] <= patience(5.2), record
+            assert record["cpu_time"] < 0.1 * FACTOR, record
+            assert 5.0 * FACTOR <= record["wall_time"] <= 5.2 * FACTOR, record
 
     def test_memory_peaks_are_the_limit_where_it_was_hit_and_small_elsewhere(self, records: Records) -> None:
         for record in records:
@@ -134,7 +136,7 @@ class TestAllSubmissions:
     def test_a_program_that_leaves_a_daemon_behind_is_not_waited_for(self, records: Records) -> None:
         for record in named(records, "leaves_a_daemon.c"):
             assert record["passed"] == 3, record
-            assert record["wall_time"] < patience(2), record
+            assert record["wall_time"] < 2 * FACTOR, record
 
 
 @LIMITS
@@ -142,7 +144,7 @@ class TestAllSubmissions:
 def test_hostile_submissions_leave_nothing_behind(modules: dict[str, ModuleType]) -> None:
     names = ("leaves_a_daemon.c", "busy_orphans.c", "fork_bomb.c", "fork_fails.c", "children.c", "bomb_device.c", "kills_everyone.c", "other_runs.py")
     chosen = [submission for submission in modules["judge"].bundled() if submission.path.name in names]
-    reports = list(modules["main"].judge_all(chosen, jobs=4, time_factor=slowness()))
+    reports = list(modules["main"].judge_all(chosen, jobs=4, time_factor=FACTOR))
     assert len(reports) == len(names)
     assert all(report.is_expected for report in reports), reports
 

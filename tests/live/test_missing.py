@@ -161,7 +161,7 @@ def test_limits_of_v2_without_clone_into_cgroup_are_refused_or_listed() -> None:
         assert refused(memory="64M").feature == "clone_into_cgroup"
         with Container(memory="64M", strict=False) as c:
             assert c.exec(["echo", "hi"]).stdout == b"hi\n"
-            assert ["CLONE_INTO_CGROUP" in line for line in c.degraded] == [True]
+            assert sum("CLONE_INTO_CGROUP" in line for line in c.degraded) == 1  # beside the ids that a user may not have
             assert c.exec(["true"], memory="32M").ok
             assert any("a run's control group" in line for line in c.degraded)
         with Container() as c:
@@ -222,7 +222,9 @@ def test_without_cgroup_kill_a_group_is_emptied_all_the_same(monkeypatch: pytest
         with cg.Cgroup("left", cg.Limits(memory="64M")) as group:
             group.attach(program.pid)
             group.kill()
-            assert program.wait(5) == -signal.SIGKILL
+            # A shell that is not let fork any more may end by itself before it is killed.
+            assert program.wait(5) in {-signal.SIGKILL, 2}
+            assert group.pids() == []
     finally:
         program.kill()
         program.wait()

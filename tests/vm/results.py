@@ -17,7 +17,7 @@ HEAD: Final = """# Which tests pass on which host
 
 Made by `tests/vm/suite`, which runs the live and escape tests, and the faults, on each of these hosts. Not edited by hand.
 
-Each cell: passed / failed / skipped. A host is this machine (hybrid control groups) or a kernel of Debian's in an emulated machine, with all controllers
+Each cell: passed / failed / skipped, and how many were not run there though another host did. A host is this machine (hybrid control groups) or a kernel of Debian's in an emulated machine, with all controllers
 on cgroup v2: as root; as uid 1000 with a delegated control group; as uid 1000 without; as uid 1000 in a session that systemd made.
 """
 PASSED, FAILED, SKIPPED = OUTCOMES = ("passed", "failed", "skipped")
@@ -49,10 +49,11 @@ def read(path: Path) -> Host:
 def page(hosts: Hosts) -> Iterator[str]:
     """The lines of the page."""
     yield HEAD
+    known = {test for host in hosts.values() for test in host}
     yield "| host | " + " | ".join(f"`{directory}`" for directory in DIRECTORIES) + " |"
     yield "| --- |" + " --- |" * len(DIRECTORIES)
     for name, host in hosts.items():
-        yield f"| {name} | " + " | ".join(_cell(host, directory) for directory in DIRECTORIES) + " |"
+        yield f"| {name} | " + " | ".join(_cell(host, directory, known) for directory in DIRECTORIES) + " |"
     yield from _section("Failed", [f"- {name}: `{line['test']}`" for name, host in hosts.items() for line in host.values() if line["outcome"] == FAILED])
     yield from _section("Skipped on every host", [f"- `{test}`" for test in skipped_everywhere(hosts)])
     yield from _section("Skipped, and why", list(_reasons(hosts)))
@@ -64,9 +65,12 @@ def skipped_everywhere(hosts: Hosts) -> list[str]:
     return sorted({test for host in hosts.values() for test in host} - run)
 
 
-def _cell(host: Host, directory: str) -> str:
+def _cell(host: Host, directory: str, known: set[str]) -> str:
     counted = collections.Counter(line["outcome"] for test, line in host.items() if test.startswith(f"{directory}/"))
-    return " / ".join(str(counted[outcome]) for outcome in OUTCOMES) if counted else "not run"
+    if not counted:
+        return "not run"
+    left = sum(test.startswith(f"{directory}/") for test in known) - counted.total()
+    return " / ".join(str(counted[outcome]) for outcome in OUTCOMES) + (f" ({left} not run)" if left else "")
 
 
 def _reasons(hosts: Hosts) -> Iterator[str]:
