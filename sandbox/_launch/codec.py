@@ -119,6 +119,7 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.Setns: lambda o, s: _U16(s.number(o.slot)) + _U32(o.kind),
     plan.Unlink: lambda o, s: _U16(s.number(o.at)) + text(o.path) + bytes([o.directory]),
     plan.Unmount: lambda o, s: text(o.path),
+    plan.CopyTree: lambda o, s: _U16(s.number(o.src)) + _U16(s.number(o.at)) + text(o.path),
 }
 
 
