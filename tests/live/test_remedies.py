@@ -36,10 +36,12 @@ limits = setup.startswith("ulimit")
 if not limits:
     shell(setup)
 works, found = doctor(setup + ";" if limits else "")
-if extract == "as root":
+if limits:
+    command = found["remedy"].partition(",")[0]
+elif extract == "as root":
     command = found["remedy"].partition("as root: ")[2].partition(",")[0].partition(";")[0]
 else:
-    command = found["remedy"].partition(",")[0] if limits else extract
+    command = extract
 if not limits:
     shell(command)
 after = doctor(f"{setup}; {command};" if limits else "")
