@@ -348,12 +348,15 @@ static void make_dev(int root) {
     close(dev);
 }
 
-static void cover(int proc, const char *name, int file, int directory) {
+// Each from what is attached: before Linux 6.15 a copy that is not attached yet cannot be copied in turn.
+static void cover(int proc, const char *name) {
     struct stat st;
     if (fstatat(proc, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
         return; // this kernel has none
-    int source = S_ISDIR(st.st_mode) ? directory : file;
-    attach((int)check(clone_tree(source, ""), name), proc, name);
+    int copy = (int)check(S_ISDIR(st.st_mode) ? clone_tree(scratch, "empty") : clone_tree(AT_FDCWD, "/dev/null"), name);
+    if (S_ISDIR(st.st_mode))
+        set_attributes(copy, MOUNT_ATTR_RDONLY, -1);
+    attach(copy, proc, name);
 }
 
 static int make_proc(int root) {
@@ -365,11 +368,8 @@ static int make_proc(int root) {
     check(syscall(SYS_move_mount, own, "", root, "proc", MOVE_MOUNT_F_EMPTY_PATH), "move_mount proc");
     int proc = (int)check(clone_tree(own, ""), "copy proc");
     check(syscall(SYS_move_mount, proc, "", root, "proc", MOVE_MOUNT_F_EMPTY_PATH), "move_mount proc");
-    int file = (int)check(clone_tree(AT_FDCWD, "/dev/null"), "/dev/null");
-    int directory = (int)check(clone_tree(scratch, "empty"), "copy empty");
-    set_attributes(directory, MOUNT_ATTR_RDONLY, -1);
     for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
-        cover(proc, masked[i], file, directory);
+        cover(proc, masked[i]);
     for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++) {
         int copy = clone_tree(proc, read_only[i]);
         if (copy < 0)
@@ -380,12 +380,10 @@ static int make_proc(int root) {
     if (option.net) { // the kernel lets only the owner of the network namespace mount it
         int sys = fs_mount(fs_open("sysfs"), MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
         check(syscall(SYS_move_mount, sys, "", root, "sys", MOVE_MOUNT_F_EMPTY_PATH), "move_mount sys");
-        cover(sys, "firmware", file, directory);
-        cover(sys, "devices/virtual/powercap", file, directory);
+        cover(sys, "firmware");
+        cover(sys, "devices/virtual/powercap");
         close(sys);
     }
-    close(file);
-    close(directory);
     close(proc);
     close(scratch);
     return own;

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 CONTROLLERS = ("memory", "pids", "cpu", "cpuacct")
 CGROUPS = "/sys/fs/cgroup"
+ROOM = "sandbox-supervisor"
 
 
 def start(stack: ExitStack, command: Sequence[str]) -> Callable[[], float]:
@@ -43,8 +44,21 @@ def cgroup_options() -> list[str]:
     if v1:
         return [part for name, path in v1.items() for part in ("--v1", f"{name}={_v1_directory(name)}{path.rstrip('/')}")]
     own = next((path for _, names, path in lines if not names), None)
-    directory = f"{CGROUPS}{own.rstrip('/')}" if own is not None else ""
-    return ["--v2", directory] if directory and os.access(directory, os.W_OK) else []
+    if own is None or not os.access(f"{CGROUPS}{own}", os.W_OK):
+        return []
+    return ["--v2", _room(f"{CGROUPS}{own.rstrip('/')}")]
+
+
+def _room(directory: str) -> str:
+    """Where there may be groups with limits: not beside this process, so that it moves one level down first."""
+    from sandbox.cg import make_room
+
+    directory = directory.removesuffix(f"/{ROOM}")
+    make_room()
+    for controller in set(_read(f"{directory}/cgroup.controllers").split()) & set(CONTROLLERS):
+        with open(f"{directory}/cgroup.subtree_control", "w") as file:
+            file.write(f"+{controller}")
+    return directory
 
 
 def _v1_directory(controller: str) -> str:

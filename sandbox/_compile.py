@@ -148,7 +148,8 @@ def _compiled(  # noqa: PLR0917 - a key is by position
         all_init_ops=_counted((*early, *late), first + second),
         names=names,
         is_complete=not late and not fsplan.host_ops,
-        may_wait=any(isinstance(op, plan.Pivot) for op in early),
+        # A copy is as old as the container, and nobody would see that the directory has changed since.
+        may_wait=any(isinstance(op, plan.Pivot) for op in early) and not any(isinstance(op, plan.CopyTree) for op in early),
     )
 
 

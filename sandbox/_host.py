@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
+
+from attrs import evolve
 
 from sandbox import fs, ns
 from sandbox._compile import Host
 from sandbox._ids import allot, shape
+from sandbox._spec import ContainerSpec
 from sandbox._sys import features
 from sandbox.cg import Host as GroupHost
 from sandbox.cg import Limits, Mode, detect, limits_need_v2
@@ -68,13 +72,27 @@ def check_time_namespaces() -> None:
         )
 
 
-def check_overlay() -> None:
-    """Refuse what takes an overlay where there is none. `overlay_in_userns` takes 10 ms to ask: where nobody has, the mount itself tells.
+def check_overlay(*, ask: bool = False) -> None:
+    """Refuse what takes an overlay where there is none. To *ask* takes 10 ms, once; else, where nobody has, the mount itself tells.
 
     Raises: UnsupportedError.
     """
-    if not features.overlay() or features.overlay_in_userns.known() is False:
+    if not features.overlay() or (features.overlay_in_userns() if ask else features.overlay_in_userns.known()) is False:
         raise fs.no_overlay()
+
+
+def with_overlay(spec: ContainerSpec, or_degrade: Callable[[Callable[[], object], str], bool]) -> ContainerSpec:
+    """The same where there are overlays; else, with ``strict=False``, one that copies its directory.
+
+    Raises: UnsupportedError: with ``strict=True``, or there is nothing to copy it into.
+    """
+    layer = spec.filesystem.scratch
+    if layer is None or layer.disk is not None or spec.host_view:
+        check_overlay()
+        return spec
+    if or_degrade(lambda: check_overlay(ask=not spec.strict), "overlay (the directory is copied into memory instead)"):
+        return spec
+    return evolve(spec, filesystem=evolve(spec.filesystem, scratch=evolve(layer, copy=True)))
 
 
 _mappable: dict[int, bool] = {}

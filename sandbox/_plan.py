@@ -400,6 +400,16 @@ class WriteFrom(Op):
 
 
 @frozen
+class CopyTree(Op):
+    """Copy what is in the directory *src* into *path* below *at*; what is there stays. Mounts below *src* and devices are left out."""
+
+    CODE: ClassVar[int] = 33
+    src: Slot
+    at: Slot
+    path: str
+
+
+@frozen
 class IdMap:
     """One line of uid_map or gid_map: *count* ids from *inside* on are those from *outside* on."""
 

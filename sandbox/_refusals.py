@@ -13,7 +13,7 @@ from sandbox.errors import ProtocolError, SandboxError, SetupError, UnsupportedE
 from sandbox.fs import no_overlay
 
 _HINTS: Final = {
-    (wire.Phase.CLONE, errno.EPERM): "user namespaces are forbidden here; `sandbox doctor` says by what",
+    (wire.Phase.CLONE, errno.EPERM): "user namespaces are forbidden here; `sandbox doctor` says by what (else: by a chroot; use pivot_root)",
     (wire.Phase.CLONE, errno.ENOSPC): "user.max_user_namespaces is reached, or in a namespace around us (bwrap --disable-userns); raise the sysctl",
     (wire.Phase.CLONE, errno.EUSERS): "user namespaces are nested too deeply (32)",
     (wire.Phase.CLONE, errno.EAGAIN): "a limit on processes is reached (RLIMIT_NPROC, pids.max, kernel.pid_max)",
@@ -27,6 +27,12 @@ _WORDS: Final = {
     wire.Phase.EXEC: "start the program",
     wire.Phase.REQUEST: "read the request (a bug of ours)",
     wire.Phase.GROUPS: "make the control groups ahead",
+}
+_COPYING: Final = {
+    errno.ENOSPC: "the directory does not fit into the scratch layer: give scratch=Scratch('1G', copy=True), and inodes= for many small files",
+    errno.EACCES: "to copy the directory takes the right to read all of it",
+    errno.ELOOP: "the directory is more than 100 levels deep",
+    errno.EMFILE: "the directory is deeper than this process may open files (ulimit -Hn)",
 }
 _FORBIDDEN: Final = (errno.EPERM, errno.EACCES, errno.ENOSPC)
 
@@ -88,6 +94,8 @@ def _no_userns() -> UnsupportedError | None:
 
 
 def _hint(phase: wire.Phase, op: plan.Op | None, number: int) -> str:
+    if isinstance(op, plan.CopyTree) and number in _COPYING:
+        return _COPYING[number]
     if isinstance(op, plan.Unshare) and number == errno.ENOSPC:
         return "user.max_mnt_namespaces, max_net_namespaces or another limit of that kind is reached; raise the sysctl"
     if phase in (wire.Phase.HOST, wire.Phase.INIT) or (phase is wire.Phase.CLONE and number != errno.ENOSPC):

@@ -186,7 +186,7 @@ def _build(
     shared = _to_share(share, net)
     walls = security if isinstance(security, Security) else Security(security)
     name = to_host_name(hostname)
-    layer = scratch if scratch is None or isinstance(scratch, Scratch) else Scratch(scratch)
+    layer = scratch if scratch is None or isinstance(scratch, Scratch) else Scratch(copy=True) if scratch == "copy" else Scratch(scratch)
     return ContainerSpec(
         filesystem=filesystem(
             root,

@@ -341,7 +341,7 @@ class _Starting:
             if not self._or_degrade(_host.check_time_namespaces, "time_offsets"):
                 self.spec = evolve(self.spec, namespaces=evolve(self.spec.namespaces, time=ns.Host()))
         if self.spec.filesystem.takes_overlay:
-            _host.check_overlay()
+            self.spec = _host.with_overlay(self.spec, self._or_degrade)
         if self._is_limited:
             self._is_limited = self._or_degrade(self._check_limits, "limits")
 

@@ -1,7 +1,8 @@
 """What this kernel and this host offer: ask ``sandbox.features.landlock_abi()`` and the like. Probed, never guessed from a version.
 
 Each function asks once per process and remembers; `forget` makes all ask anew.
-`NEEDS` is what every container takes; `check_floor` says what of that is missing.
+`NEEDS` is what every container takes; `check_floor` says what of that is missing. `is_filtered` and `hidden_proc` tell what an outer container
+has put around this process.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ from sandbox._sys.features import (
     userns_obstacle,
 )
 from sandbox._sys.floor import FLOOR, NEEDS, Need, check_floor
+from sandbox._sys.outer import PROC_REMEDY, SECCOMP_REMEDY, hidden_proc, is_filtered
 
 __all__ = [
     "FLOOR",
     "NEEDS",
     "PROBES",
+    "PROC_REMEDY",
+    "SECCOMP_REMEDY",
     "Need",
     "Obstacle",
     "check_floor",
@@ -50,8 +54,10 @@ __all__ = [
     "clone_into_cgroup",
     "close_range",
     "forget",
+    "hidden_proc",
     "idmap_supported",
     "idmapped_mounts",
+    "is_filtered",
     "landlock_abi",
     "memfd_exec_flags",
     "memfd_executable",

@@ -126,6 +126,7 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.Unmount: lambda o, s: text(o.path),
     plan.SetTimes: lambda o, s: _U16(s.number(o.at)) + text(o.path) + struct.pack("<qI", o.seconds, o.nanoseconds),
     plan.Remove: lambda o, s: _U16(s.number(o.at)) + text(o.path) + bytes([o.recursive]),
+    plan.CopyTree: lambda o, s: _U16(s.number(o.src)) + _U16(s.number(o.at)) + text(o.path),
 }
 
 

@@ -301,12 +301,13 @@ def security_label() -> str:
 
 
 def _userns_chroot() -> Obstacle | None:
-    # current_chrooted() in the kernel: EPERM for a process whose root is no mount. Before Linux 5.8 the attribute is not told.
+    # current_chrooted() in the kernel: EPERM for a process whose root is not that of its mount namespace. What is told is whether it is a
+    # mount at all (Linux 5.8), so that a chroot into one is not found; the clone tells then.
     found = calls.statx("/")
     known = found.attributes_mask & constants.STATX_ATTR_MOUNT_ROOT
     if not known or found.attributes & constants.STATX_ATTR_MOUNT_ROOT:
         return None
-    return Obstacle("this process runs in a chroot", "mount its root (mount --bind DIR DIR) before the chroot")
+    return Obstacle("this process runs in a chroot", "enter it by pivot_root, or: mount --bind DIR DIR; cd DIR; mount --move . /; chroot .")
 
 
 @Probe

@@ -40,6 +40,7 @@ from sandbox._plan import (
     ROLE_ROOT,
     Attach,
     CloneTree,
+    CopyTree,
     FdPath,
     MakeDir,
     MakePrivate,
@@ -313,7 +314,12 @@ def _directory_root(spec: FilesystemSpec, host: Host, sources: Sources) -> Itera
         yield Attach(_LOWER, "lower", BASE)
     else:
         yield Open(_LOWER, sources.root.path, O_PATH | O_DIRECTORY | O_NOFOLLOW, same_as=sources.root.slot)
-    yield from _overlay(ROOT, _LOWER, "", spec)
+    if spec.takes_overlay:
+        yield from _overlay(ROOT, _LOWER, "", spec)
+    else:
+        # Into the layer that has our files already: they cover what the directory has by their names, as in an overlay.
+        yield CopyTree(_LOWER, BASE, "upper")
+        yield CloneTree(ROOT, BASE, "upper", recursive=False)
     yield Attach(ROOT, "root", BASE)
 
 

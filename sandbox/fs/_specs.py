@@ -158,13 +158,20 @@ class Scratch:
 
     On disk, only the disk itself limits it (*size* and *inodes* are refused): give a partition or a project quota.
     A directory of its own is made below *disk*, and removed by `FsPlan.close`; nothing is synced (overlay's ``volatile``).
+
+    *copy*: fill it with a copy of the `Directory` first, instead of mounting an overlay: for hosts where users may not. All of the directory then
+    counts against *size* and *inodes*, takes that memory, and the time to read it. Hard links become files of their own; what is
+    mounted below it, devices, sockets and extended attributes are left out.
     """
 
     size: int | None = field(default=None, converter=_to_optional_size)
     inodes: int | None = field(default=None, kw_only=True, converter=_to_inodes)
     disk: str | None = field(default=None, kw_only=True, converter=_to_optional_source)
+    copy: bool = field(default=False, kw_only=True, converter=_to_flag)
 
     def __attrs_post_init__(self) -> None:
+        if self.disk is not None and self.copy:
+            raise UsageError("scratch: a copy is kept in memory; leave out disk=, or leave out copy=True")
         if self.disk is not None and not (self.size is None and self.inodes is None):
             raise UsageError("scratch: size and inodes cannot be enforced on disk; leave them out, or leave out disk=")
 
@@ -261,11 +268,13 @@ class FilesystemSpec:
     def __attrs_post_init__(self) -> None:
         if isinstance(self.root, HostView) and self.root.overlay and self.scratch is None:
             raise UsageError("root: an overlay needs a scratch layer to write to; give scratch=Scratch()")
+        if isinstance(self.root, HostView) and self.scratch is not None and self.scratch.copy:
+            raise UsageError("scratch: copy=True copies the directory that is the root, and a view of the host is none; leave it out")
 
     @property
     def takes_overlay(self) -> bool:
         """Whether the kernel has to mount an overlay for it, with the rights of a user namespace."""
-        return isinstance(self.root, Directory) or self.root.overlay
+        return self.root.overlay if isinstance(self.root, HostView) else self.scratch is None or not self.scratch.copy
 
 
 def no_overlay() -> UnsupportedError:
@@ -273,5 +282,6 @@ def no_overlay() -> UnsupportedError:
     return UnsupportedError(
         "a directory as the root, or a writable view of the host, takes overlay mounts in a user namespace, which this host does not offer",
         feature="overlay",
-        remedy="as root: modprobe overlay; or use the view of the host without overlay=True",
+        remedy="as root: modprobe overlay; or have the directory copied into memory, by scratch='copy' or Scratch('1G', copy=True); "
+        "or use the view of the host without overlay=True",
     )

@@ -40,6 +40,7 @@ OPS: tuple[plan.Op, ...] = (
     plan.BindMount("f", "/run/netns/x"),
     plan.Setns("f", 0x40000000),
     plan.Unmount("/mnt", optional=True),
+    plan.CopyTree("f", "t", "a"),
     plan.WriteProc("self/timens_offsets", b"monotonic 1 0", "t"),
     plan.Landlock(7, 1, 0, (("t", 3), ("f", 4))),
     plan.DropBounding(0x1FF),

@@ -123,7 +123,7 @@ def test_a_program_runs_and_its_result_is_the_same(run: Run) -> None:
             assert (await c.exec(["yes"], output_limit=100_000)).status is Status.OUTPUT_LIMIT
             with pytest.raises(sandbox.CommandError):
                 await c.exec(["false"], check=True)
-        assert not c.is_running
+        assert c.is_running is False
         await c.close()
         with pytest.raises(ClosedError):
             await c.exec(["true"])

@@ -5,6 +5,7 @@
 // openat2: below a slot they cannot leave it, whatever links lie inside; without a slot they are the process's own.
 #define _GNU_SOURCE
 #include "ops.h"
+#include "copy.h"
 #include "sys.h"
 #include "tree.h"
 
@@ -785,6 +786,20 @@ static int op_unmount(struct ops *o, struct reader *r) {
     return r->bad ? fail(EPROTO) : umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
 }
 
+static int op_copy_tree(struct ops *o, struct reader *r) {
+    int from = slot_get(o, rd_uint16(r)), at = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    if (r->bad || from < 0 || at < 0)
+        return fail(EPROTO);
+    int to = open_below(at, path, O_PATH | O_DIRECTORY, 0, 0);
+    if (to < 0)
+        return -1;
+    int result = copy_tree(from, to), error = errno;
+    close(to);
+    errno = error;
+    return result;
+}
+
 static op_fn *const TABLE[] = {
     [1] = op_unshare,     [2] = op_hostname,    [3] = op_domainname,     [4] = op_loopback_up,     [5] = op_make_private,
     [6] = op_new_fs,      [7] = op_attach,      [8] = op_open,           [9] = op_clone_tree,      [10] = op_set_attr,
@@ -792,7 +807,7 @@ static op_fn *const TABLE[] = {
     [16] = op_chdir,      [17] = op_write_proc, [18] = op_drop_bounding, [19] = op_no_new_privs,   [20] = op_landlock,
     [21] = op_seccomp,    [22] = op_close,      [23] = op_mask,          [24] = op_read_only_path, [25] = op_sethook,
     [26] = op_bind_mount, [27] = op_setns,      [28] = op_unlink,        [29] = op_unmount,        [30] = op_set_times,
-    [31] = op_remove,     [32] = op_write_from,
+    [31] = op_remove,     [32] = op_write_from, [33] = op_copy_tree,
 };
 
 static int run_one(struct ops *o, struct reader *block) {

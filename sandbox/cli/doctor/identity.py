@@ -18,7 +18,7 @@ _SYSCTLS: Final = (
 
 def findings() -> list[Finding]:
     """All about ids."""
-    return [_user_namespaces(), *_sysctls(), _our_map(), _subordinate(), _helpers()]
+    return [_user_namespaces(), *_sysctls(), _our_map(), _procfs(), _subordinate(), _helpers()]
 
 
 def _user_namespaces() -> Finding:
@@ -44,6 +44,14 @@ def _our_map() -> Finding:
         return Finding(_SECTION, "our own user namespace", State.OK, "the host's first one")
     words = ", ".join(f"{row[2]} from {row[0]} on" for row in rows if len(row) == 3) or "no ids"
     return Finding(_SECTION, "our own user namespace", State.NOTE, f"nested, with the ids: {words}")
+
+
+def _procfs() -> Finding:
+    what, hidden = "/proc is shown whole", features.hidden_proc()
+    if not hidden:
+        return Finding(_SECTION, what, State.OK, "yes")
+    value = f"no: {', '.join(hidden[:3])}{' and more' if len(hidden) > 3 else ''}; needed for every container"
+    return Finding(_SECTION, what, State.MISSING, value, features.PROC_REMEDY)
 
 
 def _subordinate() -> Finding:

@@ -29,7 +29,7 @@ _EVERY: Final = "every container"
 _FEATURES: Final = (
     *(Feature(need.probe, need.words, _EVERY, need.remedy) for need in features.NEEDS),
     Feature("seccomp_user_notify", "seccomp notifications", "the profile 'strict'", "boot Linux 5.0 or later"),
-    Feature("clone_into_cgroup", "clone into a cgroup", "limits on cgroup v2", "boot Linux 5.7 or later"),
+    Feature("clone_into_cgroup", "clone into a cgroup", "limits on cgroup v2", "boot Linux 5.7 or later; a filter around us must allow clone3"),
     Feature("overlay", "overlay", "a directory as the root with a writable layer", "as root: modprobe overlay"),
     Feature("time_namespace", "time namespaces", "time_offsets=", "boot Linux 5.6 or later with CONFIG_TIME_NS=y"),
 )
@@ -51,7 +51,8 @@ def _machine() -> Finding:
 def _feature(feature: Feature) -> Finding:
     if features.PROBES[feature.probe]():
         return Finding("kernel", feature.words, State.OK, "yes")
-    return Finding("kernel", feature.words, State.MISSING, f"no; needed for {feature.needed_for}", feature.remedy)
+    remedy = f"a seccomp filter is around us: {features.SECCOMP_REMEDY}; without one: {feature.remedy}" if features.is_filtered() else feature.remedy
+    return Finding("kernel", feature.words, State.MISSING, f"no; needed for {feature.needed_for}", remedy)
 
 
 def _overlay_for_users() -> Finding:
@@ -62,7 +63,7 @@ def _overlay_for_users() -> Finding:
         return Finding("kernel", what, State.NOTE, "not tried", error.remedy)
     if works:
         return Finding("kernel", what, State.OK, "yes")
-    remedy = "boot Linux 5.11 or later, and allow user namespaces"
+    remedy = "boot Linux 5.11 or later, and allow user namespaces; or have directories copied: scratch='copy'"
     return Finding("kernel", what, State.MISSING, "no; needed for a writable layer without root", remedy)
 
 

@@ -45,7 +45,7 @@ def _ids() -> Finding:
         rows = [line.split() for line in container.exec(["cat", "/proc/self/uid_map"]).stdout.decode().splitlines()]
     count = sum(int(row[2]) for row in rows if len(row) == 3)
     words = ", ".join(f"{row[2]} from {row[0]} on, {row[1]} outside" for row in rows if len(row) == 3)
-    return Finding(_SECTION, what, State.OK if count > 1 else State.NOTE, words, "" if count > 1 else "run as root for more than one id")
+    return Finding(_SECTION, what, State.OK if count > 1 else State.NOTE, words, "" if count > 1 else "give subids=True, or run as root")
 
 
 def _degraded() -> list[Finding]:
