@@ -18,6 +18,7 @@ pytest_plugins = ["pytester"]
 pytestmark = [pytest.mark.unprivileged, needs("userns", "program:python3")]
 
 ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "pytest_service"
 CHECK = ("-p", "no:cacheprovider", "--strict-markers", "-W", "error")
 
 
@@ -332,3 +333,14 @@ def test_nothing_stays_of_a_worker_that_is_killed(pytester: pytest.Pytester):
     result.stdout.fnmatch_lines(["*worker 'gw0' crashed while running*test_x*"])
     assert are_gone(pids_in(pytester.path / "pids"))
     assert before.wait_until_clean() == []
+
+
+# ---- The example ----
+
+
+@needs("program:redis-server", "cgroup:memory", "cgroup:pids")
+def test_the_example_with_a_real_service_passes(tmp_path: Path):
+    command = [sys.executable, "-B", "-m", "pytest", *CHECK, f"--basetemp={tmp_path / 'base'}", os.fspath(EXAMPLE)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 passed" in done.stdout
