@@ -225,7 +225,7 @@ class InsideTest:
 
     def _environment(self) -> dict[str, str]:
         handed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        return {"PATH": f"{os.path.dirname(sys.executable)}:{_PATH}", "HOME": "/tmp", **handed_on, **self._options.get("env", {})}  # noqa: S108
+        return {"PATH": f"{os.path.dirname(sys.executable)}:{_PATH}", "HOME": "/tmp", **handed_on, **(self._options.get("env") or {})}  # noqa: S108
 
     def _request(self) -> dict[str, Any]:
         config = self._item.config
@@ -236,7 +236,8 @@ class InsideTest:
         args += ["-c", os.fspath(config.inipath)] if config.inipath else []
         args += [f"--confcutdir={option.confcutdir}"] if option.confcutdir else []
         args += ["--noconftest"] if option.noconftest else []
-        args += [word for plugin in option.plugins or () for word in ("-p", plugin)]
+        # Some versions of xdist leave the terminal out, of whose reporter `_child` makes use.
+        args += [word for plugin in option.plugins or () if plugin != "no:terminal" for word in ("-p", plugin)]
         settings = [*(option.override_ini or ()), "addopts="]
         settings += [f"cache_dir={_CACHE}"] if config.pluginmanager.hasplugin("cacheprovider") else []
         args += [word for setting in settings for word in ("-o", setting)]
