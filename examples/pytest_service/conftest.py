@@ -14,7 +14,8 @@ REDIS = ("redis-server", "--port", "6379", "--save", "", "--appendonly", "yes", 
 
 
 def start_redis(container: ServiceContainer) -> Service:
-    return container.serve(REDIS).wait_for(port=6379, timeout=10)
+    # Not for the port: Redis listens before it has read its data, and answers LOADING until then.
+    return container.serve(REDIS).wait_for(log="Ready to accept connections")
 
 
 @pytest.fixture

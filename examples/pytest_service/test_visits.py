@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from conftest import start_redis
 from visits import Visits
@@ -28,9 +30,8 @@ def test_forgetting_starts_anew(visits: Visits) -> None:
 def test_counts_survive_a_restart(redis: Service, visits: Visits, container: ServiceContainer) -> None:
     visits.add("home")
     assert redis.stop().exit_code == 0
-    again = Visits(start_redis(container).connect(6379))
-    assert again.of("home") == 1
-    again.close()
+    with contextlib.closing(Visits(start_redis(container).connect(6379))) as again:
+        assert again.of("home") == 1
 
 
 def test_a_redis_that_dies_is_noticed(redis: Service, visits: Visits) -> None:
