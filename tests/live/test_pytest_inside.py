@@ -124,7 +124,7 @@ def test_everything_is_reported_as_usual(pytester: pytest.Pytester, monkeypatch:
          "*- Captured stdout call -*", "to stdout", "*- Captured stderr call -*", "to stderr", "*- Captured log call -*", "WARNING*to the log"]
     )  # fmt: skip
     result.stdout.fnmatch_lines_random(
-        ["SKIPPED*: no reason", "SKIPPED*: by mark", "XFAIL*::test_xfails - known", "XFAIL*- imperative", "XPASS*::test_xpasses*",
+        ["SKIPPED*: no reason", "SKIPPED*: by mark", "XFAIL*::test_xfails - known", "XFAIL*- *imperative", "XPASS*::test_xpasses*",
          "ERROR*::test_bad_fixture - RuntimeError: the fixture fails", "FAILED*::test_fails - assert [[]1, 2, 3] == [[]1, 2, 4]",
          "FAILED*::test_fails_otherwise - KeyError: 'other'", "FAILED*::test_strict - [[]XPASS(strict)] expected", "FAILED*::test_parameters[[]2] - assert 2 != 2",
          "FAILED*::TestCase::test_of_unittest_fails - AssertionError: 2 != 0",
