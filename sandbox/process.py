@@ -175,7 +175,7 @@ class Process:
             if patience != timeout:
                 raise BrokenError(LATE) from None
             raise
-        if got is None:
+        if got is None or isinstance(got[0], codec.Gone):
             raise BrokenError("the container ended while the program ran")
         if not isinstance(got[0], codec.End):
             close_all(got[1])

@@ -398,3 +398,12 @@ def test_a_policy_may_deny_what_init_only_likes_to_have(action: str) -> None:
 def test_a_policy_without_clone3_is_refused_where_init_needs_it() -> None:
     with pytest.raises(sandbox.UnsupportedError, match="clone3"), Container(security=Security(seccomp=profile_policy(Profile.DEFAULT))):
         pass
+
+
+def test_a_program_whose_container_dies_is_told_so() -> None:
+    with Container() as c:
+        process = c.popen(["sleep", "100"])  # the first one, on the channel where the launcher says that init has gone
+        os.kill(c.pid, signal.SIGKILL)
+        with pytest.raises(sandbox.BrokenError, match="the container ended"):
+            process.wait(30)
+        process.close()
