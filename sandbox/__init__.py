@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from sandbox.fs import Bind, Scratch, Tmpfs, Volume
+    from sandbox.pool import Lease, Leases, Pool, PoolStats
     from sandbox.process import Process, Result, Status
     from sandbox.sec import Rlimits, Security
 
@@ -37,6 +38,7 @@ _HOMES: Final = {
     "UnsupportedError UsageError",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
     "sandbox._types": "DEVNULL PIPE STDOUT",
+    "sandbox.pool": "Lease Leases Pool PoolStats",
     "sandbox.process": "Process Result Status",
     "sandbox.sec": "Rlimits Security",
 }
@@ -53,7 +55,11 @@ __all__ = [
     "CommandError",
     "Container",
     "ImageError",
+    "Lease",
+    "Leases",
     "Limits",
+    "Pool",
+    "PoolStats",
     "Process",
     "ProgramNotFoundError",
     "ProtocolError",

@@ -18,7 +18,7 @@ LAYERS = {
     1: {"_launch", "ns", "cg", "fs", "sec", "net", "image"},
     2: {
         "process", "container", "features", "pool", "_arguments", "_compile", "_files", "_host", "_ids", "_leaves", "_pump", "_result", "_run", "_session", "_spec",
-        "_spares", "_spawner", "_start", "_explain", "_streams", "_users", "_wiring",
+        "_spares", "_spawner", "_start", "_explain", "_streams", "_users", "_wiring", "_box", "_keeper", "_leases", "_turns",
     },
     3: {"aio", "pytest_plugin", "cli", "builder", "engine", "__main__"},
 }
