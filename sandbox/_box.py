@@ -131,8 +131,9 @@ class Box(Container):
         """Whether it may be handed to the next user. Waits for init's answer, which came long ago as a rule."""
         if self._asked is not None:
             self._is_fresh = self._answer() == 0
-            return self._is_fresh
-        return self.is_running
+            if not self._is_fresh:
+                return False
+        return self.is_running  # it may have died since it answered
 
     def _ask(self) -> None:
         session = self._session()
