@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, overload
@@ -14,12 +15,14 @@ from sandbox.process import Result
 
 
 class Lease:
-    """A container of a pool, for as long as it is leased; afterwards every use raises ClosedError."""
+    """A container of a pool, for as long as it is leased; afterwards every use raises ClosedError. Thread-safe."""
 
-    __slots__ = ("_box",)
+    __slots__ = ("_box", "_lock", "_running")
 
     def __init__(self, box: Box) -> None:
         self._box: Box | None = box
+        self._running = 0
+        self._lock = threading.Lock()
 
     def _live(self) -> Box:
         box = self._box
@@ -29,7 +32,14 @@ class Lease:
 
     def exec(self, argv: Sequence[Argument], **options: Any) -> Result:  # noqa: ANN401 - Container.exec's
         """Run a program, as `Container.exec`. What it leaves, the next program of this lease finds, and nobody else."""
-        return run_in(self._live(), argv, options)
+        with self._lock:
+            box = self._live()
+            self._running += 1
+        try:
+            return run_in(box, argv, options)
+        finally:
+            with self._lock:
+                self._running -= 1
 
     @property
     def container(self) -> Container:
@@ -39,8 +49,11 @@ class Lease:
         return box
 
     def end(self) -> None:
-        """Part of the end of the leases: `Leases.release` ends all."""
-        self._box = None
+        """Part of the end of the leases: `Leases.release` ends all. A container in which somebody still runs something is not handed on."""
+        with self._lock:
+            if self._box is not None and self._running:
+                self._box.spend()
+            self._box = None
 
 
 class Leases(Sequence[Lease]):

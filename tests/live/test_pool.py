@@ -125,6 +125,30 @@ def test_a_lease_ends_once_and_for_all(pool: Pool) -> None:
             use()
 
 
+def test_a_lease_that_ends_while_a_program_runs_takes_the_container_with_it() -> None:
+    outcome: list[BaseException] = []
+    reading, writing = os.pipe()
+
+    def work(box: Lease) -> None:
+        try:
+            box.exec(["sh", "-c", "echo; sleep 1000"], stdout=writing)
+        except BaseException as error:
+            outcome.append(error)
+
+    with Pool(size=1, read_only=True, **LIMITS) as pool:
+        leases = pool.acquire()
+        thread = threading.Thread(target=work, args=(leases[0],))
+        thread.start()
+        assert os.read(reading, 1) == b"\n"
+        leases.release()
+        thread.join(PATIENCE_S)
+        assert pool.exec(["true"]).ok
+        assert pool.stats().replaced == 1
+    os.close(reading)
+    os.close(writing)
+    assert isinstance(outcome[0], ClosedError)
+
+
 def test_what_a_program_leaves_is_there_during_the_lease(pool: Pool) -> None:
     with pool.lease() as box:
         assert box.exec(["/smuggle", "leave", "tmp"]).ok
