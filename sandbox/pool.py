@@ -42,8 +42,8 @@ TICK_S: Final = 0.005  # the kernel's coarse clock goes on each 1 to 10 ms
 
 @frozen
 class PoolStats:
-    """What a pool has done and has: containers *made*; how often one was *kept* and used again, and how often *replaced*; how many are *idle*
-    now, and how many *leased*.
+    """What a pool has done and has: containers *made*; how often one was *kept* and used again, and how often *replaced* (or one too
+    many); how many are *idle* now, and how many *leased*.
     """
 
     made: int
@@ -351,11 +351,15 @@ class Pool(Executor):
             box = self._unsettled.popleft() if self._unsettled else None
         if box is None:
             return None
-        is_settled = False
-        with contextlib.suppress(SandboxError, OSError):
+        try:
             is_settled = box.settle()
+        except (SandboxError, OSError):  # it has died
+            self._doom([box])
+            return 0.0
         with self._lock:
-            (self._doomed if self._turns.is_closed else self._idle if is_settled else self._unsettled).append(box)
+            # Another one may have come back meanwhile.
+            is_surplus = self._turns.is_closed or (is_settled and len(self._idle) >= self.max_idle)
+            (self._doomed if is_surplus else self._idle if is_settled else self._unsettled).append(box)
         return 0.0 if is_settled else TICK_S
 
     # ---- As an executor ----

@@ -143,7 +143,7 @@ def test_a_lease_that_ends_while_a_program_runs_takes_the_container_with_it() ->
         leases.release()
         thread.join(PATIENCE_S)
         assert pool.exec(["true"]).ok
-        assert pool.stats().replaced == 1
+        assert pool.stats().replaced >= 1
     os.close(reading)
     os.close(writing)
     assert isinstance(outcome[0], ClosedError)
