@@ -34,7 +34,18 @@ class AtMost:
     unit: str
 
 
-BARS: tuple[Ratio | AtMost, ...] = (
+@frozen
+class AtLeast:
+    """The figure *name* of *group* is at least *limit*."""
+
+    promise: str
+    group: str
+    name: str
+    limit: float
+    unit: str
+
+
+BARS: tuple[Ratio | AtMost | AtLeast, ...] = (
     Ratio("exec, plain", "exec", "sandbox", "subprocess", 1.2),
     Ratio("exec, plain, captured", "exec", "sandbox, captured", "subprocess, captured", 1.2),
     Ratio("exec with limits and accounting", "exec", "sandbox, limits", "subprocess", 2.0),
@@ -42,6 +53,9 @@ BARS: tuple[Ratio | AtMost, ...] = (
     Ratio("create + run + destroy, everything on", "run", "sandbox", "bwrap", 0.5),
     Ratio("create + run + destroy, everything on", "run", "sandbox", "runc", 0.1),
     Ratio("create + run + destroy, everything on", "run", "sandbox", "floor", 2.0),
+    Ratio("exec in a pool, with reset", "pool", "pool", "live", 1.5),
+    Ratio("exec in a pool, with reset, limits and accounting", "pool", "pool, limits", "live, limits", 1.5),
+    AtLeast("judged runs a second, 2 workers", "pool", "static program, 2 workers", 1000.0, "runs/s"),
     AtMost("the 1,000th container starts as fast as the first", "many", "last 50 / first 50", 1.3, "times"),
     AtMost("own memory of a container", "many", "PSS of init, median", 250.0, "kB"),
     AtMost("import over a bare interpreter", "import", "import sandbox", 45.0, "ms"),
@@ -72,18 +86,19 @@ def _ratio(report: Report, bar: Ratio) -> list[dict[str, Any]]:
     ]
 
 
-def _at_most(report: Report, bar: AtMost) -> list[dict[str, Any]]:
-    return [_verdict(bar.promise, report.find_figure(bar.group, bar.name), bar.limit, bar.unit)]
+def _at_most(report: Report, bar: AtMost | AtLeast) -> list[dict[str, Any]]:
+    value = report.find_figure(bar.group, bar.name)
+    return [_verdict(bar.promise, value, bar.limit, bar.unit, at_least=isinstance(bar, AtLeast))]
 
 
-def _verdict(text: str, value: float | None, limit: float, unit: str) -> dict[str, Any]:
-    word = "NOT MEASURED" if value is None else "PASS" if value <= limit else "FAIL"
-    return {"verdict": word, "promise": text, "value": value, "limit": limit, "unit": unit}
+def _verdict(text: str, value: float | None, limit: float, unit: str, *, at_least: bool = False) -> dict[str, Any]:
+    word = "NOT MEASURED" if value is None else "PASS" if (value >= limit if at_least else value <= limit) else "FAIL"
+    return {"verdict": word, "promise": text, "value": value, "limit": limit, "unit": unit, "bound": "at least" if at_least else "at most"}
 
 
 def as_text(verdicts: list[dict[str, Any]]) -> str:
     """A line for each."""
     return "\n".join(
-        f"{v['verdict']:12s} {v['promise']}: " + ("-" if v["value"] is None else f"{v['value']:.2f}") + f" (at most {v['limit']:g} {v['unit']})"
+        f"{v['verdict']:12s} {v['promise']}: " + ("-" if v["value"] is None else f"{v['value']:.2f}") + f" ({v['bound']} {v['limit']:g} {v['unit']})"
         for v in verdicts
     )

@@ -37,6 +37,7 @@ class Setting:
     per_thread: int
     imports: int
     deadlines: int
+    pooled: int
     output: int
     kills: int
     with_docker: bool
@@ -44,12 +45,12 @@ class Setting:
 
 def full(programs: Programs, rng: random.Random, *, rounds: int | None, with_docker: bool) -> Setting:
     n = rounds or 60
-    return Setting(programs, rng, n, n, 1000, 5, 64, 20, 30, 200, 1 << 30, 200, with_docker)
+    return Setting(programs, rng, n, n, 1000, 5, 64, 20, 30, 200, 3000, 1 << 30, 200, with_docker)
 
 
 def quick(programs: Programs, rng: random.Random, *, rounds: int | None, with_docker: bool) -> Setting:
     n = rounds or 7
-    return Setting(programs, rng, n, n, 100, 1, 64, 2, 7, 15, 1 << 26, 10, with_docker)
+    return Setting(programs, rng, n, n, 100, 1, 64, 2, 7, 15, 200, 1 << 26, 10, with_docker)
 
 
 def _both_modes(s: Setting, report: Report, group: str, reference: str, field: peers.Field) -> None:
@@ -82,6 +83,22 @@ def measure_exec(s: Setting, report: Report) -> None:
         if s.with_docker:
             docker.add(field, p, stack, live=True)
         _both_modes(s, report, "exec", "subprocess", field)
+
+
+def measure_pool(s: Setting, report: Report) -> None:
+    """A program in a pool's container, reset between uses, against the same in a live one; and how many a pool of two runs in a second."""
+    p = s.programs
+    with ExitStack() as stack:
+        field = peers.Field()
+        for name, options, limits in (("", {}, {}), (", limits", ours.LIMITS, ours.RUN_LIMITS)):
+            live, pool = ours.live(stack, p.root, **options), ours.pool(stack, p.root, **options)
+            field.cases += [
+                Case(f"live{name}", timed(ours.execution(live, **ours.NULL, **limits))),
+                Case(f"pool{name}", timed(ours.execution(pool, **ours.NULL, **limits))),
+            ]
+        _both_modes(s, report, "pool", "live", field)
+    for name, judged in (("static program", ours.judged), ("static program that writes a file", ours.judged_writer)):
+        report.figure("pool", f"{name}, 2 workers", ours.rate(p.root, judged, workers=2, runs=s.pooled), "runs/s")
 
 
 def measure_run(s: Setting, report: Report) -> None:
@@ -387,6 +404,7 @@ def measure_killed(s: Setting, report: Report) -> None:
 
 GROUPS: dict[str, Callable[[Setting, Report], None]] = {
     "exec": measure_exec,
+    "pool": measure_pool,
     "run": measure_run,
     "many": measure_many,
     "threads": measure_threads,

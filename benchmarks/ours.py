@@ -7,6 +7,8 @@ over a directory. Both sides of a comparison get the same standard streams: all 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -30,7 +32,36 @@ def live(stack: ExitStack, root: str, **options: Any) -> sandbox.Container:  # n
     return stack.enter_context(sandbox.Container(root, **options))
 
 
-def execution(container: sandbox.Container, **options: Any) -> Callable[[], object]:  # noqa: ANN401 - exec's own
+def pool(stack: ExitStack, root: str, **options: Any) -> sandbox.Pool:  # noqa: ANN401 - Container's own
+    """A pool of two containers over *root*; *stack* closes it."""
+    return stack.enter_context(sandbox.Pool(root, size=2, **options))
+
+
+def judged(pool: sandbox.Pool) -> object:
+    """A run as a judge makes it: with limits and accounting."""
+    return _expect(pool.exec([INSIDE], **NULL, **RUN_LIMITS))
+
+
+def judged_writer(pool: sandbox.Pool) -> object:
+    """The same for a program that leaves a file, so that the container is replaced."""
+    return _expect(pool.exec(["/work", "touch", "/left"], **NULL, **RUN_LIMITS))
+
+
+def rate(root: str, run: Callable[[sandbox.Pool], object], *, workers: int, runs: int) -> float:
+    """How many runs a second *workers* threads get through, with as many containers."""
+    with sandbox.Pool(root, size=workers, **LIMITS) as pool:
+        for _ in range(20):
+            run(pool)
+        threads = [threading.Thread(target=lambda: [run(pool) for _ in range(runs // workers)]) for _ in range(workers)]
+        begin = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return runs // workers * workers / (time.perf_counter() - begin)
+
+
+def execution(container: sandbox.Container | sandbox.Pool, **options: Any) -> Callable[[], object]:  # noqa: ANN401 - exec's own
     """Run the payload in it."""
     return lambda: _expect(container.exec([INSIDE], **options))
 

@@ -1,6 +1,7 @@
-// The benchmarks' second payload: `work sleep`, `work spin` (both for ever), `work write BYTES` (to standard output).
+// The benchmarks' second payload: `work sleep`, `work spin` (both for ever), `work write BYTES` (to standard output), `work touch PATH`.
 #define _GNU_SOURCE
 #include <stdio.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,12 +22,14 @@ static int write_bytes(long long left) {
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "write") == 0)
         return write_bytes(atoll(argv[2]));
+    if (argc == 3 && strcmp(argv[1], "touch") == 0)
+        return open(argv[2], O_WRONLY | O_CREAT, 0600) < 0;
     if (argc == 2 && strcmp(argv[1], "spin") == 0)
         for (volatile unsigned long i = 0;; i++)
             ;
     if (argc == 2 && strcmp(argv[1], "sleep") == 0)
         for (;;)
             pause();
-    fputs("usage: work sleep | spin | write BYTES\n", stderr);
+    fputs("usage: work sleep | spin | write BYTES | touch PATH\n", stderr);
     return 2;
 }

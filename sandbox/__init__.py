@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sandbox.measurements import Comparison, Measurement, Ratio
     from sandbox.measuring import compare, measure
     from sandbox.monitoring import Monitor, Sample
+    from sandbox.pool import Lease, Leases, Pool, PoolStats
     from sandbox.process import Process, Result, Status
     from sandbox.sec import Rlimits, Security
 
@@ -52,6 +53,7 @@ _HOMES: Final = {
     "sandbox.measuring": "compare measure",
     "sandbox.monitoring": "Monitor Sample",
     "sandbox._types": "DEVNULL PIPE STDOUT",
+    "sandbox.pool": "Lease Leases Pool PoolStats",
     "sandbox.process": "Process Result Status",
     "sandbox.sec": "Rlimits Security",
 }
@@ -74,11 +76,15 @@ __all__ = [
     "Estimate",
     "ImageError",
     "Interaction",
+    "Lease",
+    "Leases",
     "LimitError",
     "Limits",
     "Measurement",
     "Monitor",
     "Party",
+    "Pool",
+    "PoolStats",
     "Process",
     "ProgramNotFoundError",
     "ProtocolError",

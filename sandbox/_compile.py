@@ -94,6 +94,7 @@ def _walls(spec: ContainerSpec, host: Host, file_targets: frozenset[str]) -> tup
         devices=("wall.dev", "wall.proc"),
         host_view=spec.host_view,
         clone3=host.clone3_exec,
+        traceless=spec.filesystem.traceless,
     )
     before = tuple(op for op in walls if not _forbids_mounting(op))
     after = tuple(op for op in walls if _forbids_mounting(op))

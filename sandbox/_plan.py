@@ -270,16 +270,20 @@ class Landlock(Op):
 class Seccomp(Op):
     """Install a classic BPF program on init and all that it starts; with *listen*, init answers SECCOMP_RET_USER_NOTIF
     by killing the exec that the caller belongs to and reporting the syscall (Status.SYSCALL_DENIED).
+
+    *policy*: a program that init asks first, of each call that is reported: what that allows is noted, and goes on (`sec.traces`).
     """
 
     CODE: ClassVar[int] = 21
     program: bytes
     flags: int = 0
     listen: bool = False
+    policy: bytes = b""
 
     def describe(self) -> str:
         """Say how long it is: its bytes tell nobody anything."""
-        return f"Seccomp({len(self.program) // 8} instructions, flags={self.flags:#x}, listen={self.listen})"
+        asks = f", policy={len(self.policy) // 8} instructions" if self.policy else ""
+        return f"Seccomp({len(self.program) // 8} instructions, flags={self.flags:#x}, listen={self.listen}{asks})"
 
 
 @frozen
@@ -320,6 +324,7 @@ class Sethook(Op):
 ROLE_ROOT: Final = 1  # the container's root: where paths of exec and file requests start
 ROLE_PROC: Final = 2  # init's own procfs of the container's pid namespace, never seen by programs
 ROLE_PTS: Final = 3  # the container's devpts, where terminals are made
+ROLE_LAST_PID: Final = 4  # traceless containers: ns_last_pid, to be written to
 
 
 @frozen

@@ -114,6 +114,11 @@ class Started:
             return None
         return group.memory_file
 
+    @property
+    def memory_file(self) -> bytes | None:
+        """What tells how much memory its programs have; None without a control group."""
+        return None if self._group is None else self._group.memory_file
+
     def _abandon(self) -> None:
         self._stack.pop_all()
         self.session.abandon()

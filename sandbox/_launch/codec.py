@@ -115,7 +115,7 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.DropBounding: lambda o, s: _U64(o.keep),
     plan.NoNewPrivs: lambda o, s: b"",
     plan.Landlock: _landlock,
-    plan.Seccomp: lambda o, s: _U32(o.flags) + bytes([o.listen]) + block(o.program),
+    plan.Seccomp: lambda o, s: _U32(o.flags) + bytes([o.listen]) + block(o.program) + block(o.policy),
     plan.Close: lambda o, s: _U16(s.number(o.slot)),
     plan.Mask: lambda o, s: _U16(s.number(o.at)) + _U16(s.number(o.file_slot)) + _U16(s.number(o.dir_slot)) + text(o.path),
     plan.ReadOnlyPath: lambda o, s: _U16(s.number(o.at)) + text(o.path),

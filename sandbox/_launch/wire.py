@@ -30,6 +30,7 @@ class Msg(enum.IntEnum):
     COMPLETE = 8
     GROUPS = 9
     FINISH = 10
+    RESET = 11
     CLONED = 64
     GONE = 65
     FAILED = 66

@@ -28,11 +28,11 @@ a FIFO, a directory of somebody else) is covered, never followed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sandbox._plan import (
     HOST,
@@ -58,6 +58,7 @@ from sandbox._plan import (
     WriteFile,
 )
 from sandbox._sys.constants import (
+    MOUNT_ATTR_NOATIME,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
@@ -178,9 +179,9 @@ class Static:
 @lru_cache(maxsize=256)
 def build(spec: FilesystemSpec, host: Host, sources: Sources) -> Static:
     """Return the operations for *spec*; cached, as all arguments are frozen."""
-    base = tuple(_base_ops(spec, host, sources))
-    root = tuple(_root_ops(spec, host, sources))
-    end = (*_mounts(spec, sources, below_dev=False), *_end_ops(spec, sources))
+    base = _quiet(spec, _base_ops(spec, host, sources))
+    root = _quiet(spec, _root_ops(spec, host, sources))
+    end = _quiet(spec, (*_mounts(spec, sources, below_dev=False), *_end_ops(spec, sources)))
     etc = (BASE, "upper/etc") if isinstance(spec.root, Directory) else (ROOT, "etc")
     disk, mounted = sources.scratch is not None or _overlays_host(spec), any(sources.mounts)
     root_host, host_ops = tuple(_root_host_ops(spec, host, sources)), tuple(_mount_host_ops(spec, host, sources))
@@ -192,6 +193,15 @@ def build(spec: FilesystemSpec, host: Host, sources: Sources) -> Static:
         return Static(root_host, base, (*root, Pivot(ROOT)), host_ops, end, etc)
     # Over a directory /proc and the like wait aside, on the host's tree; and without privileges init finds sources by their paths there.
     return Static(root_host, base, root, host_ops, (*end, Pivot(ROOT)), etc)
+
+
+def _quiet(spec: FilesystemSpec, ops: Iterable[Op]) -> tuple[Op, ...]:
+    """*ops*; for a traceless container with mounts that reading does not change (for procfs, see `_kernel`)."""
+    return tuple(_without_times(op) if spec.traceless and isinstance(op, NewFs) and op.fstype != "proc" else op for op in ops)
+
+
+def _without_times(op: NewFs) -> NewFs:
+    return evolve(op, attrs=op.attrs | MOUNT_ATTR_NOATIME)
 
 
 def _overlays_host(spec: FilesystemSpec) -> bool:
@@ -333,6 +343,8 @@ def _overlay(out: Slot, lower: Slot, name: str, spec: FilesystemSpec) -> Iterato
     ]
     if spec.scratch is not None and spec.scratch.disk is not None:
         options.append(("volatile", None))
+    if spec.traceless:  # otherwise directories are numbered as they are looked up, and later programs see in which order that was
+        options.append(("xino", "on"))
     yield NewFs(out, "overlay", tuple(options), _root_attrs(spec))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Final
 
 from sandbox._plan import (
     HOST,
+    ROLE_LAST_PID,
     ROLE_PROC,
     ROLE_PTS,
     Attach,
@@ -15,6 +17,7 @@ from sandbox._plan import (
     Mask,
     NewFs,
     Op,
+    Open,
     ReadOnlyPath,
     SetAttr,
     Sethook,
@@ -30,6 +33,7 @@ BASE: Final = "fs.base"
 ITEM: Final = "fs.item"  # short-lived: its descriptor is replaced by the next one
 PROC: Final = "fs.proc"
 _OWN_PROC: Final = "fs.own_proc"
+_LAST_PID: Final = "fs.last_pid"
 SYS: Final = "fs.sys"
 DEV: Final = "fs.dev"
 NULL: Final = "fs.null"
@@ -104,6 +108,9 @@ def proc_ops(spec: FilesystemSpec) -> Iterator[Op]:
         yield CloneTree(EMPTY, at, place, recursive=False)
         yield SetAttr(EMPTY, set=MOUNT_ATTR_RDONLY | _DATA_ONLY, recursive=False)
         yield Attach(EMPTY, place, at)
+    if spec.traceless:
+        yield from _traceless_proc_ops(at)
+        return
     # Two mounts of one procfs, one on the other: init reads the one below, which has no masks. (As a mount that is attached nowhere,
     # it would cost a grace period of its own when init ends.)
     yield NewFs(_OWN_PROC, "proc", (), _DATA_ONLY)
@@ -113,6 +120,22 @@ def proc_ops(spec: FilesystemSpec) -> Iterator[Op]:
     yield Attach(PROC, "proc", at)
     yield from (Mask(path, PROC, NULL, EMPTY) for path in _below("/proc/", spec.masked))
     yield from (ReadOnlyPath(path, PROC) for path in _below("/proc/", spec.read_only_paths))
+
+
+def _traceless_proc_ops(at: Slot) -> Iterator[Op]:
+    """Init's procfs, whose file for the next process's number it keeps open; over it one of its own for programs.
+
+    That one shows nothing but processes, and not init. Whoever looks a file of procfs up for the first time makes its inode, with the
+    time: so others could tell later what was looked at. Access times cannot be turned off there (`mount_too_revealing` in fs/namespace.c
+    locks them to what the host's procfs has); of the two links that are left, init sees to those.
+    """
+    yield NewFs(_OWN_PROC, "proc", (), _DATA_ONLY)
+    yield Attach(_OWN_PROC, "proc", at)
+    yield Sethook(_OWN_PROC, ROLE_PROC)
+    yield Open(_LAST_PID, "sys/kernel/ns_last_pid", os.O_WRONLY, _OWN_PROC)
+    yield Sethook(_LAST_PID, ROLE_LAST_PID)
+    yield NewFs(PROC, "proc", (("hidepid", "invisible"), ("subset", "pid")), _DATA_ONLY)
+    yield Attach(PROC, "proc", at)
 
 
 def sysfs_ops(spec: FilesystemSpec, throttles: tuple[str, ...]) -> Iterator[Op]:

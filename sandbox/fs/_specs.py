@@ -252,6 +252,7 @@ class FilesystemSpec:
     *scratch*: the writable layer; None makes the root read-only (mounts are not: each has its own `read_only`).
     *shm*: bytes of /dev/shm. *mqueue* needs a private IPC namespace, *sysfs* a private network namespace; None for
     *sysfs* means: for a `Directory`, where the host allows it. *suid*: let set-user-id bits of the root work.
+    *traceless*: reading changes no access times, and /proc shows programs only what they could trace, so not init.
     *masked* and *read_only_paths* hide or close what procfs and sysfs show beyond the container.
     """
 
@@ -262,6 +263,7 @@ class FilesystemSpec:
     mqueue: bool = field(default=True, converter=_to_flag)
     sysfs: bool | None = field(default=None, converter=_to_optional_flag)
     suid: bool = field(default=False, converter=_to_flag)
+    traceless: bool = field(default=False, converter=_to_flag)
     masked: tuple[str, ...] = field(default=MASKED_PATHS, converter=_to_paths)
     read_only_paths: tuple[str, ...] = field(default=READ_ONLY_PATHS, converter=_to_paths)
 

@@ -17,6 +17,7 @@ from sandbox.sec.landlock import MIN_ABI, landlock_op
 from sandbox.sec.policy import ALLOW, Policy, Rule, fail, rule
 from sandbox.sec.profiles import Profile, namespace_limits_ops, nesting_rules, profile_policy
 from sandbox.sec.syscalls import Arch
+from sandbox.sec.traces import traceless_policy
 
 __all__ = ["Security", "ops", "unenforced"]
 
@@ -152,25 +153,29 @@ def ops(
     devices: Iterable[Slot] = (),
     host_view: bool = False,
     clone3: bool = False,
+    traceless: bool = False,
     arch: Arch | None = None,
 ) -> tuple[Op, ...]:
     """Return the operations that put *security* in force, the last of init's plan: after them nothing can be mounted. Cached.
 
     *proc*: slot of a procfs, through which namespaces are limited. *root*, *writable*, *writable_files*, *devices*: see
     `landlock.landlock_op`. *landlock_abi*: what the kernel offers, 0 for nothing. *host_view*: see `Security.bounding_mask`.
-    *clone3*: see `profiles.profile_policy`; True where execs join their cgroup by CLONE_INTO_CGROUP.
+    *clone3*: see `profiles.profile_policy`; True where execs join their cgroup by CLONE_INTO_CGROUP. *traceless*: have init told of
+    what could leave something behind (see `traces`); only with a filter.
 
     Raises: UnsupportedError: Landlock was demanded and is missing, or there is no filter for this architecture.
     """
     places = (proc, root, tuple(writable), tuple(writable_files), tuple(devices))
-    return _ops(security, places, landlock_abi=landlock_abi, host_view=host_view, clone3=clone3, arch=arch)
+    return _ops(security, places, landlock_abi=landlock_abi, host_view=host_view, clone3=clone3, traceless=traceless, arch=arch)
 
 
 _Places = tuple[Slot, Slot, tuple[Slot, ...], tuple[Slot, ...], tuple[Slot, ...]]
 
 
 @lru_cache(maxsize=256)
-def _ops(security: Security, at: _Places, *, landlock_abi: int, host_view: bool, clone3: bool, arch: Arch | None) -> tuple[Op, ...]:
+def _ops(
+    security: Security, at: _Places, *, landlock_abi: int, host_view: bool, clone3: bool, traceless: bool, arch: Arch | None
+) -> tuple[Op, ...]:
     proc, root, writable, writable_files, devices = at
     result: list[Op] = []
     if not security.nesting:
@@ -191,8 +196,15 @@ def _ops(security: Security, at: _Places, *, landlock_abi: int, host_view: bool,
             remedy="allow it in the policy (profile_policy(..., clone3=True) does); what it may make is limited by user.max_*_namespaces inside",
         )
     if policy is not None:
-        result.append(Seccomp(compile_policy(policy, arch or Arch.here()), flags=_SPEC_ALLOW, listen=policy.notifies))
+        result.append(_filter(policy, arch or Arch.here(), traceless=traceless))
     return tuple(result)
+
+
+def _filter(policy: Policy, arch: Arch, *, traceless: bool) -> Seccomp:
+    program = compile_policy(policy, arch)
+    if not traceless:
+        return Seccomp(program, flags=_SPEC_ALLOW, listen=policy.notifies)
+    return Seccomp(compile_policy(traceless_policy(policy), arch), flags=_SPEC_ALLOW, listen=True, policy=program)
 
 
 def _wants_landlock(security: Security, abi: int) -> bool:

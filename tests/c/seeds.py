@@ -46,6 +46,7 @@ OPS: tuple[plan.Op, ...] = (
     plan.DropBounding(0x1FF),
     plan.NoNewPrivs(),
     plan.Seccomp(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000), listen=True),
+    plan.Seccomp(struct.pack("<HBBIHBBI", 0x15, 0, 0, 0x7C3A95D1, 6, 0, 0, 0x7FFF0000), listen=True, policy=struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000)),
     plan.Chdir("/"),
     plan.Close("f"),
     plan.Pivot("t"),

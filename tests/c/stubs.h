@@ -201,6 +201,9 @@ static long stub_syscall(long nr, ...) {
         if (stub_call("seccomp", AT_FDCWD, NULL, NULL) < 0)
             return -1;
         return (unsigned)a[1] & SECCOMP_FILTER_FLAG_NEW_LISTENER ? stub_fd() : 0;
+    case __NR_getrandom:
+        memset((void *)a[0], 0x5a, (size_t)a[1]);
+        return stub_call("getrandom", AT_FDCWD, NULL, NULL) < 0 ? -1 : a[1];
     default: fprintf(stderr, "system call %ld has no stub\n", nr); abort();
     }
 }
@@ -255,7 +258,7 @@ int copy_tree(int from, int to) {
 static void stub_start(struct ops *o, int *slots, int filled) {
     memset(stub_open, 0, sizeof stub_open);
     stub_nopen = 0;
-    *o = (struct ops){.slots = slots, .userns = -1, .notify = -1, .parent = -1, .roles = {-1, -1, -1, -1}};
+    *o = (struct ops){.slots = slots, .userns = -1, .notify = -1, .parent = -1, .roles = {-1, -1, -1, -1, -1}};
     for (int i = 0; i < SLOTS; i++)
         slots[i] = i < filled ? stub_fd() : -1;
     o->userns = stub_fd();

@@ -34,7 +34,8 @@ FIELDS: dict[str, SearchStrategy[object]] = {
     "options": st.lists(OPTIONS, max_size=4).map(tuple),
     "rules": st.lists(st.tuples(SLOTS, U64), max_size=4).map(tuple),
     "program": st.binary(min_size=1, max_size=6).map(lambda raw: raw * 8),
-    "role": st.sampled_from([plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS]),
+    "policy": st.binary(max_size=6).map(lambda raw: raw * 8),
+    "role": st.sampled_from([plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, plan.ROLE_LAST_PID]),
 }
 
 

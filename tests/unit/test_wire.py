@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sandbox import _plan as plan
 from sandbox._launch import codec, wire
+from sandbox.sec.traces import TOKEN
 from tests.support import needs
 from tests.unit.plans import KINDS, OPERATIONS, creations, executions
 
@@ -55,6 +56,12 @@ def test_limits_are_those_of_c() -> None:
     ) == (wire.INLINE, wire.MAX_FDS, wire.MAX_BODY, wire.SLOTS, wire.NO_SLOT)
     assert (c["HEAD_MEMFD"], c["SLOT_ROLE_BASE"]) == (wire.HEAD_MEMFD, wire.ROLE_SLOT)
     assert (c["ROLE_ROOT"], c["ROLE_PROC"], c["ROLE_PTS"]) == (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS)
+    assert c["ROLE_LAST_PID"] == plan.ROLE_LAST_PID
+
+
+def test_the_constant_that_stands_for_inits_own_number_is_that_of_c() -> None:
+    high, low = re.findall(r"TOKEN_\w+ = (0x\w+)", (SOURCES / "ops.h").read_text())
+    assert int(high, 0) << 32 | int(low, 0) == TOKEN
 
 
 def test_codes_of_operations_are_those_of_c() -> None:

@@ -207,8 +207,9 @@ static bool use_own_null(struct exec_request *x) {
             continue;
         if (null < 0) {
             if (own < 0)
-                own = open("/dev/null", O_RDWR | O_CLOEXEC);
-            if (own < 0 || fcntl(own, F_SETFL, 0) < 0 || fcntl(own, F_SETOWN, 0) < 0 || flock(own, LOCK_UN) < 0)
+                own = (int)own_call(__NR_openat, AT_FDCWD, (long)"/dev/null", O_RDWR | O_CLOEXEC, 0, 0);
+            if (own < 0 || own_call(__NR_fcntl, own, F_SETFL, 0, 0, 0) < 0 || own_call(__NR_fcntl, own, F_SETOWN, 0, 0, 0) < 0 ||
+                own_call(__NR_flock, own, LOCK_UN, 0, 0, 0) < 0)
                 return false;
         }
         null = x->fds[i].from;
@@ -298,7 +299,7 @@ void exec_become(struct exec_request *x) {
         return failed(x, STEP_TTY);
     if (!map_fds(x))
         return failed(x, STEP_FDS);
-    if (x->tty >= 0 && ioctl(0, TIOCSCTTY, 0) < 0)
+    if (x->tty >= 0 && own_call(__NR_ioctl, 0, TIOCSCTTY, 0, 0, 0) < 0)
         return failed(x, STEP_TTY);
     if (!set_ids(x))
         return failed(x, STEP_IDS);

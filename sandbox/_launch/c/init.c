@@ -17,6 +17,7 @@
 #define _GNU_SOURCE
 #include "init.h"
 #include "exec.h"
+#include "judge.h"
 #include "sys.h"
 
 #include <dirent.h>
@@ -74,6 +75,7 @@ static struct exec_request request;
 static struct tally orphans; // reaped processes that were no program's first, since one was started while none ran
 static int peaks = -1;       // init's own /proc/self/clear_refs
 static bool oneshot;
+static bool has_traces; // of a traceless container: something may be left of a program, or of the caller
 
 static uint64_t now(void) {
     struct timespec t;
@@ -125,7 +127,7 @@ static _Noreturn void fail_setup(int sock, uint8_t phase, uint32_t index, uint32
 // An answer that cannot be sent would be waited for in vain: the channel ends instead, which tells the caller as much.
 static void answer(int sock, uint16_t kind, const struct writer *w, const int *fds, int nfds) {
     if (message_send(sock, kind, w, fds, nfds) < 0)
-        shutdown(sock, SHUT_RDWR);
+        own_call(__NR_shutdown, sock, SHUT_RDWR, 0, 0, 0);
 }
 
 // ---- Whose process is it? ----
@@ -223,7 +225,7 @@ static void kill_visited(struct channel *c, int pid) {
     (void)c;
     // No more children for it: a fork bomb must not outrun the walk.
     struct rlimit none = {0, 0};
-    syscall(__NR_prlimit64, pid, RLIMIT_NPROC, &none, NULL);
+    own_call(__NR_prlimit64, pid, RLIMIT_NPROC, (long)&none, 0, 0);
     kill(pid, SIGKILL);
 }
 
@@ -490,12 +492,14 @@ static int open_terminal(struct exec_request *x, int *master) {
     int pts = context->roles[ROLE_PTS], unlock = 0;
     if (pts < 0)
         return errno = ENODEV, -1;
-    *master = openat(pts, "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC);
+    *master = (int)own_call(__NR_openat, pts, (long)"ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC, 0, 0);
     if (*master < 0)
         return -1;
     struct winsize size = {.ws_row = x->rows, .ws_col = x->columns};
-    if (ioctl(*master, TIOCSPTLCK, &unlock) == 0 && (x->tty = ioctl(*master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)) >= 0 &&
-        (!(x->rows | x->columns) || ioctl(*master, TIOCSWINSZ, &size) == 0) && fchown(x->tty, x->uid, (gid_t)-1) == 0)
+    if (own_call(__NR_ioctl, *master, TIOCSPTLCK, (long)&unlock, 0, 0) == 0 &&
+        (x->tty = (int)own_call(__NR_ioctl, *master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC, 0, 0)) >= 0 &&
+        (!(x->rows | x->columns) || own_call(__NR_ioctl, *master, TIOCSWINSZ, (long)&size, 0, 0) == 0) &&
+        own_call(__NR_fchown, x->tty, x->uid, -1, 0, 0) == 0)
         return 0;
     int error = errno;
     if (x->tty >= 0)
@@ -554,7 +558,8 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
         orphans = (struct tally){0};
     c->cpu_before = c->cpu_fd >= 0 ? cpu_used(c) : cpu_of(&orphans);
     int terminal = request.tty;
-    if (request.mark && mark_pair[0] < 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, mark_pair) < 0)
+    if (request.mark && mark_pair[0] < 0 &&
+        own_call(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, (long)mark_pair, 0) < 0)
         mark_pair[0] = -1; // then handing over fails, in the child
     request.mark_sock = mark_pair[1];
     int pid = exec_spawn(&request);
@@ -620,6 +625,37 @@ static void on_kill(struct channel *c, struct reader body) {
     }
 }
 
+// What the policy lets pass by itself.
+static bool may_go_on(uint32_t answer) {
+    uint32_t action = answer & SECCOMP_RET_ACTION_FULL;
+    return action == SECCOMP_RET_ALLOW || action == SECCOMP_RET_LOG;
+}
+
+// A call that was reported: the kernel holds its caller until we answer. What is forbidden is never answered; we kill.
+// What the policy allows, and a traceless container's filter has reported only because it could leave something behind, is
+// noted and goes on: whatever its arguments are by then, it was allowed, and it is noted.
+static void on_notify(void) {
+    static struct seccomp_notif n;
+    memset(&n, 0, sizeof n);
+    if (own_call(__NR_ioctl, context->notify, (long)SECCOMP_IOCTL_NOTIF_RECV, (long)&n, 0, 0) < 0)
+        return;
+    if (context->policy && may_go_on(judge(context->policy, context->npolicy, &n.data))) {
+        struct seccomp_notif_resp resp = {.id = n.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+        has_traces = true;
+        own_call(__NR_ioctl, context->notify, (long)SECCOMP_IOCTL_NOTIF_SEND, (long)&resp, 0,
+                 0); // it may have been killed meanwhile
+        return;
+    }
+    struct channel *c = owner_of((int)n.pid);
+    if (c && !c->cause) {
+        c->cause = CAUSE_SYSCALL;
+        c->syscall_nr = n.data.nr;
+    }
+    kill((int)n.pid, SIGKILL);
+    if (c)
+        end_by(c, CAUSE_SYSCALL);
+}
+
 static bool watch(int fd, uint32_t kind) {
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = kind};
     return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
@@ -639,35 +675,42 @@ static bool add_channel(int sock) {
     return false;
 }
 
-// Operations on the live container (files, mostly), in a table of slots of their own. What they open in the slots that
-// the request names goes back.
-static void on_ops(struct channel *c, struct message *m) {
-    static int slots[SLOTS];
-    int out[16], count = 0;
+// What became of a request for operations: `out` are the descriptors that go back.
+struct ops_end {
+    int error, count;
+    uint32_t index;
+    int out[16];
+};
+
+static void close_out(struct ops_end *end) {
+    while (end->count > 0)
+        close(end->out[--end->count]);
+}
+
+// Carries the request out in `slots`, and closes what does not go back.
+static void carry_out(struct message *m, int *slots, struct ops_end *end) {
     struct reader block = rd_block(&m->body);
     uint32_t wanted = rd_uint32(&m->body);
-    struct writer w = {.length = 0};
-    for (int i = 0; i < SLOTS; i++)
-        slots[i] = i < m->nfds ? m->fds[i] : -1;
-    m->nfds = 0;
     int *setup_slots = context->slots;
     context->slots = slots;
     context->nskipped = 0;
     errno = EPROTO;
-    int error = m->body.bad || wanted > 16 || ops_run(context, block) < 0 ? errno : 0;
-    for (uint32_t i = 0; i < wanted && !error; i++) {
+    end->error = m->body.bad || wanted > 16 || ops_run(context, block) < 0 ? errno : 0;
+    end->index = context->index;
+    for (uint32_t i = 0; i < wanted && !end->error; i++) {
         uint16_t slot = rd_uint16(&m->body);
-        if (m->body.bad || slot >= SLOTS || slots[slot] < 0)
-            error = EPROTO;
-        else
-            out[count++] = slots[slot];
+        if (m->body.bad || slot >= SLOTS || slots[slot] < 0) {
+            end->error = EPROTO;
+        } else {
+            end->out[end->count++] = slots[slot];
+            slots[slot] = -1;
+        }
     }
-    wr_u32(&w, (uint32_t)error);
-    wr_u32(&w, context->index);
-    answer(c->sock, MSG_DONE, &w, out, error ? 0 : count);
     for (int i = 0; i < SLOTS; i++)
         if (slots[i] >= 0)
             close(slots[i]);
+    if (end->error)
+        close_out(end);
     context->slots = setup_slots;
 }
 
@@ -678,6 +721,106 @@ static void forget_peak(void) {
         close(peaks);
         peaks = -1;
     }
+}
+
+// Waits until the process behind `pidfd` has ended, and answers meanwhile what is reported.
+static void serve_until_end(int pidfd) {
+    struct pollfd fds[] = {{.fd = pidfd, .events = POLLIN}, {.fd = context->notify, .events = POLLIN}};
+    while (!(fds[0].revents & POLLIN)) {
+        int n = poll(fds, 2, -1);
+        if (n > 0 && fds[1].revents & POLLIN)
+            on_notify();
+        if (n < 0)
+            fds[0].revents = 0;
+    }
+}
+
+// In a traceless container most of these calls are reported, and init must not wait for its own answer: a process of its own
+// makes them, which shares init's descriptors. Programs of the same user could kill it; then the request has failed.
+static void carry_out_apart(struct message *m, int *slots, struct ops_end *end) {
+    int pair[2] = {-1, -1}, pidfd = -1;
+    long pid = -1;
+    bool came = false;
+    if (pipe2(pair, O_CLOEXEC | O_NONBLOCK) == 0)
+        pid = syscall(__NR_clone, X_CLONE_PIDFD | CLONE_FILES | SIGCHLD, 0L, &pidfd, 0L, 0L);
+    int error = errno;
+    if (pid == 0) {
+        carry_out(m, slots, end);
+        _exit(write(pair[1], end, sizeof *end) != sizeof *end);
+    }
+    if (pid > 0) {
+        serve_until_end(pidfd);
+        while (waitpid((int)pid, NULL, 0) < 0 && errno == EINTR)
+            ;
+        came = read(pair[0], end, sizeof *end) == sizeof *end;
+        error = EIO;
+        close(pidfd);
+    }
+    for (int i = 0; i < 2; i++)
+        if (pair[i] >= 0)
+            close(pair[i]);
+    if (!came) { // what it has opened stays open, in a container that will not be used again
+        *end = (struct ops_end){.error = error};
+        for (int i = 0; i < SLOTS; i++)
+            if (slots[i] >= 0)
+                close(slots[i]);
+    }
+}
+
+// Operations on the live container (files, mostly), in a table of slots of their own. What they open in the slots that
+// the request names goes back.
+static void on_ops(struct channel *c, struct message *m) {
+    static int slots[SLOTS];
+    struct ops_end end = {.error = 0};
+    struct writer w = {.length = 0};
+    for (int i = 0; i < SLOTS; i++)
+        slots[i] = i < m->nfds ? m->fds[i] : -1;
+    m->nfds = 0;
+    if (context->policy) {
+        has_traces = true;
+        carry_out_apart(m, slots, &end);
+    } else {
+        carry_out(m, slots, &end);
+    }
+    wr_u32(&w, (uint32_t)end.error);
+    wr_u32(&w, end.index);
+    answer(c->sock, MSG_DONE, &w, end.out, end.count);
+    close_out(&end);
+}
+
+// Uses a link of procfs, whose access time the kernel sets when it is no later than the other two, and then for a day no more
+// (relatime). Says whether it is later: nobody's use changes it then.
+static bool was_used(const char *link) {
+    struct stat st;
+    char to[32];
+    return readlinkat(AT_FDCWD, link, to, sizeof to) > 0 && fstatat(AT_FDCWD, link, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           (st.st_atim.tv_sec > st.st_mtim.tv_sec ||
+            (st.st_atim.tv_sec == st.st_mtim.tv_sec && st.st_atim.tv_nsec > st.st_mtim.tv_nsec));
+}
+
+// Says whether the container is as it was before its first program: then it is ready for another user. What is left by calls that
+// were not reported is nothing but numbers of processes, and those begin anew.
+static int reset(void) {
+    siginfo_t info = {.si_pid = 0};
+    if (!context->policy || context->roles[ROLE_LAST_PID] < 0)
+        return ENOTSUP;
+    if (has_traces)
+        return EUCLEAN;
+    if (nrunning || waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) == 0 || errno != ECHILD)
+        return EBUSY;
+    if (!was_used("/proc/self") || !was_used("/proc/thread-self"))
+        return EAGAIN;
+    if (pwrite(context->roles[ROLE_LAST_PID], "1", 1, 0) != 1)
+        return errno;
+    orphans = (struct tally){0};
+    return 0;
+}
+
+static void on_reset(struct channel *c) {
+    struct writer w = {.length = 0};
+    wr_u32(&w, (uint32_t)reset());
+    wr_u32(&w, 0);
+    answer(c->sock, MSG_DONE, &w, NULL, 0);
 }
 
 static void on_message(struct channel *c, struct message *m) {
@@ -695,6 +838,9 @@ static void on_message(struct channel *c, struct message *m) {
         break;
     case MSG_OPS:
         on_ops(c, m);
+        break;
+    case MSG_RESET:
+        on_reset(c);
         break;
     case MSG_SIGNAL_ALL: {
         int sig = (int)rd_uint32(&m->body);
@@ -749,22 +895,6 @@ static void serve_channel(struct channel *c) {
         on_lost(c, &m);
     else if (got == 0 || (errno != EAGAIN && errno != EINTR && errno != EPROTO))
         on_hangup(c);
-}
-
-// A forbidden system call: the kernel holds its caller until we answer. We never answer CONTINUE; we kill.
-static void on_notify(void) {
-    static struct seccomp_notif n;
-    memset(&n, 0, sizeof n);
-    if (ioctl(context->notify, SECCOMP_IOCTL_NOTIF_RECV, &n) < 0)
-        return;
-    struct channel *c = owner_of((int)n.pid);
-    if (c && !c->cause) {
-        c->cause = CAUSE_SYSCALL;
-        c->syscall_nr = n.data.nr;
-    }
-    kill((int)n.pid, SIGKILL);
-    if (c)
-        end_by(c, CAUSE_SYSCALL);
 }
 
 static int wait_ms(struct timespec *t) {

@@ -650,18 +650,46 @@ static int op_landlock(struct ops *o, struct reader *r) {
     return result;
 }
 
+// Copies a filter; returns how many instructions it has, 0 when it is none.
+static unsigned take_filter(struct sock_filter *to, struct reader from) {
+    size_t size = (size_t)(from.end - from.at);
+    if (size % sizeof *to || size / sizeof *to > BPF_MAXINSNS)
+        return 0;
+    memcpy(to, from.at, size);
+    return (unsigned)(size / sizeof *to);
+}
+
+// In a traceless container's filter, two constants stand for the number by which init passes. It is chosen here: no plan,
+// no process and no file has it.
+static int set_token(struct sock_filter *program, unsigned length) {
+    uint32_t half[2];
+    if (syscall(__NR_getrandom, half, sizeof half, 0) != (long)sizeof half)
+        return -1;
+    for (unsigned i = 0; i < length; i++)
+        if (program[i].code == (BPF_JMP | BPF_JEQ | BPF_K) && (program[i].k == TOKEN_HIGH || program[i].k == TOKEN_LOW))
+            program[i].k = half[program[i].k == TOKEN_LOW];
+    own_token = (uint64_t)half[0] << 32 | half[1];
+    return 0;
+}
+
 static int op_seccomp(struct ops *o, struct reader *r) {
     uint32_t flags = rd_uint32(r);
     uint8_t listen = rd_uint8(r);
-    struct reader code = rd_block(r);
-    size_t size = (size_t)(code.end - code.at);
-    if (r->bad || size == 0 || size % sizeof(struct sock_filter) || size / sizeof(struct sock_filter) > BPF_MAXINSNS)
+    struct reader code = rd_block(r), policy = rd_block(r);
+    static struct sock_filter program[BPF_MAXINSNS], asked[BPF_MAXINSNS]; // the kernel wants it aligned
+    unsigned length, npolicy = 0;
+    bool traceless = policy.at != policy.end;
+    if (r->bad || !(length = take_filter(program, code)) || (traceless && !(npolicy = take_filter(asked, policy))))
         return fail(EPROTO);
-    static struct sock_filter program[BPF_MAXINSNS]; // the kernel wants it aligned
-    if (flags & SECCOMP_FILTER_FLAG_NEW_LISTENER || (listen && o->notify >= 0))
+    if (flags & SECCOMP_FILTER_FLAG_NEW_LISTENER || (listen && o->notify >= 0) || (traceless && !listen))
         return fail(EPROTO); // a listener is asked for by `listen`, and there is one
-    memcpy(program, code.at, size);
-    struct sock_fprog filter = {(unsigned short)(size / sizeof *program), program};
+    if (traceless) {
+        if (set_token(program, length) < 0)
+            return -1;
+        o->policy = asked;
+        o->npolicy = npolicy;
+    }
+    struct sock_fprog filter = {(unsigned short)length, program};
     if (listen)
         flags |= SECCOMP_FILTER_FLAG_NEW_LISTENER;
     int fd = (int)syscall(__NR_seccomp, SECCOMP_SET_MODE_FILTER, flags, &filter);

@@ -22,6 +22,7 @@ enum { // Python -> launcher, Python -> init
     MSG_COMPLETE = 8,
     MSG_GROUPS = 9,
     MSG_FINISH = 10,
+    MSG_RESET = 11,
 };
 enum { // launcher or init -> Python
     MSG_CLONED = 64,

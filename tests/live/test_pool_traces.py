@@ -1,0 +1,130 @@
+"""Nothing that one use of a pool's container leaves is found by the next, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sandbox
+from sandbox import Bind, Pool, SetupError, Status
+from sandbox import _box as box_module
+from sandbox import pool as pool_module
+from tests.live.smuggler import LIMITS, PATIENCE_S, TMP, make_root
+from tests.support import needs
+
+pytestmark = [needs("userns", "overlay", "program:gcc"), pytest.mark.unprivileged]
+# What changes nothing but the process, and what ends with it: after these a container is used again.
+HARMLESS = ("daemon", "numbers", "cpu_time", "reads", "place")
+# What the kernel refuses here, so that nothing is left; where that changes, the others below show it.
+REFUSED = {"key", "hostname", "nice", "mqueue", "mode", "root", "xattr", "init_limit", "init_cpus"}
+# What the next program of the same lease does not see: it has ended, or init has taken it back, or keeps it from view.
+UNSEEN = {"daemon", "reads", "place", "cpu_time", "flag", "lock", "key", "names", "terminal", "port"}
+ITEMS = (
+    *HARMLESS, "tmp", "root", "shm_file", "memory", "shm", "sem", "msg", "removed_shm", "mqueue", "key", "hostname", "mode", "xattr", "flag", "lock",
+    "nice", "init_limit", "init_cpus", "removed_file", "nameless_file", "names", "port", "time_wait", "counters", "abstract", "terminal",
+)  # fmt: skip
+KINDS = ("root", "user", "read-only", "view")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_root(tmp_path_factory.mktemp("pool") / "root")
+
+
+def options_of(kind: str, root: Path) -> dict[str, Any]:
+    if kind == "view":
+        return {"mounts": [TMP, Bind(root, "/smugglers", read_only=True)], "read_only": True, **LIMITS}
+    more: dict[str, dict[str, Any]] = {"root": {}, "user": {"user": "1000:1000"}, "read-only": {"read_only": True, "mounts": [TMP]}}
+    return {"image": root, **more[kind], **LIMITS}
+
+
+class Smuggling:
+    """A pool of one container, and what a program sees there that comes first."""
+
+    def __init__(self, kind: str, root: Path) -> None:
+        self.program = "/smugglers/smuggle" if kind == "view" else "/smuggle"
+        self.pool = Pool(size=1, **options_of(kind, root))
+
+    def run(self, *argv: str, **options: Any) -> sandbox.Result:
+        return self.pool.exec([self.program, *argv], timeout=PATIENCE_S, **options)
+
+    def look(self) -> tuple[str, str]:
+        """What a program sees, and which container it was in."""
+        return _seen(self.run("look"))
+
+    def seen_in_one_lease(self, *items: str) -> str:
+        with self.pool.lease() as box:
+            for item in items:
+                box.exec([self.program, "leave", item], timeout=PATIENCE_S)
+            try:
+                return _seen(box.exec([self.program, "look"], timeout=PATIENCE_S))[0]
+            except SetupError as error:
+                return str(error)
+
+
+def _seen(result: sandbox.Result) -> tuple[str, str]:
+    assert result.ok, result
+    return result.stdout.decode(), result.stderr.decode()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def smuggling(request: pytest.FixtureRequest, root: Path) -> Iterator[Smuggling]:
+    patch = pytest.MonkeyPatch()
+    # New containers are used at once while all leave something, in a state that differs by one access time.
+    patch.setattr(pool_module, "HOPELESS", 1 << 30)
+    patch.setattr(box_module, "SETTLE_S", PATIENCE_S)
+    smugglers = Smuggling(request.param, root)
+    with smugglers.pool:
+        yield smugglers
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def untouched(smuggling: Smuggling) -> str:
+    """What is seen where nobody was before."""
+    first, second = smuggling.look(), smuggling.look()
+    assert first[0] == second[0], "what is seen differs from container to container by itself"
+    assert first[1] != second[1], "to look leaves traces itself: it should have been in another container"
+    return first[0]
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_nothing_that_a_run_leaves_is_found_by_the_next(smuggling: Smuggling, untouched: str, item: str) -> None:
+    left = smuggling.run("leave", item)
+    assert left.status is Status.EXITED, left
+    assert left.exit_code == 0 or item in REFUSED, left.stderr
+    assert smuggling.look()[0] == untouched
+
+
+@pytest.mark.parametrize("item", sorted(set(ITEMS) - UNSEEN))
+def test_what_is_left_would_be_found_in_the_same_container(smuggling: Smuggling, untouched: str, item: str) -> None:
+    """Else the test above could not fail."""
+    if smuggling.run("leave", item).exit_code:
+        pytest.skip("the kernel refuses it here")
+    assert smuggling.seen_in_one_lease(item) != smuggling.seen_in_one_lease()
+
+
+@pytest.mark.parametrize("item", HARMLESS)
+def test_a_run_that_leaves_nothing_keeps_the_container(smuggling: Smuggling, item: str) -> None:
+    smuggling.run("leave", "tmp")  # a new one, for its predecessor is replaced
+    assert smuggling.run("leave", item).ok
+    before = smuggling.pool.stats()
+    assert smuggling.run("leave", item).ok
+    assert smuggling.run("leave", "numbers").ok
+    after = smuggling.pool.stats()
+    assert (after.kept - before.kept, after.replaced - before.replaced) == (2, 0)
+
+
+@needs("cgroup:memory")
+def test_memory_that_the_kernel_keeps_of_a_run_is_not_charged_to_the_next(root: Path) -> None:
+    with Pool(image=root, size=1, **LIMITS) as pool:
+        charged: list[int] = []
+        for _ in range(3):
+            pool.exec(["/smuggle", "leave", "names"], timeout=PATIENCE_S)
+            pool.exec(["/smuggle", "leave", "memory"], timeout=PATIENCE_S)
+            with pool.lease() as box:
+                charged.append(box.container.stats().memory or 0)
+    assert max(charged) < 8 << 20
