@@ -82,6 +82,11 @@ class Driven(Container):
         return self._session()
 
     @property
+    def started(self) -> Started:
+        """Raises: ClosedError."""
+        return self._live()
+
+    @property
     def is_open(self) -> bool:
         return self._started is not None
 

@@ -62,6 +62,7 @@ class Monitor:
         self._is_over = False
         self._error: BaseException | None = None
         self._stop_fd = -1
+        self._due = 0  # of the intervals that we were asked for
         self._missed, self._taken, self._cpu_time = 0, 0, 0.0
         #: when the series began, in seconds since the epoch; `Sample.time` counts from there
         self.began: float | None = None
@@ -144,17 +145,29 @@ class Monitor:
         poll = select.poll()
         for fd in fds:
             poll.register(fd, select.POLLIN)
-        due = 0  # of the intervals that we were asked for
-        while True:
-            sample = sampler.read(lambda: time.monotonic() - begin)
-            if sample is None:
+        while (due := self.take(sampler, begin)) is not None:
+            if _wait(poll, due):
+                self.take_last(sampler, begin)
                 return
-            stride = self._keep(sample)
-            due, missed = next_due(due, stride, (time.monotonic() - begin) / self._interval)
-            self._missed += missed
-            if _wait(poll, begin + due * self._interval):
-                break
-        last = sampler.read(lambda: time.monotonic() - begin)  # once more: it tells what all runs used together
+
+    # ---- One sample ----
+
+    def take(self, sampler: Sampler, begin: float) -> float | None:
+        """Take the sample that is due; give when (time.monotonic()) the next one is. None: the container has gone.
+
+        For those who wait by themselves: *begin* is when the first was due. Raises: OSError, as `stop`.
+        """
+        sample = sampler.read(lambda: time.monotonic() - begin)
+        if sample is None:
+            return None
+        stride = self._keep(sample)
+        self._due, missed = next_due(self._due, stride, (time.monotonic() - begin) / self._interval)
+        self._missed += missed
+        return begin + self._due * self._interval
+
+    def take_last(self, sampler: Sampler, begin: float) -> None:
+        """Take one more than was due: it tells what all runs used together."""
+        last = sampler.read(lambda: time.monotonic() - begin)
         if last is not None:
             self._keep(last)
 
@@ -206,6 +219,11 @@ class Monitor:
         """The first row that was taken after *seen*; None: there will be none."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_over or (self._rows and self._rows[-1].time > seen))
+            return self.after(seen)
+
+    def after(self, seen: float) -> Sample | None:
+        """The first row that was taken later than *seen*, if there is one by now; does not wait."""
+        with self._changed:
             at = bisect.bisect_right(self._rows, seen, key=lambda row: row.time)
             return self._rows[at] if at < len(self._rows) else None
 

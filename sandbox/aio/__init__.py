@@ -6,6 +6,7 @@ kills its program, or its container that is not yet there, and waits until nothi
 
 from sandbox.aio._container import Container, run
 from sandbox.aio._interact import interact
+from sandbox.aio._monitor import Monitor
 from sandbox.aio._process import Process, Reader, Writer
 
-__all__ = ["Container", "Process", "Reader", "Writer", "interact", "run"]
+__all__ = ["Container", "Monitor", "Process", "Reader", "Writer", "interact", "run"]

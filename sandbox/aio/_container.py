@@ -17,7 +17,8 @@ from typing_extensions import Unpack
 from sandbox._arguments import Prepared, one_shot
 from sandbox._beginning import START_S
 from sandbox._driven import GONE_S, STARTED_S, Driven, DrivenProcess, Launch, complete
-from sandbox._files.face import MAX_ENTRIES, MAX_READ
+from sandbox._files.face import COPY_S, MAX_COPY, MAX_DEPTH, MAX_ENTRIES, MAX_READ, REMOVE_S
+from sandbox._files.limits import Progress
 from sandbox._pump import GRACE_S
 from sandbox._reactor import Reactor
 from sandbox._result import Result
@@ -28,9 +29,11 @@ from sandbox._spec import ContainerSpec
 from sandbox._types import Argument, Size, StrPath
 from sandbox.aio._bridge import bridge, wait_in_bridge
 from sandbox.aio._hub import Deaf, Hub, hub
-from sandbox.aio._options import ContainerOptions, CopyInOptions, CopyOptions, ExecOptions, PopenOptions, RemoveOptions, RunOptions
+from sandbox.aio._monitor import Monitor
+from sandbox.aio._options import Bounds, ContainerOptions, ExecOptions, PopenOptions, RunOptions
 from sandbox.aio._process import Opening, Process
 from sandbox.errors import BrokenError, SandboxError
+from sandbox.monitoring import MAX_ROWS
 
 if TYPE_CHECKING:
     from sandbox.cg import Stats
@@ -231,6 +234,10 @@ class Container:
         """What all programs use and used."""
         return self.driven.stats()
 
+    def monitor(self, interval: float = 0.05, *, max_rows: int = MAX_ROWS) -> Monitor:
+        """A time series of what all programs use, taken within ``async with``; see `Monitor`, and `sandbox.Container.monitor`."""
+        return Monitor(self.driven.started, interval, max_rows)
+
     # ---- Files ----
 
     async def write_bytes(self, path: StrPath, data: bytes, *, mode: int = 0o644, user: int | str | None = None) -> None:
@@ -257,17 +264,40 @@ class Container:
         """Whether *path* leads to something inside."""
         return await bridge(partial(self.driven.exists, path))
 
-    async def remove(self, path: StrPath, **options: Unpack[RemoveOptions]) -> None:
+    async def remove(self, path: StrPath, *, recursive: bool = False, missing_ok: bool = False, timeout: float | None = REMOVE_S) -> None:
         """Remove a file or directory inside; see `sandbox.Container.remove`."""
-        await bridge(partial(self.driven.remove, path, **options))
+        await bridge(partial(self.driven.remove, path, recursive=recursive, missing_ok=missing_ok, timeout=timeout))
 
-    async def copy_in(self, source: StrPath, target: StrPath, **options: Unpack[CopyInOptions]) -> None:
+    async def copy_in(
+        self,
+        source: StrPath,
+        target: StrPath,
+        *,
+        user: int | str | None = None,
+        max_size: Size = MAX_COPY,
+        max_entries: int = MAX_ENTRIES,
+        max_depth: int = MAX_DEPTH,
+        timeout: float | None = COPY_S,
+        progress: Progress | None = None,
+    ) -> None:
         """Copy a file or directory of the host to *target*; see `sandbox.Container.copy_in`."""
-        await bridge(partial(self.driven.copy_in, source, target, **options))
+        bounds: Bounds = {"max_size": max_size, "max_entries": max_entries, "max_depth": max_depth, "timeout": timeout, "progress": progress}
+        await bridge(partial(self.driven.copy_in, source, target, user=user, **bounds))
 
-    async def copy_out(self, source: StrPath, target: StrPath, **options: Unpack[CopyOptions]) -> None:
+    async def copy_out(
+        self,
+        source: StrPath,
+        target: StrPath,
+        *,
+        max_size: Size = MAX_COPY,
+        max_entries: int = MAX_ENTRIES,
+        max_depth: int = MAX_DEPTH,
+        timeout: float | None = COPY_S,
+        progress: Progress | None = None,
+    ) -> None:
         """Copy a file or directory to the host; see `sandbox.Container.copy_out`."""
-        await bridge(partial(self.driven.copy_out, source, target, **options))
+        bounds: Bounds = {"max_size": max_size, "max_entries": max_entries, "max_depth": max_depth, "timeout": timeout, "progress": progress}
+        await bridge(partial(self.driven.copy_out, source, target, **bounds))
 
 
 # ---- Waits ----

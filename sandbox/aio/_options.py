@@ -85,25 +85,11 @@ class RunOptions(_Shared, _Container, _Run, _Exec, total=False):
     """Of `run`."""
 
 
-class RemoveOptions(TypedDict, total=False):
-    """Of `Container.remove`."""
-
-    recursive: bool
-    missing_ok: bool
-    timeout: float | None
-
-
-class CopyOptions(TypedDict, total=False):
-    """Of `Container.copy_out`."""
+class Bounds(TypedDict):
+    """Of copies."""
 
     max_size: Size
     max_entries: int
     max_depth: int
     timeout: float | None
     progress: Progress | None
-
-
-class CopyInOptions(CopyOptions, total=False):
-    """Of `Container.copy_in`."""
-
-    user: int | str | None
