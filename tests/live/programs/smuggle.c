@@ -319,10 +319,8 @@ static void look(void) {
 
 int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "look")) {
-        char here[64] = "";
         look();
-        // Which container it was is for the caller to know, and no trace.
-        return readlink("/proc/self/ns/mnt", here, sizeof here - 1) < 0 || fputs(here, stderr) < 0;
+        return 0;
     }
     for (size_t i = 0; argc == 3 && i < sizeof ITEMS / sizeof *ITEMS; i++)
         if (!strcmp(argv[2], ITEMS[i].name)) {
