@@ -326,6 +326,8 @@ static void finish(struct channel *c, int status, const struct rusage *usage) {
     uint64_t wall_end = now();
     uint64_t before = c->cpu_fd < 0 ? c->cpu_before : 0;
     kill_rest(c);
+    if (context->policy)
+        exec_unlock_null();
     uint64_t cpu = c->cpu_fd < 0 ? rusage_ns(usage) + (nrunning == 1 ? orphans_cpu - before : 0) : cpu_used(c);
     // A limit that was passed between two looks was passed all the same.
     if (!c->cause && c->cpu_limit && cpu >= c->cpu_limit)
