@@ -199,8 +199,14 @@ static bool is_null(int fd) {
 // The caller has /dev/null open once, for all: what one program sets on an open file (F_SETFL, F_SETOWN, flock) others that have
 // it would see, and so would those of other containers. Init opens the container's own, once, and takes back what the last one
 // set.
+static int own = -1;
+
+void exec_unlock_null(void) {
+    if (own >= 0)
+        own_call(__NR_flock, own, LOCK_UN, 0, 0, 0);
+}
+
 static bool use_own_null(struct exec_request *x) {
-    static int own = -1;
     int null = -1; // the caller's
     for (uint32_t i = 0; i < x->nfds; i++) {
         if (x->fds[i].from != null && !is_null(x->fds[i].from))

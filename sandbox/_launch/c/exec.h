@@ -76,4 +76,7 @@ void exec_become(struct exec_request *x);
 // In a child with vfork semantics. Returns its pid, or -1 with step and error set (the child is reaped).
 int exec_spawn(struct exec_request *x);
 
+// Takes a lock back that the last program has left on init's /dev/null: all containers have the host's node.
+void exec_unlock_null(void);
+
 #endif

@@ -428,6 +428,8 @@ static void close_channel(struct channel *c) {
 static void finish(struct channel *c, int status, const struct rusage *usage) {
     uint64_t wall_end = now();
     kill_rest(c);
+    if (context->policy)
+        exec_unlock_null();
     struct tally used = tally_of(usage);
     if (c->alone)
         add_tally(&used, orphans);

@@ -291,7 +291,6 @@ static void look(void) {
     struct stat st = {0};
     printf("pid %d parent %d nice %d umask %o blocked %d\n", getpid(), getppid(), getpriority(PRIO_PROCESS, 0), umask(022),
            fcntl(0, F_GETFL));
-    printf("lock %d\n", flock(open("/dev/null", O_RDONLY), LOCK_EX | LOCK_NB));
     printf("cwd %s variable %s\n", getcwd(name, sizeof name), getenv("LEFT") ? "left" : "none");
     for (int i = 0; i < 9; i++)
         look_at(places[i]);
@@ -319,10 +318,8 @@ static void look(void) {
 
 int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "look")) {
-        char here[64] = "";
         look();
-        // Which container it was is for the caller to know, and no trace.
-        return readlink("/proc/self/ns/mnt", here, sizeof here - 1) < 0 || fputs(here, stderr) < 0;
+        return 0;
     }
     for (size_t i = 0; argc == 3 && i < sizeof ITEMS / sizeof *ITEMS; i++)
         if (!strcmp(argv[2], ITEMS[i].name)) {
