@@ -221,9 +221,8 @@ class Container(FileAccess):
     ) -> Result:
         """Run a program to its end; nothing that it started outlives it.
 
-        argv: a list; without a slash the program is looked for in the container's PATH. input: sent to its standard input
-            (default: /dev/null). stdin, stdout, stderr: as in subprocess; a function is called with the output as it comes, in
-            this thread (what it raises ends the program, and the call). PIPE keeps it.
+        argv: a list; without a slash the program is looked for in the container's PATH. input: sent to its standard input (else /dev/null).
+        stdin, stdout, stderr: as in subprocess; a function gets the output as it comes, in this thread, and what it raises ends the call.
         output_limit: bytes of each that are kept or passed on (64M), or a pair: of stdout, of stderr. on_overflow: ``"kill"`` a program
             that writes more (OUTPUT_LIMIT), or ``"discard"`` the rest, which is counted (`Result.stdout_size`).
         timeout, cpu_time: seconds of wall clock, and of CPU time of all that it starts. memory, swap, cpus, pids: limits of this run.

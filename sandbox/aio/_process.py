@@ -10,7 +10,7 @@ import io
 import os
 import select
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
@@ -21,6 +21,7 @@ from sandbox._reactor import Watch
 from sandbox._result import Result
 from sandbox._run import Text
 from sandbox._streams import Communication
+from sandbox._types import Size, to_count, to_size
 from sandbox.aio._hub import Deaf, Spot, hub
 from sandbox.errors import BrokenError, SandboxError, UsageError
 
@@ -232,6 +233,34 @@ class Process:
             raise BrokenError(LATE)
         ends = [at for at in (until, late) if at is not None]
         return min(ends) - now if ends else None
+
+    def chunks(self, size: int = CHUNK) -> AsyncGenerator[tuple[str, Any], None]:
+        """What comes from stdout and stderr, as it comes: ``("stdout", b"...")``; str in text mode. Ends when both have ended; then `wait`."""
+        most = to_count(size, what="size")
+        return self._either(lambda stream: stream.read1(most))
+
+    def lines(self, *, limit: Size = 1 << 20) -> AsyncGenerator[tuple[str, Any], None]:
+        """As `chunks`, by lines, each with its newline; one of more than *limit* comes in parts."""
+        most = to_size(limit, what="limit", least=1)
+        return self._either(lambda stream: stream.readline(most))
+
+    async def _either(self, read: Callable[[Reader], Coroutine[Any, Any, Any]]) -> AsyncGenerator[tuple[str, Any], None]:
+        """What *read* gives of either stream, whichever is first."""
+        streams = {name: stream for name, stream in (("stdout", self.stdout), ("stderr", self.stderr)) if stream is not None}
+        reading = {asyncio.create_task(read(stream)): name for name, stream in streams.items()}
+        try:
+            while reading:
+                ready, _ = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+                for task in ready:
+                    name = reading.pop(task)
+                    if part := task.result():
+                        yield name, part
+                        reading[asyncio.create_task(read(streams[name]))] = name
+        finally:
+            for task in reading:
+                task.cancel()
+            if reading:
+                await asyncio.wait(reading)
 
     async def communicate(self, input: bytes | str | None = None, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: A002 - subprocess's name
         """Send *input*, read the streams to their ends, and wait; returns (stdout, stderr). Raises: as `sandbox.Process.communicate`."""

@@ -4,89 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import inspect
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
 import sandbox
-from sandbox import DEVNULL, PIPE, STDOUT, BrokenError, ClosedError, SetupError, Status, UnsupportedError, UsageError, _session, aio
+from sandbox import DEVNULL, PIPE, STDOUT, ClosedError, SetupError, Status, UnsupportedError, UsageError, _session, aio
 from sandbox.aio import _options
+from tests.live.loops import MANY, Run, heartbeat, open_fds
 from tests.support import needs
 
-pytestmark = [needs("userns"), pytest.mark.unprivileged]
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-MANY = 1000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _libuv_has_its_pipe() -> None:
-    """It opens one for signals, once per process, which is not to be taken for ours."""
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        uvloop.new_event_loop().close()
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Run a coroutine in a loop of its own."""
-    if request.param == "asyncio":
-        return asyncio.run
-    uvloop = pytest.importorskip("uvloop")
-
-    def in_uvloop(main: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(main)
-        finally:
-            gc.collect()  # it closes some of its own descriptors then
-
-    return in_uvloop
-
-
-@contextlib.asynccontextmanager
-async def heartbeat() -> AsyncIterator[list[float]]:
-    """CPU seconds that the loop's thread took from one turn to the next: unlike the clock, other processes do not count."""
-    found: list[float] = []
-
-    async def beat() -> None:
-        last = time.thread_time()
-        while True:
-            await asyncio.sleep(0.0005)
-            now = time.thread_time()
-            found.append(now - last)
-            last = now
-
-    task = asyncio.create_task(beat())
-    try:
-        yield found
-    finally:
-        task.cancel()
-
-
-def open_fds() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
+pytestmark = [needs("userns"), pytest.mark.unprivileged, pytest.mark.usefixtures("libuv_has_its_pipe")]
 
 
 # ---- The face
 
 
 def test_aio_has_what_the_blocking_face_has() -> None:
-    names = {name for name in vars(sandbox.Container) if not name.startswith("_")}
+    names = {name for name in dir(sandbox.Container) if not name.startswith("_")}
     assert names - set(dir(aio.Container)) == set()
     names = {name for name in vars(sandbox.Process) if not name.startswith("_")}
-    assert names - set(dir(aio.Process)) == {"fileno"}  # the loop waits by itself
+    assert names - set(dir(aio.Process)) == {"fileno", "IS_WAITING"}  # the loop waits by itself
 
 
 @pytest.mark.parametrize(
@@ -102,14 +48,14 @@ def test_options_are_those_of_the_blocking_face(options: type, function: Callabl
     assert set(get_type_hints(_options.RunOptions)) >= set(get_type_hints(_options.ExecOptions)) | set(get_type_hints(_options.ContainerOptions))
 
 
-@pytest.mark.parametrize("name", ["write_bytes", "read_bytes", "make_dirs", "copy_in", "copy_out", "kill"])
+@pytest.mark.parametrize("name", ["write_bytes", "read_bytes", "make_dirs", "copy_in", "copy_out", "kill", "listdir", "stat", "exists", "remove", "monitor"])
 def test_methods_take_the_same_arguments(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(kind, name)).parameters for kind in (aio.Container, sandbox.Container))
     assert [(p.name, p.kind, p.default) for p in ours.values()] == [(p.name, p.kind, p.default) for p in theirs.values()]
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_a_program_runs_and_its_result_is_the_same(run: Run) -> None:
+def test_a_program_runs_and_its_result_is_the_same(aio_run: Run) -> None:
     async def main() -> None:
         async with aio.Container() as c:
             running = [c.is_running]
@@ -130,10 +76,10 @@ def test_a_program_runs_and_its_result_is_the_same(run: Run) -> None:
         with pytest.raises(ClosedError):
             await c.create()
 
-    run(main())
+    aio_run(main())
 
 
-def test_wrong_calls_are_refused_as_ever(run: Run) -> None:
+def test_wrong_calls_are_refused_as_ever(aio_run: Run) -> None:
     async def main() -> None:
         with pytest.raises(UsageError):
             aio.Container(memory="nonsense")
@@ -153,11 +99,11 @@ def test_wrong_calls_are_refused_as_ever(run: Run) -> None:
                 await c.popen(["true"], tty=True, stdin=PIPE)
             assert (await c.exec(["true"])).ok
 
-    run(main())
+    aio_run(main())
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_run_makes_a_container_for_one_program(run: Run) -> None:
+def test_run_makes_a_container_for_one_program(aio_run: Run) -> None:
     async def main() -> None:
         assert (await aio.run(["echo", "one"], timeout=10)).stdout == b"one\n"
         with pytest.raises(UsageError, match="unknown argument"):
@@ -168,12 +114,12 @@ def test_run_makes_a_container_for_one_program(run: Run) -> None:
                 assert len({r.stdout for r in results}) == 1
 
     if os.geteuid() == 0:
-        run(main())
+        aio_run(main())
 
 
 @needs("cgroup:memory")
 @pytest.mark.usefixtures("no_leftovers")
-def test_limits_and_accounting_hold_here_too(run: Run) -> None:
+def test_limits_and_accounting_hold_here_too(aio_run: Run) -> None:
     async def main() -> None:
         async with aio.Container(memory="100M", pids=64) as c:
             hog = ["python3", "-c", "x = bytearray(90 << 20)"]
@@ -191,14 +137,14 @@ def test_limits_and_accounting_hold_here_too(run: Run) -> None:
             assert c.spec.limits.pids == 64
             await c.pause()  # and what is frozen can be closed
 
-    run(main())
+    aio_run(main())
 
 
 # ---- Many at once
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_a_thousand_programs_at_once_keep_nobody_waiting(run: Run) -> None:
+def test_a_thousand_programs_at_once_keep_nobody_waiting(aio_run: Run) -> None:
     async def main() -> list[float]:
         async with contextlib.AsyncExitStack() as stack:
             boxes = [await stack.enter_async_context(aio.Container()) for _ in range(4)]
@@ -211,7 +157,7 @@ def test_a_thousand_programs_at_once_keep_nobody_waiting(run: Run) -> None:
             assert channels <= MANY
             return turns
 
-    turns = run(main())
+    turns = aio_run(main())
     assert max(turns) < 0.1, f"the loop was busy for {max(turns) * 1e3:.0f} ms of CPU time in one turn"
 
 
@@ -250,7 +196,7 @@ print("done")
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_a_full_container_lets_programs_wait_and_another_one_does_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_container_lets_programs_wait_and_another_one_does_not(aio_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_session, "CHANNELS", 6)
 
     async def main() -> None:
@@ -269,7 +215,7 @@ def test_a_full_container_lets_programs_wait_and_another_one_does_not(run: Run, 
                 await process.close()
             assert (await c.exec(["true"])).ok
 
-    run(main())
+    aio_run(main())
 
 
 def test_a_full_container_refuses_threads_one_more_program_and_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,217 +228,11 @@ def test_a_full_container_refuses_threads_one_more_program_and_lives_on(monkeypa
         assert c.exec(["true"]).ok
 
 
-# ---- Ends before the end
-
-
-@pytest.mark.usefixtures("no_leftovers")
-def test_a_cancelled_task_kills_its_program_and_waits_for_that(run: Run) -> None:
-    async def main() -> None:
-        async with aio.Container() as c:
-            task = asyncio.create_task(c.exec(["sh", "-c", "sleep 60 & echo started >/tmp/started; sleep 60"]))
-            while not (await c.exec(["test", "-e", "/tmp/started"])).ok:
-                pass
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert b"sleep" not in (await c.exec(["ps", "ax"])).stdout
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await c.exec(["sleep", "60"])
-            assert b"sleep" not in (await c.exec(["ps", "ax"])).stdout
-
-    run(main())
-
-
-@pytest.mark.usefixtures("no_leftovers")
-def test_cancelled_at_any_moment_nothing_is_left(run: Run) -> None:
-    dice = random.Random(1)
-
-    async def whole() -> None:
-        async with aio.Container(read_only=True) as c:
-            await c.exec(["sh", "-c", "sleep 0.002"], input=b"x" * 1000)
-            async with c.popen(["cat"], stdin=PIPE, stdout=PIPE) as p:
-                assert p.stdin is not None
-                await p.stdin.write(b"line\n")
-            await c.make_dirs("/dev/shm/a")
-
-    async def main() -> None:
-        begin = time.monotonic()
-        await whole()
-        length = time.monotonic() - begin
-        async with aio.Container() as c:
-            for _ in range(40):
-                task = asyncio.create_task(whole())
-                program = asyncio.create_task(c.exec(["sleep", "5"]))
-                await asyncio.sleep(dice.uniform(0, length))
-                task.cancel()
-                program.cancel()
-                if dice.random() < 0.3:  # and again, while it cleans up
-                    await asyncio.sleep(0)
-                    task.cancel()
-                results = await asyncio.gather(task, program, return_exceptions=True)
-                assert all(r is None or isinstance(r, asyncio.CancelledError) for r in results), results
-            ps = (await c.exec(["ps", "-A", "-o", "args="])).stdout
-            assert b"sleep" not in ps
-
-    run(main())
-
-
-@pytest.mark.usefixtures("no_leftovers")
-def test_one_failure_in_a_group_ends_the_others(run: Run) -> None:
-    async def main() -> None:
-        async with aio.Container() as c:
-            async def several() -> None:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(5):
-                        group.create_task(c.exec(["sleep", "60"]))
-                    group.create_task(c.exec(["false"], check=True))
-
-            with pytest.raises(ExceptionGroup) as caught:
-                await several()
-            assert caught.group_contains(sandbox.CommandError)
-            assert b"sleep" not in (await c.exec(["ps", "ax"])).stdout
-
-    run(main())
-
-
-@pytest.mark.usefixtures("no_leftovers")
-def test_closing_ends_the_programs_of_other_tasks(run: Run) -> None:
-    async def main() -> None:
-        c = await aio.Container().create()
-        tasks = [asyncio.create_task(c.exec(["sleep", "60"])) for _ in range(5)]
-        await c.exec(["true"])
-        await asyncio.gather(c.close(), c.close())
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(result, ClosedError) or (isinstance(result, sandbox.Result) and result.status is Status.KILLED), result
-
-    run(main())
-
-
-@pytest.mark.usefixtures("no_leftovers")
-def test_a_container_that_dies_is_told_to_all_who_wait(run: Run) -> None:
-    async def main() -> None:
-        async with aio.Container() as c:
-            tasks = [asyncio.create_task(c.exec(["sleep", "60"])) for _ in range(3)]
-            p = await c.popen(["sleep", "60"])
-            os.kill(c.pid, signal.SIGKILL)
-            results = await asyncio.gather(*tasks, p.wait(), return_exceptions=True)
-            assert all(isinstance(r, BrokenError) for r in results), results
-            await p.close()
-
-    run(main())
-
-
-def test_an_init_that_does_not_answer_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("_runs", "process"):
-        monkeypatch.setattr(f"sandbox.{module}.GRACE_S", 0.2)
-
-    async def main() -> None:
-        async with aio.Container() as c, aio.Container() as other:
-            p = await c.popen(["sleep", "60"], timeout=0.1)
-            os.kill(c.pid, signal.SIGSTOP)
-            task = asyncio.create_task(c.exec(["true"], timeout=0.1))
-            assert (await other.exec(["true"])).ok
-            with pytest.raises(BrokenError, match="deadline"):
-                await task
-            with pytest.raises(BrokenError):
-                await p.wait()
-            await p.close()
-
-    run(main())
-
-
-@pytest.mark.usefixtures("no_leftovers")
-def test_a_loop_that_is_closed_early_leaves_what_another_can_close() -> None:
-    before = open_fds()
-    loop = asyncio.new_event_loop()
-    c = loop.run_until_complete(aio.Container().create())
-
-    async def begin() -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(c.exec(["sleep", "60"]))
-        await c.exec(["true"])
-        return task
-
-    task = loop.run_until_complete(begin())
-    loop.set_exception_handler(lambda *_: None)  # it complains of the pending task
-    loop.close()
-    del task, loop
-    gc.collect()  # the coroutine ends here, and kills its program
-
-    async def end() -> bytes:
-        found: bytes = (await c.exec(["ps", "ax"])).stdout if c.is_running else b""
-        await c.close()
-        return found
-
-    assert b"sleep" not in asyncio.run(end())
-    sandbox.shut_down()
-    assert open_fds() <= before
-
-
-@pytest.mark.usefixtures("no_leftovers")
-def test_two_loops_in_two_threads_do_not_disturb_each_other() -> None:
-    counted: list[int] = []
-    shared = asyncio.run(aio.Container().create())
-
-    async def main() -> None:
-        async with aio.Container() as c:
-            results = await asyncio.gather(*((c if i % 2 else shared).exec(["echo", str(i)]) for i in range(60)))
-            counted.append(sum(int(r.stdout) for r in results))
-
-    threads = [threading.Thread(target=lambda: asyncio.run(main())) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    asyncio.run(shared.close())
-    assert counted == [sum(range(60))] * 2
-
-
-def test_a_forked_child_cannot_use_its_parents_containers_nor_disturb_them() -> None:
-    code = """
-import asyncio, gc, os
-import sandbox
-from sandbox import aio
-async def main():
-    async with aio.Container() as c:
-        task = asyncio.create_task(c.exec(["sh", "-c", "sleep 0.3; echo late"]))
-        process = await c.popen(["cat"], stdin=sandbox.PIPE, stdout=sandbox.PIPE)
-        await c.exec(["true"])
-        pid = os.fork()
-        if pid == 0:
-            async def child():
-                try:
-                    await c.exec(["true"])
-                except sandbox.ClosedError as error:
-                    assert "forked" in str(error), error
-                else:
-                    os._exit(2)
-                await c.close()
-                async with aio.Container() as own:
-                    assert (await own.exec(["echo", "1"])).stdout == b"1\\n"
-            task.get_coro().close()
-            asyncio.events._set_running_loop(None)
-            asyncio.run(child())
-            gc.collect()
-            os._exit(0)
-        while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            await asyncio.sleep(0.01)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert (await task).stdout == b"late\\n"
-        assert await process.communicate(b"x") == (b"x", None)
-        assert (await c.exec(["true"])).ok
-asyncio.run(main())
-print("done")
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "done\n", done.stderr
-
-
 # ---- Processes
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_a_program_is_talked_to_both_ways(run: Run) -> None:
+def test_a_program_is_talked_to_both_ways(aio_run: Run) -> None:
     async def main() -> None:
         async with aio.Container() as c:
             async with c.popen(["cat"], stdin=PIPE, stdout=PIPE) as p:
@@ -522,11 +262,11 @@ def test_a_program_is_talked_to_both_ways(run: Run) -> None:
                 assert await p.stdout.readline() == "é\n"
                 assert await p.stdout.read() == "x"
 
-    run(main())
+    aio_run(main())
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_communicate_goes_on_after_a_timeout(run: Run) -> None:
+def test_communicate_goes_on_after_a_timeout(aio_run: Run) -> None:
     async def main() -> None:
         async with aio.Container() as c:
             async with c.popen(["sh", "-c", "cat; sleep 0.2; echo end"], stdin=PIPE, stdout=PIPE, stderr=PIPE) as p:
@@ -542,11 +282,11 @@ def test_communicate_goes_on_after_a_timeout(run: Run) -> None:
             assert p.result.status is Status.OUTPUT_LIMIT
             await p.close()
 
-    run(main())
+    aio_run(main())
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_a_wait_that_ends_early_lets_the_program_run_on_and_the_block_ends_it(run: Run) -> None:
+def test_a_wait_that_ends_early_lets_the_program_run_on_and_the_block_ends_it(aio_run: Run) -> None:
     async def main() -> None:
         async with aio.Container() as c:
             p = await c.popen(["sleep", "60"])
@@ -574,11 +314,11 @@ def test_a_wait_that_ends_early_lets_the_program_run_on_and_the_block_ends_it(ru
                 await p.stdin.write(b"word\n")
                 assert b"got word" in await p.stdout.read()
 
-    run(main())
+    aio_run(main())
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_a_stream_that_is_closed_says_so_to_who_waits_for_it(run: Run) -> None:
+def test_a_stream_that_is_closed_says_so_to_who_waits_for_it(aio_run: Run) -> None:
     async def main() -> None:
         async with aio.Container() as c, c.popen(["cat"], stdin=PIPE, stdout=PIPE) as p:
             assert p.stdin is not None
@@ -596,14 +336,14 @@ def test_a_stream_that_is_closed_says_so_to_who_waits_for_it(run: Run) -> None:
             with pytest.raises(BrokenPipeError):
                 await p.stdin.write(b"x")
 
-    run(main())
+    aio_run(main())
 
 
 # ---- Files
 
 
 @pytest.mark.usefixtures("no_leftovers")
-def test_files_go_in_and_out_while_the_loop_goes_on(run: Run, tmp_path: Path) -> None:
+def test_files_go_in_and_out_while_the_loop_goes_on(aio_run: Run, tmp_path: Path) -> None:
     (tmp_path / "tree" / "deep").mkdir(parents=True)
     (tmp_path / "tree" / "deep" / "file").write_bytes(b"in" * 3_000_000)
 
@@ -628,10 +368,10 @@ def test_files_go_in_and_out_while_the_loop_goes_on(run: Run, tmp_path: Path) ->
                 await copying
             assert (await c.exec(["true"])).ok
 
-    run(main())
+    aio_run(main())
 
 
-def test_a_user_by_name_is_looked_up_inside(run: Run) -> None:
+def test_a_user_by_name_is_looked_up_inside(aio_run: Run) -> None:
     async def main() -> None:
         async with aio.Container() as c:
             name = (await c.exec(["id", "-un"])).stdout.decode().strip()
@@ -639,10 +379,10 @@ def test_a_user_by_name_is_looked_up_inside(run: Run) -> None:
             with pytest.raises(UsageError, match="not in the container's"):
                 await c.exec(["true"], user="nobody-such")
 
-    run(main())
+    aio_run(main())
 
 
-def test_without_greenlet_files_are_refused_and_programs_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_greenlet_files_are_refused_and_programs_run(aio_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "greenlet", None)
 
     async def main() -> None:
@@ -651,4 +391,64 @@ def test_without_greenlet_files_are_refused_and_programs_run(run: Run, monkeypat
             with pytest.raises(UnsupportedError, match="sandbox\\[aio\\]"):
                 await c.read_bytes("/etc/passwd")
 
-    run(main())
+    aio_run(main())
+
+
+# ---- Monitors
+
+
+@pytest.mark.usefixtures("no_leftovers")
+@needs("cgroup:memory", "cgroup:pids")
+def test_a_monitor_samples_in_the_loop(aio_run: Run) -> None:
+    async def main() -> None:
+        threads = threading.active_count()
+        async with aio.Container(memory="64M", pids=8) as c, c.monitor(0.01) as monitor, c.popen(["sleep", "9"]):
+            times = []
+            async for row in monitor:
+                times.append(row.time)
+                if len(times) > 3 and row.pids == 1:
+                    break
+            assert threading.active_count() == threads
+            assert times == sorted(set(times))
+        assert monitor.rows[-1].time >= times[-1]
+        with pytest.raises(UsageError, match="started before"):
+            await monitor.start()
+
+    aio_run(main())
+
+
+@pytest.mark.usefixtures("no_leftovers")
+@needs("cgroup:memory", "cgroup:pids")
+def test_a_monitor_ends_with_its_container(aio_run: Run) -> None:
+    async def main() -> None:
+        c = await aio.Container(memory="64M", pids=8).create()
+        monitor = await c.monitor(0.01).start()
+        await c.close()
+        assert len([row async for row in monitor]) >= 1  # the iteration ends
+        await monitor.stop()
+
+    aio_run(main())
+
+
+# ---- Both outputs at once
+
+
+def test_both_outputs_come_as_they_come(aio_run: Run) -> None:
+    async def main() -> None:
+        script = "echo out 1; echo err 1 >&2; printf 'no newline'"
+        async with aio.Container() as c:
+            async with c.popen(["sh", "-c", script], stdout=PIPE, stderr=PIPE) as p:
+                assert sorted([pair async for pair in p.lines()]) == [("stderr", b"err 1\n"), ("stdout", b"no newline"), ("stdout", b"out 1\n")]
+            async with c.popen(["sh", "-c", script], stdout=PIPE, stderr=PIPE, text=True) as p:
+                found = {"stdout": "", "stderr": ""}
+                async for name, part in p.chunks(5):
+                    assert len(part) <= 5
+                    found[name] += part
+            assert found == {"stdout": "out 1\nno newline", "stderr": "err 1\n"}
+            async with c.popen(["sh", "-c", "echo 1; exec sleep 9"], stdout=PIPE, stderr=PIPE) as p:
+                async for pair in p.lines():  # who stops early leaves nothing that reads
+                    assert pair == ("stdout", b"1\n")
+                    break
+                p.kill()
+
+    aio_run(main())
