@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from errno import EAGAIN, ENOEXEC, ENOMEM, ENOSYS, EPERM
+from errno import EAGAIN, ENOEXEC, ENOMEM, ENOSYS, EPERM, ETIMEDOUT
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -180,7 +180,9 @@ STEP_WORDS: Final = {
     wire.Step.BUSY: "start a second program on one channel",
 }
 MEMORY_HINT: Final = "the container's memory= is used up, by files on its tmpfs perhaps; remove some, or start another container"
+_SLOW: Final = "other programs of its user stopped it, or its file could not be read in time: the host is very busy, or its disk slow"
 _HINTS: Final[dict[tuple[int, int], str]] = {
+    (wire.Step.EXECVE, ETIMEDOUT): _SLOW,
     (wire.Step.EXECVE, ENOEXEC): "is it a script without '#!', or for another machine?",
     (wire.Step.CLONE, EAGAIN): "a limit on processes is reached (pids=, RLIMIT_NPROC, kernel.pid_max)",
     (wire.Step.CGROUP, EAGAIN): "a limit on processes is reached (pids=, RLIMIT_NPROC, kernel.pid_max)",

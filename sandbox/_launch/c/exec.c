@@ -323,11 +323,16 @@ void exec_become(struct exec_request *x) {
 }
 
 // Init sleeps until execve. But between its change of ids and execve a child can be stopped by other programs of its user, and
-// execve itself by a lease on the file; then nobody would keep the deadlines of those others. So the child has 1 s. The timer
-// ends with execve (timer_create(2)), is charged to init's user and not to the program's, and SIGKILL reaches the stopped.
-static bool limit_patience(void) {
+// execve itself by a lease on the file, or by a slow disk; then nobody would keep the deadlines of those others. So the child has
+// 1 s where there are others, and else 4 s, for the caller gives init up after 5. The timer ends with execve (timer_create(2)),
+// is charged to init's user and not to the program's, and SIGKILL reaches the stopped.
+static time_t patience_s(bool alone) {
+    return alone ? 4 : 1;
+}
+
+static bool limit_patience(bool alone) {
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL};
-    struct itimerspec patience = {.it_value.tv_sec = 1};
+    struct itimerspec patience = {.it_value.tv_sec = patience_s(alone)};
     int timer; // the kernel's, not the libc's: it would allocate
     return syscall(__NR_timer_create, CLOCK_MONOTONIC, &event, &timer) == 0 &&
            syscall(__NR_timer_settime, timer, 0, &patience, NULL) == 0;
@@ -355,7 +360,8 @@ static bool go_anywhere(void) {
 }
 
 static int child_main(void *arg) {
-    if ((is_kept && !go_anywhere()) || !limit_patience()) {
+    struct exec_request *x = arg;
+    if ((is_kept && !go_anywhere()) || !limit_patience(x->alone)) {
         failed(arg, STEP_CLONE);
         _exit(127);
     }
@@ -423,12 +429,31 @@ static int spawn(struct exec_request *x) {
     return (int)clone3_on_stack(&args, child_main, x);
 }
 
+// Whether its patience ended the child, and reaps it then. Execve deletes the timer: who comes that far has not waited so long.
+static bool was_killed_before_execve(const struct exec_request *x, int pid, const struct timespec *begin) {
+    struct timespec end;
+    siginfo_t info = {.si_pid = 0};
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    int64_t waited = (end.tv_sec - begin->tv_sec) * INT64_C(1000000000) + end.tv_nsec - begin->tv_nsec;
+    if (waited < patience_s(x->alone) * INT64_C(1000000000))
+        return false;
+    if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid != pid)
+        return false;
+    if (info.si_code != CLD_KILLED || info.si_status != SIGKILL)
+        return false;
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    return true;
+}
+
 int exec_spawn(struct exec_request *x) {
     if (!use_own_null(x)) {
         failed(x, STEP_FDS);
         return -1;
     }
     is_kept = x->flags & EXEC_SAME_CPU && stay_here();
+    struct timespec begin;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
     int pid = spawn(x);
     int error = errno;
     if (is_kept)
@@ -441,6 +466,11 @@ int exec_spawn(struct exec_request *x) {
     if (x->step) {
         while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
             ;
+        return -1;
+    }
+    if (was_killed_before_execve(x, pid, &begin)) {
+        errno = ETIMEDOUT;
+        failed(x, STEP_EXECVE);
         return -1;
     }
     return pid;

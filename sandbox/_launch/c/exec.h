@@ -59,6 +59,7 @@ struct exec_request {
     int tty;           // the terminal's other end, or -1
     bool in_root;      // the caller is in the container's "/"
     int proc;          // the container's procfs, to read the mark from; or -1
+    bool alone;        // nothing else runs in the container
     bool mark;         // give it a cgroup namespace of its own, so that its processes can be told from others'
     int mark_sock;     // where the child hands that namespace's descriptor over: as long as it is open, its inode is no other's
     uint64_t mark_ino; // and this is its inode

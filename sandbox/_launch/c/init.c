@@ -564,6 +564,7 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
         own_call(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, (long)mark_pair, 0) < 0)
         mark_pair[0] = -1; // then handing over fails, in the child
     request.mark_sock = mark_pair[1];
+    request.alone = c->alone;
     int pid = exec_spawn(&request);
     int mark_fd = request.mark_ino ? receive_mark() : -1;
     if (terminal >= 0)
