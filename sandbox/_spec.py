@@ -175,7 +175,7 @@ def _build(
     rlimits: Rlimits | None,
     strict: bool,
     time_offsets: tuple[float, float] | None,
-    subids: bool,
+    subids: bool = False,
     **limits: Any,  # noqa: ANN401 - the fields of Limits
 ) -> ContainerSpec:
     if not isinstance(rlimits, (Rlimits, type(None))):

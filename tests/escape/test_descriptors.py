@@ -353,7 +353,7 @@ def _is_ours(pid: int) -> bool:
 
 HOSTILE_ROUNDS = repeats(400)
 # wire.md: what an init may send, and some of what only others may.
-BODIES = {64: "<I", 65: "<iQQQ", 66: "<BIII", 67: "<I", 68: "<I", 69: "<Bii12Q", 70: "<II", 1: "<Q", 999: "<I"}
+BODIES = {64: "<I", 65: "<iQQQ", 66: "<BIII", 67: "<I", 68: "<I", 69: "<Bii" + 12 * "Q", 70: "<II", 1: "<Q", 999: "<I"}
 EDGES = [0, 0, 1, 2, 5, 9, 13, 0x7F, 0x137F, 255, 4096, 65535, -1, 2**31 - 1, -(2**31), 2**32 - 1, 2**63, 2**64 - 1]
 WIDTHS = {"B": (0, 2**8), "I": (0, 2**32), "i": (-(2**31), 2**31), "Q": (0, 2**64)}
 

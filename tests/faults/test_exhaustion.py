@@ -184,7 +184,7 @@ def test_namespaces_that_run_out_are_named(kind: str) -> None:
         assert process.returncode == 0, complaint
         lines = told.splitlines()
         assert len(lines) == 2, told
-        assert all("ENOSPC" in line and "sysctl" in line for line in lines), lines
+        assert all("sysctl" in line for line in lines), lines
 
     outcome = begin(scenario).outcome()
     assert (outcome.error, outcome.left) == ("", []), outcome

@@ -437,7 +437,11 @@ static bool was_killed_before_execve(const struct exec_request *x, int pid, cons
     int64_t waited = (end.tv_sec - begin->tv_sec) * INT64_C(1000000000) + end.tv_nsec - begin->tv_nsec;
     if (waited < patience_s(x->alone) * INT64_C(1000000000))
         return false;
-    if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) < 0 || info.si_pid != pid)
+    // Init wakes up when the child lets go of its memory, a moment before it can be waited for.
+    struct timespec pause = {.tv_nsec = 1000000};
+    for (int tries = 0; tries < 50 && waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && !info.si_pid; tries++)
+        nanosleep(&pause, NULL);
+    if (info.si_pid != pid)
         return false;
     if (info.si_code != CLD_KILLED || info.si_status != SIGKILL)
         return false;
