@@ -19,6 +19,8 @@ Made by `tests/vm/suite`, which runs the live and escape tests, and the faults, 
 
 Each cell: passed / failed / skipped, and how many were not run there though another host did. A host is this machine (hybrid control groups) or a kernel of Debian's in an emulated machine, with all controllers
 on cgroup v2: as root; as uid 1000 with a delegated control group; as uid 1000 without; as uid 1000 in a session that systemd made.
+
+A host may have been asked in parts, at different times: what failed and has been repaired since stands here as failed until it runs there again.
 """
 PASSED, FAILED, SKIPPED = OUTCOMES = ("passed", "failed", "skipped")
 DIRECTORIES: Final = ("tests/live", "tests/escape", "tests/faults")
