@@ -76,7 +76,7 @@ class Process:
 
     def _started(self) -> tuple[int, list[int]]:
         got = self._channel.receive(GRACE_S + 30)
-        if got is None:
+        if got is None or isinstance(got[0], codec.Gone):  # which comes on the first channel
             raise BrokenError("the container ended before the program started")
         event, fds = got
         if isinstance(event, codec.End) and event.cause == wire.Cause.NOT_STARTED:
@@ -140,7 +140,7 @@ class Process:
             if patience != timeout:
                 raise BrokenError(LATE) from None
             raise
-        if got is None:
+        if got is None or isinstance(got[0], codec.Gone):
             raise BrokenError("the container ended while the program ran")
         if not isinstance(got[0], codec.End):
             close_all(got[1])

@@ -209,9 +209,9 @@ def test_wrong_calls_are_refused(boxes: tuple[Container, Container]) -> None:
         with pytest.raises(UsageError, match="is not for a program that talks"):
             Party(boxes[0], ["true"], **wrong)
     party = sh(boxes[0], "true")
-    for wrong in ({"linger": -1}, {"timeout": "soon"}, {"transcript": "much"}, {"cpuset": "nonsense"}):
+    for name, value in (("linger", -1), ("timeout", "soon"), ("transcript", "much"), ("cpuset", "nonsense")):
         with pytest.raises(UsageError):
-            sandbox.interact(party, party, **wrong)  # type: ignore[call-overload]
+            sandbox.interact(party, party, **{name: value})
     with pytest.raises(UsageError, match=r"aio\.interact"):
         sandbox.interact(party, Party(aio.Container(), ["true"]))
     assert "Party(" in repr(party)
