@@ -50,7 +50,7 @@ EXPECTED = {
 def play(judge: Container, player: Container, solution: str, secret: int) -> Interaction:
     return sandbox.interact(
         Party(judge, [PYTHON, "-c", INTERACTOR, str(secret)]),
-        Party(player, [PYTHON, "-c", solution], cpu_time=1.0),
+        Party(player, [PYTHON, "-c", solution]),
         timeout=1.0,
         transcript="64K",
     )

@@ -111,7 +111,7 @@ class Process:
 
     def _started(self) -> tuple[int, list[int]]:
         got = self._channel.receive(GRACE_S + 30)
-        if got is None:
+        if got is None or isinstance(got[0], codec.Gone):  # which comes on the first channel
             raise BrokenError("the container ended before the program started")
         event, fds = got
         if isinstance(event, codec.End) and event.cause == wire.Cause.NOT_STARTED:
