@@ -299,8 +299,8 @@ import os, sys, threading
 os.chdir({directory!r})
 sys.argv[0] = "pytest"
 def announce():
-    for _ in range({times}):
-        with open("fifo") as file: file.read()
+    with open(os.open("fifo", os.O_RDWR), "rb", buffering=0) as file:  # never without a reader: a second one may write just then
+        for _ in range({times}): file.readline()
     os.write(ready, b"ready\\n")
 ready = os.dup(1)
 os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
