@@ -53,7 +53,8 @@ class Wiring:
 
 def wire_up(stdin: Any, stdout: Any, stderr: Any, pass_fds: Mapping[int, int], *, tty: bool) -> Wiring:  # noqa: ANN401 - subprocess's vocabulary
     """Make the pipes and choose the descriptors, with subprocess's words: PIPE, DEVNULL, STDOUT, a file or a descriptor."""
-    if _is_null(stdout) and _is_null(stderr) and _is_null(stdin) and not pass_fds and not tty:
+    is_quiet = (stdout is DEVNULL or _is_null(stdout)) and (stderr is DEVNULL or _is_null(stderr)) and (stdin is None or _is_null(stdin))
+    if is_quiet and not pass_fds and not tty:
         return _quiet[0] if _quiet else _make_quiet()
     w = Wiring()
     inside = w.inside
