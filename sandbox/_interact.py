@@ -385,6 +385,9 @@ class Rules:
 
     def options(self, parties: tuple[Party, Party]) -> tuple[dict[str, Any], dict[str, Any]]:
         """What each is run with. An interactor that is given no time of its own waits longer than the solution may take: it is not to blame."""
+        for party in parties:
+            if not isinstance(party, Party):
+                raise UsageError(f"{party!r} is no Party; give Party(container, [program, ...])")
         interactor, solution = ({**keyword_defaults("exec"), "stderr": PIPE, **party.options} for party in parties)
         if solution["timeout"] is None:
             solution["timeout"] = self.timeout
@@ -425,7 +428,7 @@ def interact(
     sides: list[tuple[Started, Prepared, Any]] = []
     for party, options in zip(parties, rules.options(parties), strict=True):
         if not isinstance(party.container, Container):
-            raise UsageError(f"{party!r}: a container of asyncio's; use sandbox.aio.interact")
+            raise UsageError(f"{party!r}: its container is no sandbox.Container; for one of asyncio's, use sandbox.aio.interact")
         sides.append(rules.side(*prepare_run(party.container, party.argv, options), options))
     try:
         with contextlib.closing(Reactor()) as reactor:

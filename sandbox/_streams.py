@@ -51,11 +51,6 @@ class Communication:
             os.set_blocking(self._input, False)
             self._poll.register(self._input, select.POLLOUT)
 
-    @property
-    def has_input(self) -> bool:
-        """Whether there is input to send."""
-        return bool(self._data)
-
     def put(self, fd: int, data: bytes) -> None:
         """Take what somebody has read of the output *fd* before."""
         if data:

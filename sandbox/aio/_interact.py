@@ -47,7 +47,7 @@ async def interact(
 
 def driven_of(party: Party) -> Driven:
     if not isinstance(party.container, Container):
-        raise UsageError(f"{party!r}: a container of sandbox's; use sandbox.interact")
+        raise UsageError(f"{party!r}: its container is no aio.Container; for a sandbox.Container, use sandbox.interact")
     return party.container.driven
 
 

@@ -235,6 +235,8 @@ def decode(data: bytes, *, what: str) -> dict[str, Any]:
         raise ImageError(f"{what}: {len(data)} bytes; at most {MAX_DOCUMENT} are taken")
     try:
         document = json.loads(data.decode("utf-8"))
+        if b"\\ud" in data.lower():  # half of a character, which nobody could write again
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ImageError(f"{what}: not a JSON document ({type(error).__name__})") from None
     if not isinstance(document, dict):

@@ -213,6 +213,10 @@ def test_wrong_calls_are_refused(boxes: tuple[Container, Container]) -> None:
     for change in refused:
         with pytest.raises(UsageError):
             sandbox.interact(party, party, **change)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="is no Party"):
+        sandbox.interact(party, boxes[1])
+    with pytest.raises(UsageError, match="is no Party"):
+        asyncio.run(aio.interact(boxes[0], party))
     with pytest.raises(UsageError, match=r"aio\.interact"):
         sandbox.interact(party, Party(aio.Container(), ["true"]))
     assert "Party(" in repr(party)

@@ -94,7 +94,7 @@ def test_a_document_that_is_both_is_refused() -> None:
         parse_document(Index(()).encode(), media_type=MediaType.OCI_MANIFEST)
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff", b'{"schemaVersion": 1}', b'{"schemaVersion": 2}', b"[" * 100_000, b" " * (MAX_DOCUMENT + 1)])
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff", b'{"schemaVersion": 1}', b'{"schemaVersion": 2}', b"[" * 100_000, b'{"schemaVersion": 2, "manifests": [], "note": "\\ud800"}', b" " * (MAX_DOCUMENT + 1)])
 def test_what_is_no_document_is_refused(raw: bytes) -> None:
     with pytest.raises(ImageError):
         parse_document(raw)
