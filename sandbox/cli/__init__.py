@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 __all__ = ["main"]
@@ -50,18 +50,8 @@ def _fill_standard_streams() -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if command == "run":
-        from sandbox.cli import run
-
-        return run.main(rest)
-    if command == "bench":
-        from sandbox.cli import bench
-
-        return bench.main(rest)
-    if command == "doctor":
-        from sandbox.cli import doctor
-
-        return doctor.main(rest)
+    if (main_of := _main_of(command)) is not None:
+        return main_of(rest)
     if command in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
@@ -69,8 +59,22 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sandbox {_version()}")
         return 0
     problem = f"unknown command {command!r}" if command else "no command"
-    print(f"sandbox: {problem}; there are 'run', 'bench' and 'doctor' (see sandbox --help)", file=sys.stderr)
+    print(f"sandbox: {problem}; see sandbox --help for those that there are", file=sys.stderr)
     return WRONG_USE
+
+
+def _main_of(command: str) -> Callable[[list[str]], int] | None:
+    """What carries *command* out; None for what is none."""
+    match command:
+        case "bench":
+            from sandbox.cli.bench import main as found
+        case "doctor":
+            from sandbox.cli.doctor import main as found
+        case "run":
+            from sandbox.cli.run import main as found
+        case _:
+            return None
+    return found
 
 
 def _version() -> str:
