@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         BrokenError,
         ClosedError,
         CommandError,
+        DockerfileError,
         ImageError,
         LimitError,
         ProgramNotFoundError,
@@ -45,7 +46,7 @@ _HOMES: Final = {
     "sandbox.cg": "Limits",
     "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
-    "sandbox.errors": "BrokenError ClosedError CommandError ImageError LimitError ProgramNotFoundError ProtocolError SandboxError "
+    "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError LimitError ProgramNotFoundError ProtocolError SandboxError "
     "SetupError UnsupportedError UsageError",
     "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
@@ -73,6 +74,7 @@ __all__ = [
     "Container",
     "CopyProgress",
     "Details",
+    "DockerfileError",
     "Estimate",
     "ImageError",
     "Interaction",

@@ -16,6 +16,7 @@ __all__ = [
     "BrokenError",
     "ClosedError",
     "CommandError",
+    "DockerfileError",
     "ImageError",
     "LimitError",
     "ProgramNotFoundError",
@@ -99,6 +100,22 @@ class ImageError(SandboxError):
     """An image is missing, damaged or refused."""
 
 
+class DockerfileError(ImageError):
+    """A Dockerfile cannot be read, or a step of it failed: `file`, `line` and `column` (from 1) say where.
+
+    `result` is the `Result` of a RUN step whose command did not succeed. The message shows the line, and a caret below what is wrong.
+    """
+
+    def __init__(self, message: str, *, file: str, line: int, column: int = 1, text: str = "", width: int = 1) -> None:
+        self.reason = message
+        self.file, self.line, self.column = file, line, column
+        self.result: Result | None = None
+        super().__init__(f"{file}:{line}:{column}: {message}{_underlined(line, column, text, width)}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
 class ClosedError(SandboxError):
     """You closed it (or never started it)."""
 
@@ -139,6 +156,14 @@ def raise_shortage(error: OSError, operation: str) -> None:
     name = _errno_name(error.errno or 0)
     if name in _SHORTAGES and not isinstance(error, SandboxError):
         raise SetupError(operation, error.errno or 0, step="shortage", hint=_SHORTAGES[name]) from error
+
+
+def _underlined(line: int, column: int, text: str, width: int) -> str:
+    if not text:
+        return ""
+    gutter, mark = f"{line:>5} | ", "^" * max(1, min(width, len(text) - column + 1))
+    before = "".join("\t" if letter == "\t" else " " for letter in text[: column - 1])  # as wide as what stands above
+    return f"\n{gutter}{text}\n{' ' * (len(gutter) - 2)}| {before}{mark}"
 
 
 def _errno_name(errno: int) -> str:
