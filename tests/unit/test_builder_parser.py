@@ -83,12 +83,21 @@ def test_forms_of_commands():
     shell, listed, broken, entry, health, none = steps(
         'RUN echo [x]\nRUN ["a", "b c"]\nCMD ["a", 1]\nENTRYPOINT []\nHEALTHCHECK --interval=1m30s --retries=3 CMD curl x\nHEALTHCHECK NONE'
     )
-    assert isinstance(shell, Run) and shell.command.is_shell and shell.command.words == ("echo [x]",)
-    assert isinstance(listed, Run) and not listed.command.is_shell and listed.command.words == ("a", "b c")
-    assert isinstance(broken, Program) and broken.command.is_shell  # no list of texts: a line for the shell, as Docker takes it
-    assert isinstance(entry, Program) and entry.command.words == ()
-    assert isinstance(health, Health) and health.times == {"interval": 90.0} and health.retries == 3
-    assert isinstance(none, Health) and none.command is None
+    assert isinstance(shell, Run)
+    assert shell.command.is_shell
+    assert shell.command.words == ("echo [x]",)
+    assert isinstance(listed, Run)
+    assert not listed.command.is_shell
+    assert listed.command.words == ("a", "b c")
+    assert isinstance(broken, Program)
+    assert broken.command.is_shell
+    assert isinstance(entry, Program)
+    assert entry.command.words == ()
+    assert isinstance(health, Health)
+    assert health.times == {"interval": 90.0}
+    assert health.retries == 3
+    assert isinstance(none, Health)
+    assert none.command is None
 
 
 def test_flags_of_copy():
@@ -100,8 +109,10 @@ def test_flags_of_copy():
 
 def test_env_has_a_new_and_an_old_form():
     new, old = steps("ENV a=1 b='x y' c=d\\ e\nENV name  some text = more")
-    assert isinstance(new, Pairs) and [(name.text, value.text) for name, value in new.pairs if value] == [("a", "1"), ("b", "'x y'"), ("c", "d\\ e")]
-    assert isinstance(old, Pairs) and [(name.text, value.text) for name, value in old.pairs if value] == [("name", "some text = more")]
+    assert isinstance(new, Pairs)
+    assert [(name.text, value.text) for name, value in new.pairs if value] == [("a", "1"), ("b", "'x y'"), ("c", "d\\ e")]
+    assert isinstance(old, Pairs)
+    assert [(name.text, value.text) for name, value in old.pairs if value] == [("name", "some text = more")]
 
 
 def test_a_trigger_reads_to_itself():
