@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sandbox import aio, cg, errors, features, fs, noise, ns, sec
+    from sandbox import aio, cg, errors, features, fs, image, noise, ns, sec
     from sandbox._files.limits import CopyProgress
     from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
     from sandbox._start import shut_down
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         CommandError,
         DockerfileError,
         ImageError,
+        ImageInUseError,
+        ImageNotFoundError,
         LimitError,
         ProgramNotFoundError,
         ProtocolError,
@@ -46,8 +48,8 @@ _HOMES: Final = {
     "sandbox.cg": "Limits",
     "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
-    "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError LimitError ProgramNotFoundError ProtocolError SandboxError "
-    "SetupError UnsupportedError UsageError",
+    "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError ImageInUseError ImageNotFoundError LimitError "
+    "ProgramNotFoundError ProtocolError SandboxError SetupError UnsupportedError UsageError",
     "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
     "sandbox.measurements": "Comparison Measurement Ratio",
@@ -59,7 +61,7 @@ _HOMES: Final = {
     "sandbox.sec": "Rlimits Security",
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES: Final = frozenset(("aio", "cg", "errors", "features", "fs", "noise", "ns", "sec"))
+_PACKAGES: Final = frozenset(("aio", "cg", "errors", "features", "fs", "image", "noise", "ns", "sec"))
 
 __all__ = [
     "DEVNULL",
@@ -77,6 +79,8 @@ __all__ = [
     "DockerfileError",
     "Estimate",
     "ImageError",
+    "ImageInUseError",
+    "ImageNotFoundError",
     "Interaction",
     "Lease",
     "Leases",
@@ -110,6 +114,7 @@ __all__ = [
     "errors",
     "features",
     "fs",
+    "image",
     "interact",
     "measure",
     "noise",

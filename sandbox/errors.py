@@ -18,6 +18,8 @@ __all__ = [
     "CommandError",
     "DockerfileError",
     "ImageError",
+    "ImageInUseError",
+    "ImageNotFoundError",
     "LimitError",
     "ProgramNotFoundError",
     "ProtocolError",
@@ -98,6 +100,14 @@ class ProgramNotFoundError(UsageError, FileNotFoundError):
 
 class ImageError(SandboxError):
     """An image is missing, damaged or refused."""
+
+
+class ImageNotFoundError(ImageError):
+    """The store has no such image."""
+
+
+class ImageInUseError(ImageError):
+    """A container uses the image, or several names stand for it; ``force=True`` removes it all the same."""
 
 
 class DockerfileError(ImageError):

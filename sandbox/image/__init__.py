@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from sandbox.image._blobs import BlobWriter
+from sandbox.image._leases import Lease
 from sandbox.image.digest import Digest, Verifier
 from sandbox.image.documents import Config, Descriptor, Healthcheck, History, Index, Manifest, MediaType, Platform, Settings
+from sandbox.image.images import Fault, Image, Pruned, Removed, Step, Usage, UsageRow
 from sandbox.image.reference import Reference
+from sandbox.image.store import Store, Use
 
 __all__ = [
+    "BlobWriter",
     "Config",
     "Descriptor",
     "Digest",
+    "Fault",
     "Healthcheck",
     "History",
+    "Image",
     "Index",
+    "Lease",
     "Manifest",
     "MediaType",
     "Platform",
+    "Pruned",
     "Reference",
+    "Removed",
     "Settings",
+    "Step",
+    "Store",
+    "Usage",
+    "UsageRow",
+    "Use",
     "Verifier",
 ]

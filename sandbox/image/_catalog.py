@@ -1,0 +1,240 @@
+"""Names and images: which names there are, what each stands for, and the documents behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from attrs import frozen
+
+from sandbox.errors import ImageError, ImageNotFoundError, UsageError
+from sandbox.image import _layers
+from sandbox.image._blobs import read_document
+from sandbox.image._disk import Root, blob_name
+from sandbox.image.digest import Digest
+from sandbox.image.documents import Config, Manifest, decode, encode, parse_config, parse_document
+from sandbox.image.images import Image
+from sandbox.image.reference import Reference
+
+_ID: Final = re.compile(r"[0-9a-f]{4,128}", re.ASCII)  # the first digits of an id, as git wants at least
+_ALGORITHM: Final = {64: "sha256", 128: "sha512"}
+
+
+@frozen
+class Record:
+    """What is kept of an image beside its blobs."""
+
+    manifest: Digest
+    built_here: bool
+    size: int
+
+    def encode(self) -> bytes:
+        return encode({"manifest": str(self.manifest), "built_here": self.built_here, "size": self.size})
+
+    @classmethod
+    def decode(cls, data: bytes, what: str) -> Record:
+        fields = decode(data, what=what)
+        return cls(Digest.parse(fields.get("manifest")), bool(fields.get("built_here")), int(fields.get("size", 0)))
+
+
+@frozen(order=True)
+class Named:
+    """What a name stands for: an image, and the manifest by which it came."""
+
+    manifest: Digest
+    image: Digest
+
+    def encode(self, name: str) -> bytes:
+        return encode({"name": name, "manifest": str(self.manifest), "image": str(self.image)})
+
+    @classmethod
+    def decode(cls, data: bytes) -> tuple[str, Named]:
+        fields = decode(data, what="image store: a name")
+        return str(fields.get("name")), cls(Digest.parse(fields.get("manifest")), Digest.parse(fields.get("image")))
+
+
+Names = dict[str, Named]
+
+
+def image_name(image_id: Digest) -> str:
+    """Where the record of an image is in a store."""
+    return f"images/{image_id.hex}"
+
+
+def name_file(name: str) -> str:
+    """Where what a name stands for is in a store; a hash, so that no name can be a path."""
+    return f"names/{Digest.of(name.encode()).hex}"
+
+
+def to_digest(hexadecimal: str) -> Digest | None:
+    """The digest of which only the digits are the name of a file; None for what is none."""
+    if len(hexadecimal) not in _ALGORITHM or not _ID.fullmatch(hexadecimal):
+        return None
+    return Digest(_ALGORITHM[len(hexadecimal)], hexadecimal)
+
+
+def key_of(reference: Reference) -> str:
+    """The name under which an image is kept: a digest decides, and a tag beside it says nothing more."""
+    return str(reference if reference.digest is None else reference.pinned(reference.digest))
+
+
+def names(root: Root) -> Names:
+    """All names, sorted, each with what it stands for."""
+    return dict(sorted(Named.decode(data) for entry in root.names("names") if (data := root.read(f"names/{entry}")) is not None))
+
+
+def record(root: Root, image_id: Digest) -> Record | None:
+    """What is kept of an image; None when there is no such image."""
+    data = root.read(image_name(image_id))
+    return None if data is None else Record.decode(data, f"image {image_id}")
+
+
+def records(root: Root) -> dict[Digest, Record]:
+    """All images."""
+    found: dict[Digest, Record] = {}
+    for entry in root.names("images"):
+        image_id = to_digest(entry)
+        if image_id is not None and (known := record(root, image_id)) is not None:
+            found[image_id] = known
+    return found
+
+
+# ---- Documents ----
+
+
+def read_manifest(root: Root, digest: Digest) -> Manifest:
+    """Raises: ImageError: it is not there, or no manifest."""
+    document = parse_document(read_document(root, digest), what=f"manifest {digest}")
+    if not isinstance(document, Manifest):
+        raise ImageError(f"{digest} is an index of several images; add one of its manifests")
+    return document
+
+
+def read_config(root: Root, manifest: Manifest) -> Config:
+    """Raises: ImageError: it is not there, or does not fit the manifest."""
+    digest = manifest.config.digest
+    config = parse_config(read_document(root, digest), what=f"configuration {digest}")
+    if len(config.diff_ids) != len(manifest.layers):
+        raise ImageError(f"configuration {digest}: {len(config.diff_ids)} layers, and its manifest has {len(manifest.layers)}")
+    return config
+
+
+def require_complete(root: Root, manifest: Manifest, config: Config) -> int:
+    """See that all of an image is there; return the bytes that its unpacked layers take. Raises: ImageError."""
+    for blob in (manifest.config, *manifest.layers):
+        size = root.size(blob_name(blob.digest))
+        if size != blob.size:
+            raise ImageError(f"blob {blob.digest}: {'it is not in the store' if size is None else f'{size} bytes instead of {blob.size}'}")
+    sizes: dict[Digest, int] = {}
+    for diff_id in config.diff_ids:
+        known = _layers.facts(root, diff_id)
+        if known is None:
+            raise ImageError(f"layer {diff_id}: it is not in the store, unpacked")
+        sizes[diff_id] = known.disk
+    return sum(sizes.values())
+
+
+# ---- Looking up ----
+
+
+def load(root: Root, path: str, found: Named, all_names: Names) -> Image:
+    """An image. Raises: ImageNotFoundError: it is gone. ImageError: something of it is not there, or damaged."""
+    known = require_record(root, found.image)
+    manifest = read_manifest(root, found.manifest)
+    config = read_config(root, manifest)
+    return Image(
+        store=path,
+        id=found.image,
+        manifest=found.manifest,
+        names=tuple(name for name, named in all_names.items() if named.image == found.image),
+        config=config,
+        size=known.size,
+        built_here=known.built_here,
+        links=tuple(_layers.link_of(root, diff_id) for diff_id in config.diff_ids),
+    )
+
+
+def resolve(root: Root, name: str | Reference | Digest, all_names: Names) -> Named:
+    """What *name* means: a name, a digest of an image or manifest, or the first digits of an id.
+
+    Raises: ImageNotFoundError; UsageError: it is no name, or the digits fit several images.
+    """
+    if isinstance(name, str) and re.match(r"sha(256|512):", name):
+        name = Digest.parse(name)
+    if isinstance(name, Digest):
+        found, shown = _by_digest(root, name, all_names), str(name)
+    else:
+        reference = name if isinstance(name, Reference) else _parse(name)
+        found = None if reference is None else _by_reference(reference, all_names)
+        if found is None and isinstance(name, str):
+            found = _by_digits(root, name)
+        shown = str(name) if reference is None else reference.familiar
+    if found is None:
+        raise ImageNotFoundError(f"no image {shown} in the store; sandbox images lists those that there are, sandbox pull gets others")
+    return found
+
+
+def _parse(name: str) -> Reference | None:
+    """Read a name; a bare id of 64 digits is no name, as in Docker."""
+    return None if isinstance(name, str) and to_digest(name) is not None else Reference.parse(name)
+
+
+def _by_reference(reference: Reference, all_names: Names) -> Named | None:
+    if (found := all_names.get(key_of(reference))) is not None or reference.digest is None:
+        return found
+    same = (named for name, named in all_names.items() if Reference.parse(name).name == reference.name)
+    return next((named for named in same if named.manifest == reference.digest), None)
+
+
+def _by_digest(root: Root, digest: Digest, all_names: Names) -> Named | None:
+    if (known := record(root, digest)) is not None:
+        return Named(known.manifest, digest)
+    for image_id, known in records(root).items():
+        if known.manifest == digest:
+            return Named(digest, image_id)
+    # Another manifest of an image, or an index by which it was pulled.
+    return next((named for name, named in all_names.items() if named.manifest == digest or name.endswith(f"@{digest}")), None)
+
+
+def _by_digits(root: Root, digits: str) -> Named | None:
+    if not _ID.fullmatch(digits):
+        return None
+    found = [image_id for image_id in map(to_digest, root.names("images")) if image_id is not None and image_id.hex.startswith(digits)]
+    if len(found) > 1:
+        raise UsageError(f"image: {digits!r} is the beginning of {len(found)} ids; give more digits")
+    known = record(root, found[0]) if found else None
+    return None if known is None else Named(known.manifest, found[0])
+
+
+def check_names(references: Iterable[Reference]) -> list[str]:
+    """The keys of new names. Raises: UsageError."""
+    found: list[str] = []
+    for reference in references:
+        if not isinstance(reference, Reference):
+            raise UsageError(f"image: {reference!r} is not a Reference; read it with Reference.parse")
+        found.append(key_of(Reference.parse(str(reference))))
+    return found
+
+
+def require_tag(reference: Reference) -> None:
+    """Raises: UsageError: a digest is part of it; what a digest names is not ours to say."""
+    if reference.digest is not None:
+        raise UsageError(f"image: {reference} has a digest, and so cannot be given to an image; give name:tag")
+    Reference.parse(str(reference))
+
+
+def require_record(root: Root, image_id: Digest) -> Record:
+    """Raises: ImageNotFoundError: the image is gone."""
+    known = record(root, image_id)
+    if known is None:
+        raise ImageNotFoundError(f"image {image_id}: it has been removed")
+    return known
+
+
+def require_there(root: Root, image: Image) -> None:
+    """See that an image, which is on a lease, has not been removed before. Raises: ImageNotFoundError."""
+    require_record(root, image.id)
+    for diff_id in image.config.diff_ids:
+        if not _layers.has(root, diff_id):
+            raise ImageNotFoundError(f"image {image.id}: its layer {diff_id} has been removed")

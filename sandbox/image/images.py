@@ -1,0 +1,102 @@
+"""What the store tells: an image, and what came of removing, pruning, verifying and counting."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from sandbox.image.digest import Digest
+from sandbox.image.documents import Config, Descriptor, Settings
+
+__all__ = ["Fault", "Image", "Pruned", "Removed", "Step", "Usage", "UsageRow"]
+
+
+@frozen
+class Image:
+    """An image of a store, as it was when it was looked up. A value: it keeps nothing from being removed; `Store.use` does."""
+
+    store: str = field(repr=False)  # the path of the store
+    id: Digest  # of its configuration
+    manifest: Digest
+    names: tuple[str, ...]  # in full: "docker.io/library/debian:12"; sorted
+    config: Config = field(repr=False)
+    size: int  # bytes on disk of its unpacked layers, shared ones included
+    built_here: bool
+    links: tuple[str, ...] = field(repr=False)  # for each layer, the name of a link to it in `short`
+
+    @property
+    def settings(self) -> Settings:
+        """What it says of the containers that are made of it."""
+        return self.config.settings
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The paths of its unpacked layers, the lowest first."""
+        return tuple(f"{self.store}/layers/{diff_id.hex}/tree" for diff_id in self.config.diff_ids)
+
+    @property
+    def short(self) -> str:
+        """The directory of `links`: there, the names of more than a hundred layers are short enough for one page of mount options."""
+        return f"{self.store}/short"
+
+
+@frozen
+class Step:
+    """What a step of a local build gave, as the build cache keeps it."""
+
+    config: Digest | None = None  # the configuration after the step
+    layer: Descriptor | None = None  # the blob of its layer; None: it made none
+    diff_id: Digest | None = None  # the unpacked layer
+
+
+@frozen
+class Removed:
+    """What `Store.remove` has done."""
+
+    untagged: tuple[str, ...]  # names taken away
+    deleted: tuple[Digest, ...]  # images that are gone
+    freed: int  # bytes on disk, of blobs and layers
+
+
+@frozen
+class Pruned:
+    """What `Store.prune` has done."""
+
+    untagged: tuple[str, ...]
+    deleted: tuple[Digest, ...]
+    freed: int
+    cache_entries: int = 0
+
+
+@frozen
+class Fault:
+    """Something that `Store.verify` found wrong."""
+
+    kind: str  # "name", "image", "blob", "layer", "cache"
+    subject: str  # its name or digest
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.subject}: {self.problem}"
+
+
+@frozen
+class UsageRow:
+    """What one image takes: of `size` bytes on disk, `shared` belong to other images too."""
+
+    image: Image
+    shared: int
+    unique: int
+    containers: int  # how many use it now
+
+
+@frozen
+class Usage:
+    """What a store takes on disk, in bytes: layers count once, however many images have them."""
+
+    images: tuple[UsageRow, ...]
+    layers: int
+    blobs: int
+    reclaimable: int  # of layers and blobs, what `prune(all=True)` would free
+    cache_entries: int
+    cache: int  # of layers and blobs that only the build cache has
+    staging: int  # of what is being written, and of transfers that can be taken up again

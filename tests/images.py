@@ -1,0 +1,112 @@
+"""Images for tests, small and made here; a store to put them into, and a look at what is in it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from attrs import frozen
+
+from sandbox.image import Config, Descriptor, Digest, Image, Lease, Manifest, MediaType, Platform, Reference, Settings, Store
+
+
+@frozen
+class Content:
+    """What stands in for an unpacked layer's figures."""
+
+    diff_id: Digest
+    size: int
+    entries: int
+    bytes_on_disk: int
+
+
+@frozen
+class Layer:
+    """A layer of plain files: its tar, and the compressed blob of it."""
+
+    tar: bytes
+    blob: bytes
+
+    @property
+    def diff_id(self) -> Digest:
+        return Digest.of(self.tar)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor.of(MediaType.OCI_LAYER_GZIP, self.blob)
+
+    def unpack(self, directory: int) -> Content:
+        """A stand-in of the unpacker, for files and directories alone."""
+        with tarfile.open(fileobj=io.BytesIO(self.tar)) as archive:
+            members = archive.getmembers()
+            for member in members:
+                _put(archive, member, directory)
+        return Content(self.diff_id, len(self.tar), len(members), sum(member.size for member in members))
+
+
+def _put(archive: tarfile.TarFile, member: tarfile.TarInfo, directory: int) -> None:
+    if member.isdir():
+        os.mkdir(member.name, member.mode, dir_fd=directory)
+        return
+    content = archive.extractfile(member)
+    fd = os.open(member.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, member.mode, dir_fd=directory)
+    with open(fd, "wb") as file:
+        file.write(content.read() if content else b"")
+    os.utime(member.name, (member.mtime, member.mtime), dir_fd=directory)
+
+
+def layer(files: dict[str, bytes]) -> Layer:
+    """A layer of *files*; a name with a slash at its end is a directory."""
+    buffer = io.BytesIO()
+    owner = os.geteuid()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name.rstrip("/"))
+            member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            member.size, member.mode, member.mtime = len(content), 0o755 if name.endswith("/") else 0o644, 1_700_000_000
+            member.uid = member.gid = owner
+            archive.addfile(member, io.BytesIO(content))
+    return Layer(buffer.getvalue(), gzip.compress(buffer.getvalue(), 1, mtime=0))
+
+
+def layers(seed: str, count: int = 2, size: int = 100) -> list[Layer]:
+    """Layers with content that no other *seed* gives."""
+    return [layer({"d/": b"", f"d/{number}": hashlib.shake_128(f"{seed} {number}".encode()).digest(size)}) for number in range(count)]
+
+
+def put(
+    store: Store, lease: Lease, parts: Iterable[Layer], names: Iterable[str] = (), *, built_here: bool = False, settings: Settings | None = None
+) -> Image:
+    """Put an image of *parts* into *store*, as a pull would."""
+    parts = list(parts)
+    for part in parts:
+        with store.write_blob(lease, part.descriptor.digest, len(part.blob)) as writer:
+            if not writer.is_complete:
+                writer.write(part.blob[writer.offset :])
+            writer.commit()
+        store.add_layer(lease, part.diff_id, part.unpack)
+    config = Config(Platform(), tuple(part.diff_id for part in parts), settings or Settings()).encode()
+    store.put_document(lease, config)
+    manifest = Manifest(Descriptor.of(MediaType.OCI_CONFIG, config), tuple(part.descriptor for part in parts)).encode()
+    digest = store.put_document(lease, manifest)
+    return store.add_image(lease, digest, [Reference.parse(name) for name in names], built_here=built_here)
+
+
+def make(store: Store, name: str, seed: str | None = None, *, count: int = 2) -> Image:
+    """A whole image under *name*."""
+    with store.lease() as lease:
+        return put(store, lease, layers(seed or name, count), [name])
+
+
+def files_of(store: Store) -> list[str]:
+    """Everything in a store, but for its locks and directories of its own."""
+    root = Path(store.path)
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+Step = Callable[[Store], object]
