@@ -7,22 +7,12 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import frozen
 
 from sandbox.image import Config, Descriptor, Digest, Image, Lease, Manifest, MediaType, Platform, Reference, Settings, Store
-
-
-@frozen
-class Content:
-    """What stands in for an unpacked layer's figures."""
-
-    diff_id: Digest
-    size: int
-    entries: int
-    bytes_on_disk: int
 
 
 @frozen
@@ -39,25 +29,6 @@ class Layer:
     @property
     def descriptor(self) -> Descriptor:
         return Descriptor.of(MediaType.OCI_LAYER_GZIP, self.blob)
-
-    def unpack(self, directory: int) -> Content:
-        """A stand-in of the unpacker, for files and directories alone."""
-        with tarfile.open(fileobj=io.BytesIO(self.tar)) as archive:
-            members = archive.getmembers()
-            for member in members:
-                _put(archive, member, directory)
-        return Content(self.diff_id, len(self.tar), len(members), sum(member.size for member in members))
-
-
-def _put(archive: tarfile.TarFile, member: tarfile.TarInfo, directory: int) -> None:
-    if member.isdir():
-        os.mkdir(member.name, member.mode, dir_fd=directory)
-        return
-    content = archive.extractfile(member)
-    fd = os.open(member.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, member.mode, dir_fd=directory)
-    with open(fd, "wb") as file:
-        file.write(content.read() if content else b"")
-    os.utime(member.name, (member.mtime, member.mtime), dir_fd=directory)
 
 
 def layer(files: dict[str, bytes]) -> Layer:
@@ -89,7 +60,7 @@ def put(
             if not writer.is_complete:
                 writer.write(part.blob[writer.offset :])
             writer.commit()
-        store.add_layer(lease, part.diff_id, part.unpack)
+        store.unpack_layer(lease, part.diff_id, [part.blob], part.descriptor.media_type)
     config = Config(Platform(), tuple(part.diff_id for part in parts), settings or Settings()).encode()
     store.put_document(lease, config)
     manifest = Manifest(Descriptor.of(MediaType.OCI_CONFIG, config), tuple(part.descriptor for part in parts)).encode()
@@ -107,6 +78,3 @@ def files_of(store: Store) -> list[str]:
     """Everything in a store, but for its locks and directories of its own."""
     root = Path(store.path)
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
-
-
-Step = Callable[[Store], object]

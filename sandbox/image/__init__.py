@@ -9,6 +9,7 @@ from sandbox.image.documents import Config, Descriptor, Healthcheck, History, In
 from sandbox.image.images import Fault, Image, Pruned, Removed, Step, Usage, UsageRow
 from sandbox.image.reference import Reference
 from sandbox.image.store import Store, Use
+from sandbox.image.tar import UnpackLimits
 
 __all__ = [
     "BlobWriter",
@@ -30,6 +31,7 @@ __all__ = [
     "Settings",
     "Step",
     "Store",
+    "UnpackLimits",
     "Usage",
     "UsageRow",
     "Use",

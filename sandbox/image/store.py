@@ -16,6 +16,7 @@ from sandbox.image._leases import Kind, Lease
 from sandbox.image.digest import Digest
 from sandbox.image.images import Image, Step
 from sandbox.image.reference import Reference
+from sandbox.image.tar import UnpackLimits
 
 __all__ = ["Store", "Use"]
 
@@ -133,10 +134,12 @@ class Store:
         with self._disk.opened("unpack a layer") as root:
             return _layers.add(root, lease, diff_id, unpack)
 
-    def unpack_layer(self, lease: Lease, diff_id: Digest, source: int | Iterable[bytes], media_type: str = "", *, limits: object = None) -> bool:
+    def unpack_layer(
+        self, lease: Lease, diff_id: Digest, source: int | Iterable[bytes], media_type: str = "", *, limits: UnpackLimits | None = None
+    ) -> bool:
         """Unpack a layer from *source*, a descriptor of its blob (it stays the caller's), or the blob's bytes as they come.
 
-        A descriptor is read by a process of its own, so that several layers are unpacked at once from several threads. False: the layer is there, or
+        False: the layer is there, or
         came while we waited for another process; then *source* was not read. *media_type*: what the manifest says that the blob is.
         Raises: ImageError: the content is not *diff_id*, or is refused (limits, paths, owners); nothing of it is kept.
         """
@@ -239,16 +242,9 @@ def default_path() -> str:
     return os.fspath(Disk().path)
 
 
-def _unpack(source: int | Iterable[bytes], directory: int, media_type: str, limits: object) -> Unpacked:
-    """Unpack in a process of its own what can be read there, and here what cannot."""
-    import importlib
+def _unpack(source: int | Iterable[bytes], directory: int, media_type: str, limits: UnpackLimits | None) -> Unpacked:
+    from sandbox.image.compression import decompress
+    from sandbox.image.unpack import read_chunks, unpack
 
-    unpacking = importlib.import_module("sandbox.image.unpack")
-    compression = importlib.import_module("sandbox.image.compression")
-    keep_owners = os.geteuid() == 0
-    given = {} if limits is None else {"limits": limits}
-    if isinstance(source, int):
-        done: Unpacked = unpacking.unpack_in_process(source, directory, media_type=media_type, keep_owners=keep_owners, **given)
-    else:
-        done = unpacking.unpack(compression.decompress(source, media_type=media_type), directory, keep_owners=keep_owners, **given)
-    return done
+    chunks = decompress(read_chunks(source) if isinstance(source, int) else source, media_type=media_type)
+    return unpack(chunks, directory, limits=limits, keep_owners=os.geteuid() == 0)

@@ -144,7 +144,7 @@ def test_a_blob_can_begin_anew(store: Store) -> None:
 def test_a_layer_that_is_another_is_refused_and_nothing_stays(store: Store) -> None:
     one, other = layers("x")
     with store.lease() as lease, pytest.raises(ImageError, match="damaged or exchanged"):
-        store.add_layer(lease, one.diff_id, other.unpack)
+        store.unpack_layer(lease, one.diff_id, [other.blob])
     assert not store.has_layer(one.diff_id)
     assert os.listdir(f"{store.path}/staging") == []
     with pytest.raises(ImageError):
