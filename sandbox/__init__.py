@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         SetupError,
         UnsupportedError,
         UsageError,
+        VolumeInUseError,
+        VolumeNotFoundError,
     )
     from sandbox.estimates import Estimate
     from sandbox.fs import Bind, Scratch, Tmpfs, Volume
@@ -49,7 +51,7 @@ _HOMES: Final = {
     "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
     "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError ImageInUseError ImageNotFoundError LimitError "
-    "ProgramNotFoundError ProtocolError SandboxError SetupError UnsupportedError UsageError",
+    "ProgramNotFoundError ProtocolError SandboxError SetupError UnsupportedError UsageError VolumeInUseError VolumeNotFoundError",
     "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
     "sandbox.measurements": "Comparison Measurement Ratio",
@@ -108,6 +110,8 @@ __all__ = [
     "UsageError",
     "Verdict",
     "Volume",
+    "VolumeInUseError",
+    "VolumeNotFoundError",
     "aio",
     "cg",
     "compare",

@@ -27,6 +27,8 @@ __all__ = [
     "SetupError",
     "UnsupportedError",
     "UsageError",
+    "VolumeInUseError",
+    "VolumeNotFoundError",
 ]
 
 
@@ -47,6 +49,14 @@ class LimitError(UsageError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class VolumeNotFoundError(UsageError):
+    """There is no volume of that name."""
+
+
+class VolumeInUseError(UsageError):
+    """A container has the volume; nothing was removed."""
 
 
 class UnsupportedError(SandboxError):

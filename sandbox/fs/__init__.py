@@ -25,7 +25,8 @@ from sandbox.fs._specs import (
     Volume,
     no_overlay,
 )
-from sandbox.fs.volumes import VolumeStore
+from sandbox.fs._volume_documents import VolumeInfo
+from sandbox.fs.volumes import PrunedVolumes, VolumeStore
 
 __all__ = [
     "MASKED_PATHS",
@@ -36,9 +37,11 @@ __all__ = [
     "FsPlan",
     "HostView",
     "Mount",
+    "PrunedVolumes",
     "Scratch",
     "Tmpfs",
     "Volume",
+    "VolumeInfo",
     "VolumeStore",
     "host_trees",
     "name_ops",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
@@ -20,7 +21,8 @@ from sandbox.fs._host import host_files, submounts
 from sandbox.fs._names import name_ops
 from sandbox.fs._scratch import ScratchDirectory, make_scratch
 from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Mount, Tmpfs, Volume
-from sandbox.fs.volumes import VolumeStore
+from sandbox.fs._volume_use import VolumeUse
+from sandbox.fs.volumes import Content, VolumeStore
 
 IdMapping = bool | Callable[[int], bool]
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
@@ -39,6 +41,7 @@ class FsPlan:
     static: Static
     fds: dict[Slot, int]
     _scratch: ScratchDirectory | None = field(default=None, alias="scratch")
+    _uses: tuple[VolumeUse, ...] = field(default=(), alias="uses")
 
     @property
     def root_host_ops(self) -> tuple[Op, ...]:
@@ -111,10 +114,15 @@ class FsPlan:
             os.close(self.fds.pop(slot))
 
     def close(self) -> None:
-        """Close everything, and remove a scratch layer on disk. May be called twice."""
+        """Close everything, let go of the volumes, and remove a scratch layer on disk and anonymous volumes. May be called twice."""
         self.release()
-        if self._scratch is not None:
-            self._scratch.close()
+        if self._scratch is None and not self._uses:
+            return
+        with contextlib.ExitStack() as stack:  # one that fails keeps none of the others
+            if self._scratch is not None:
+                stack.callback(self._scratch.close)
+            for use in self._uses:
+                stack.callback(use.close)
 
     def __enter__(self) -> Self:
         return self
@@ -163,6 +171,7 @@ class _Opener:
     announce: Callable[[str], None]
     fds: dict[Slot, int] = field(factory=dict[Slot, int])
     scratch: ScratchDirectory | None = None
+    uses: list[VolumeUse] = field(factory=list[VolumeUse])
 
     def open(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> FsPlan:
         host = self._host(spec, ids, only_id)
@@ -172,11 +181,13 @@ class _Opener:
         # Last, as it makes something.
         disk = self._disk(spec.scratch.disk) if spec.scratch is not None and spec.scratch.disk is not None else None
         static = build(spec, host, Sources(mounts, root, disk))
-        return FsPlan(static, self.fds, self.scratch)
+        return FsPlan(static, self.fds, self.scratch, tuple(self.uses))
 
     def close(self) -> None:
         for fd in self.fds.values():
             os.close(fd)
+        for use in self.uses:
+            use.close()
         if self.scratch is not None:
             self.scratch.close()
 
@@ -218,14 +229,21 @@ class _Opener:
             return None
         slot = f"fs.mount{index}"
         if isinstance(mount, Volume):
-            store = VolumeStore() if self.volumes is None else self.volumes
-            fd, what = self._keep(slot, store.open(mount.name)), f"volume {mount.name!r}"
+            fd, what = self._keep(slot, self._use(mount)), f"volume {mount.name!r}"
         else:
             fd, what = self._keep(slot, _open_source(mount.source, what="mounts", kinds=(stat.S_IFDIR, stat.S_IFREG))), repr(mount.source)
         id_map = self.privileged and self._can_map(fd)
         if self.privileged and not id_map and not mount.read_only:
             _refuse(f"mounts: writing to {what}", "pass read_only=True, or use ext4, xfs, btrfs or (from Linux 6.3 on) tmpfs")
         return self._source(slot, id_map=id_map)
+
+    def _use(self, volume: Volume) -> int:
+        store = VolumeStore() if self.volumes is None else self.volumes
+        root = self.fds.get(_ROOT_SOURCE)
+        content = None if volume.nocopy or root is None else Content((root,), volume.target)
+        use = store.use(volume.name, subpath=volume.subpath, content=content, announce=self.announce)
+        self.uses.append(use)
+        return use.take()
 
     def _keep(self, slot: Slot, fd: int) -> int:
         self.fds[slot] = fd

@@ -99,10 +99,24 @@ def _to_id(value: int) -> int:
     return to_count(value, what="id", least=0, most=MAX_ID)
 
 
-def _to_volume_name(value: str) -> str:
+def to_volume_name(value: str) -> str:
+    """Check the name of a volume. Raises: UsageError."""
     if not isinstance(value, str) or _VOLUME_NAME.fullmatch(value) is None:
         raise UsageError(f"volume: {value!r} is not a name; use up to 128 letters, digits, '_', '.', '-', starting with a letter or digit")
     return value
+
+
+def _to_optional_volume_name(value: str | None) -> str | None:
+    return None if value is None else to_volume_name(value)
+
+
+def _to_subpath(value: StrPath) -> str:
+    path = os.fsdecode(to_text(value, what="subpath"))
+    if not path:
+        return ""
+    if path.startswith("/"):
+        raise UsageError(f"subpath: {path!r} is absolute; give a path below the top of the volume")
+    return to_inside_path(f"/{path}", what="subpath")[1:]
 
 
 def _to_user_name(value: str) -> str:
@@ -142,11 +156,22 @@ class Tmpfs:
 
 @frozen(cache_hash=True)
 class Volume:
-    """Mount the directory that is kept under *name* in a `VolumeStore` at *target*; it is made at first use, and lasts."""
+    """Mount the directory that is kept under *name* in a `VolumeStore` at *target*; it is made at first use, and lasts.
 
-    name: str = field(converter=_to_volume_name)
+    *name* None: an anonymous one, which is removed with the container. *subpath*: a directory in the volume, to be mounted instead of its top;
+    it must be there, and no link leads to it. A volume that is empty, and that nobody else uses, first gets what a `Directory` has at *target*,
+    with owners and modes, unless *nocopy*.
+    """
+
+    name: str | None = field(converter=_to_optional_volume_name)
     target: str = field(converter=_to_target)
     read_only: bool = field(default=False, kw_only=True, converter=_to_flag)
+    subpath: str = field(default="", kw_only=True, converter=_to_subpath)
+    nocopy: bool = field(default=False, kw_only=True, converter=_to_flag)
+
+    def __attrs_post_init__(self) -> None:
+        if self.subpath and self.name is None:
+            raise UsageError("subpath: an anonymous volume is empty; give it a name, or leave out the sub-path")
 
 
 Mount = Bind | Tmpfs | Volume

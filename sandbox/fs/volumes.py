@@ -1,18 +1,61 @@
-"""Volumes: directories that are kept by name, and outlive containers."""
+"""Volumes: directories that are kept by name, and outlive containers.
+
+Theory of operation
+-------------------
+A store is one directory, closed to other users (0700), which any number of processes use at once, without a daemon:
+
+    NAME/volume.json    its document (`_volume_documents`), written once
+    NAME/_data          what containers see; any user of a container may write there (1777) until an image says otherwise
+    .new-<random>       a volume, or the content of one, on its way
+    .temp-<random>      an anonymous volume of a container that lives
+    .gone-<random>      a volume that is being removed
+
+A volume comes into being, and goes, by one rename. Who uses it holds a shared lock on NAME (`_volume_use`), and then looks whether it still is
+there; who removes it takes the lock exclusively, without waiting. What begins with a dot is locked by its owner, and removed by the next
+one who makes or removes a volume once that owner has died. ``lock`` is held for a moment by who only asks whether a volume is used.
+
+A container's programs own what is in ``_data``. It is never resolved by a path: it is opened by its name with O_NOFOLLOW, a sub-path in it with
+openat2(BENEATH | NO_SYMLINKS), and removed by `remove_tree`, which follows nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
+import time
+from collections.abc import Generator, Mapping, Sequence
 from typing import Final
 
 from attrs import field, frozen
 
+from sandbox._sys.calls import openat2
 from sandbox._types import StrPath, to_text
-from sandbox.errors import UsageError
+from sandbox.errors import LimitError, SetupError, UnsupportedError, UsageError, VolumeInUseError, VolumeNotFoundError
+from sandbox.fs._fill import BENEATH, Filling, Merged, MergedTree
 from sandbox.fs._scratch import remove_tree
-from sandbox.fs._specs import Volume
+from sandbox.fs._specs import to_volume_name
+from sandbox.fs._volume_documents import MAX_DOCUMENT, VolumeInfo, decode, encode, to_labels
+from sandbox.fs._volume_places import (
+    DATA,
+    DOCUMENT,
+    GONE,
+    NEW,
+    TEMP,
+    Announce,
+    disk_usage,
+    has_entries,
+    make_data,
+    remove_temporary,
+    stage,
+    sweep,
+    write_document,
+)
+from sandbox.fs._volume_use import DIRECTORY, VolumeUse, is_there, try_lock
 
 _SYSTEM_STORE: Final = "/var/lib/sandbox/volumes"
+_DATA_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def default_store() -> str:
@@ -32,58 +75,337 @@ def _to_store(value: StrPath | None) -> str:
 
 
 @frozen
+class Content:
+    """What an empty volume gets: the directory at *path* of a root that is made of *layers* (descriptors, the topmost first)."""
+
+    layers: Sequence[int]
+    path: str
+
+
+@frozen
+class PrunedVolumes:
+    """What `VolumeStore.prune` removed: names, and the bytes that their files took on the disk."""
+
+    names: tuple[str, ...]
+    size: int
+
+
+@frozen
 class VolumeStore:
-    """A directory of volumes, closed to other users (0700), so that what a container leaves in one is theirs neither to read nor to run."""
+    """A directory of volumes, closed to other users (0700), so that what a container leaves in one is theirs neither to read nor to run.
+
+    Any number of threads and processes may use one store; nothing is made before the first volume.
+    """
 
     path: str = field(default=None, converter=_to_store)
 
-    def open(self, name: str) -> int:
-        """Return an O_PATH descriptor, the caller's own, of the volume *name*; it is made when there is none.
+    # ---- Volumes as things that one has ----
 
-        Its mode is 1777: any user of the container may write, and nobody outside gets through the store.
-        Raises: UsageError: the name is none, or the store belongs to somebody else.
+    def create(self, name: str | None = None, *, labels: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None) -> VolumeInfo:
+        """Make the volume *name*, or (None) one with a name of 64 random digits; one that is there already is given back, as Docker does.
+
+        Raises: UsageError: the name is none, an option unknown, or there is one of that name with other labels or options.
+            UnsupportedError: a ``size`` was asked for.
         """
-        Volume(name, "/volume")
-        store = self._open_store(make=True)
-        try:
-            _make_shared(name, store)
-            return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=store)
-        finally:
-            os.close(store)
+        wanted_labels, wanted_options = to_labels(labels or {}), _to_options(options or {})
+        name = os.urandom(32).hex() if name is None else to_volume_name(name)
+        with self._opened(make=True) as store:
+            found = self._made(store, name, wanted_labels, wanted_options)
+        for what, wanted, has in (("labels", wanted_labels, found.labels), ("options", wanted_options, found.options)):
+            if wanted and wanted != has:
+                raise UsageError(f"volume: {name!r} exists with other {what}, {dict(has)}; choose another name, or remove it first")
+        return found
+
+    def get(self, name: str) -> VolumeInfo:
+        """What is known of the volume *name*. Raises: VolumeNotFoundError."""
+        to_volume_name(name)
+        with self._existing() as store, self._directory(store, name) as directory:
+            return self._read(store, name, directory)
+
+    def volumes(self) -> list[VolumeInfo]:
+        """All volumes, by name; an anonymous one of a container that lives is that container's, and not among them."""
+        found: list[VolumeInfo] = []
+        for name in self.names():
+            with contextlib.suppress(VolumeNotFoundError):  # somebody has just removed it
+                found.append(self.get(name))
+        return found
 
     def names(self) -> list[str]:
         """List the volumes, sorted."""
         try:
-            store = self._open_store(make=False)
+            with self._opened(make=False) as store:
+                return sorted(name for name in os.listdir(store) if _is_name(name))
         except FileNotFoundError:
             return []
+
+    def is_used(self, name: str) -> bool:
+        """Whether a container uses the volume *name* just now. Raises: VolumeNotFoundError."""
+        to_volume_name(name)
+        with self._existing() as store, self._mutex(store), self._directory(store, name) as directory:
+            return not try_lock(directory)
+
+    def size(self, name: str) -> int:
+        """The bytes that the files of the volume *name* take on the disk; takes the time to look at each of them."""
+        to_volume_name(name)
+        with self._existing() as store, self._directory(store, name) as directory:
+            return disk_usage(directory)
+
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Remove the volume *name* and all that it holds. *force*: one that is not there is no error.
+
+        Raises: VolumeInUseError: a container has it. VolumeNotFoundError. UnsupportedError: files in it belong to ids that this user has not.
+        """
+        to_volume_name(name)
         try:
-            return sorted(os.listdir(store))
+            with self._existing() as store:
+                self._remove(store, name)
+                sweep(store)
+        except VolumeNotFoundError:
+            if not force:
+                raise
+
+    def prune(self, *, all: bool = False, label: str | None = None) -> PrunedVolumes:  # noqa: A002 - Docker's word
+        """Remove the anonymous volumes that no container uses; with *all*, those with names too. *label*: only those that have it."""
+        removed: list[str] = []
+        size = 0
+        with contextlib.suppress(VolumeNotFoundError), self._existing() as store:
+            for info in self.volumes():
+                if not (all or info.is_anonymous) or (label is not None and not info.has_label(label)):
+                    continue
+                with contextlib.suppress(VolumeInUseError, VolumeNotFoundError):
+                    size += self._remove(store, info.name, measure=True)
+                    removed.append(info.name)
+            sweep(store)
+        return PrunedVolumes(tuple(removed), size)
+
+    # ---- Volumes in use ----
+
+    def open(self, name: str) -> int:
+        """Return an O_PATH descriptor, the caller's own, of the files of the volume *name*; it is made when there is none.
+
+        It does not keep the volume from being removed; `use` does.
+        Raises: UsageError: the name is none, or the store belongs to somebody else.
+        """
+        with contextlib.closing(self.use(name)) as use:
+            return use.take()
+
+    def use(self, name: str | None, *, subpath: str = "", content: Content | None = None, announce: Announce = lambda path: None) -> VolumeUse:
+        """Use the volume *name*, made when there is none, until `VolumeUse.close`; None: an anonymous one, which is removed then.
+
+        *content*: what is copied there first, if it is empty and nobody else uses it. *announce*: told an anonymous one's path before it is made.
+        Raises: UsageError: the store is somebody else's, or there is no such *subpath*; SetupError: copying failed.
+        """
+        with self._opened(make=True) as store:
+            use = self._use_anonymous(store, announce) if name is None else self._use_named(store, to_volume_name(name))
+            try:
+                if content is not None and not subpath:
+                    use = self._filled(store, use, name, content)
+                if subpath:
+                    use.fd = self._below(use.take(), subpath, name)
+            except BaseException:
+                use.close()
+                raise
+        return use
+
+    def _use_named(self, store: int, name: str) -> VolumeUse:
+        while True:
+            try:
+                directory = os.open(name, DIRECTORY, dir_fd=store)
+            except FileNotFoundError:
+                self._made(store, name, {}, {})
+                continue
+            except OSError as error:
+                raise UsageError(f"volume: {self.path}/{name} is no volume ({error.strerror}); remove it") from error
+            try:
+                fcntl.flock(directory, fcntl.LOCK_SH)
+                if is_there(name, store, directory):
+                    return VolumeUse(self._open_data(directory, name), directory)
+            except BaseException:
+                os.close(directory)
+                raise
+            os.close(directory)
+
+    def _use_anonymous(self, store: int, announce: Announce) -> VolumeUse:
+        sweep(store)
+        place, directory = stage(store, TEMP, lambda name: announce(f"{self.path}/{name}"))
+        try:
+            make_data(directory)
+            parent = os.dup(store)
+            return VolumeUse(self._open_data(directory, place), directory, lambda: remove_temporary(place, parent))
+        except BaseException:
+            os.close(directory)
+            raise
+
+    def _open_data(self, directory: int, name: str) -> int:
+        try:
+            return os.open(DATA, _DATA_PATH, dir_fd=directory)
+        except OSError as error:
+            raise UsageError(f"volume: {self.path}/{name} is no volume (no {DATA}); move its files away, and remove it") from error
+
+    def _filled(self, store: int, use: VolumeUse, name: str | None, content: Content) -> VolumeUse:
+        """Fill an empty volume that nobody else uses; give the use of it that holds then."""
+        tree = MergedTree(content.layers)
+        source = None if has_entries(use.fd) else tree.find(content.path)
+        if source is None:
+            return use
+        if name is None:
+            self._fill(store, use, tree, source)
+            return use
+        if try_lock(use.lock) and is_there(name, store, use.lock) and not has_entries(use.fd):
+            self._fill(store, use, tree, source)
+        # To another kind of lock there is a moment without one: look again.
+        fcntl.flock(use.lock, fcntl.LOCK_SH)
+        if is_there(name, store, use.lock):
+            return use
+        use.close()
+        return self._filled(store, self._use_named(store, name), name, content)
+
+    def _fill(self, store: int, use: VolumeUse, tree: MergedTree, source: Merged) -> None:
+        """Copy aside, and put the whole in the place of the empty directory at once: who is killed leaves that as it was."""
+        place, staging = stage(store, NEW)
+        try:
+            make_data(staging)
+            target = os.open(DATA, DIRECTORY, dir_fd=staging)
+            try:
+                Filling(tree, target).fill(source)
+                mode = os.fstat(target).st_mode
+                os.fchmod(target, mode | 0o700)  # to move a directory is to write to it
+                os.rename(DATA, DATA, src_dir_fd=staging, dst_dir_fd=use.lock)
+                os.fchmod(target, mode)
+            finally:
+                os.close(target)
+            os.close(use.take())
+            use.fd = self._open_data(use.lock, "")
+        except LimitError as error:
+            raise LimitError(f"volume: the image has {error} there; mount it with nocopy", limit=error.limit) from None
+        except OSError as error:
+            hint = "mount it with nocopy, and no file of the image is copied"
+            raise SetupError("copy what the image has into the volume", error.errno or errno.EIO, step="volume", hint=hint) from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                remove_tree(place, store)
+            os.close(staging)
+
+    def _below(self, data: int, subpath: str, name: str | None) -> int:
+        try:
+            return openat2(subpath, os.O_PATH | os.O_DIRECTORY, dir_fd=data, resolve=BENEATH)
+        except OSError as error:
+            words = {errno.ENOENT: "no such directory", errno.ELOOP: "a link is on the way"}.get(error.errno or 0, os.strerror(error.errno or 0))
+            raise UsageError(f"volume {name!r}: subpath {subpath!r}: {words}; make that directory in the volume first") from error
+        finally:
+            os.close(data)
+
+    # ---- The store ----
+
+    @contextlib.contextmanager
+    def _opened(self, *, make: bool) -> Generator[int]:
+        store = self._open_store(make=make)
+        try:
+            yield store
         finally:
             os.close(store)
 
-    def remove(self, name: str) -> None:
-        """Remove the volume *name* and all that it holds; no container may be using it.
-
-        Raises: UsageError: there is no such volume.
-        """
-        Volume(name, "/volume")
+    @contextlib.contextmanager
+    def _existing(self) -> Generator[int]:
         try:
             store = self._open_store(make=False)
         except FileNotFoundError:
-            raise UsageError(f"volume: no volume {name!r} in {self.path}") from None
+            raise VolumeNotFoundError(f"volume: no volume in {self.path}") from None
         try:
-            remove_tree(name, store)
-        except FileNotFoundError:
-            raise UsageError(f"volume: no volume {name!r} in {self.path}") from None
+            yield store
         finally:
             os.close(store)
+
+    @contextlib.contextmanager
+    def _mutex(self, store: int) -> Generator[None]:
+        fd = os.open(".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=store)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _directory(self, store: int, name: str) -> Generator[int]:
+        try:
+            directory = os.open(name, DIRECTORY, dir_fd=store)
+        except (FileNotFoundError, NotADirectoryError):
+            raise VolumeNotFoundError(f"volume: no volume {name!r} in {self.path}") from None
+        except OSError as error:
+            raise UsageError(f"volume: {self.path}/{name} is no volume ({error.strerror}); remove it") from error
+        try:
+            yield directory
+        finally:
+            os.close(directory)
+
+    def _made(self, store: int, name: str, labels: dict[str, str], options: dict[str, str]) -> VolumeInfo:
+        """The volume *name*, made now if there is none."""
+        info = VolumeInfo(name, f"{self.path}/{name}/{DATA}", int(time.time()), labels, options)
+        raw = encode(info)
+        while True:
+            with contextlib.suppress(VolumeNotFoundError), self._directory(store, name) as directory:
+                return self._read(store, name, directory)
+            sweep(store)
+            place, staging = stage(store, NEW)
+            try:
+                write_document(staging, raw)
+                make_data(staging)
+                # Over one that somebody made meanwhile: ENOTEMPTY, for a volume never is empty.
+                os.rename(place, name, src_dir_fd=store, dst_dir_fd=store)
+            except OSError as error:
+                with contextlib.suppress(FileNotFoundError):
+                    remove_tree(place, store)
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            else:
+                return info
+            finally:
+                os.close(staging)
+
+    def _read(self, store: int, name: str, directory: int) -> VolumeInfo:
+        mountpoint = f"{self.path}/{name}/{DATA}"
+        try:
+            with open(os.open(DOCUMENT, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
+                return decode(file.read(MAX_DOCUMENT + 1), mountpoint)
+        except FileNotFoundError:
+            if not is_there(name, store, directory):
+                raise VolumeNotFoundError(f"volume: no volume {name!r} in {self.path}") from None
+            raise UsageError(f"volume: {self.path}/{name} is no volume (no {DOCUMENT}); move its files away, and remove it") from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"volume: the document of {name!r} is damaged ({error}); remove the volume") from error
+
+    def _remove(self, store: int, name: str, *, measure: bool = False) -> int:
+        with self._mutex(store), self._directory(store, name) as directory:
+            if not try_lock(directory):
+                raise VolumeInUseError(f"volume: {name!r} is in use by a container; close that first")
+            if not is_there(name, store, directory):
+                raise VolumeNotFoundError(f"volume: no volume {name!r} in {self.path}")
+            size = disk_usage(directory) if measure else 0
+            gone = GONE + os.urandom(8).hex()
+            os.rename(name, gone, src_dir_fd=store, dst_dir_fd=store)
+            lock = os.dup(directory)  # of the same open file: nobody sweeps it under our hands
+        try:
+            remove_tree(gone, store)
+        except PermissionError as error:
+            raise UnsupportedError(
+                f"volume: files of {name!r} belong to ids that this user has not",
+                feature="subids",
+                remedy=f"remove {self.path}/{gone} as root, or in a container with subids=True",
+            ) from error
+        finally:
+            os.close(lock)
+        return size
 
     def _open_store(self, *, make: bool) -> int:
         if make:
-            os.makedirs(os.path.dirname(self.path) or "/", mode=0o700, exist_ok=True)
-            make_directory(self.path)
-        store = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.mkdir(self.path, 0o700)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(self.path) or "/", mode=0o700, exist_ok=True)
+                make_directory(self.path)
+        store = os.open(self.path, DIRECTORY)
         status = os.fstat(store)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             os.close(store)
@@ -99,14 +421,22 @@ def make_directory(path: str) -> None:
         return
 
 
-def _make_shared(name: str, store: int) -> None:
+def _is_name(name: str) -> bool:
     try:
-        os.mkdir(name, 0o700, dir_fd=store)
-    except FileExistsError:
-        return
-    # By descriptor and not by mkdir's mode, which the umask (the host program's own) would cut.
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=store)
-    try:
-        os.fchmod(fd, 0o1777)
-    finally:
-        os.close(fd)
+        to_volume_name(name)
+    except UsageError:
+        return False
+    return True
+
+
+def _to_options(options: Mapping[str, str]) -> dict[str, str]:
+    checked = to_labels(options, what="options")
+    if unknown := sorted(checked.keys() - {"size"}):
+        raise UsageError(f"options: {unknown[0]!r} is not an option of a volume; there is size=")
+    if "size" in checked:
+        raise UnsupportedError(
+            "volume: a directory has no size that could be limited",
+            feature="volume-size",
+            remedy="mount a Tmpfs(target, size=...) for what need not last, or keep the store on a partition of its own: VolumeStore(path)",
+        )
+    return checked

@@ -11,7 +11,7 @@ import pytest
 
 from sandbox import _plan as plan
 from sandbox.errors import UnsupportedError, UsageError
-from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Scratch, Tmpfs, Volume, VolumeStore, ops
+from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Scratch, Tmpfs, ops
 from sandbox.fs._host import HostFiles, _classify, _unescape, host_files
 from sandbox.fs._scratch import make_scratch
 
@@ -232,59 +232,6 @@ def test_a_plan_that_fails_leaves_no_scratch_directory(tree):
     with pytest.raises(UnsupportedError):
         ops(FilesystemSpec(scratch=Scratch(disk=tree / "scratch")), privileged=True, id_mapping=False)
     assert os.listdir(tree / "scratch") == []
-
-
-# --- volumes ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_volume_lasts_and_is_open_inside_and_closed_outside(tree):
-    store = VolumeStore(tree / "a" / "volumes")
-    assert store.names() == []
-    umask = os.umask(0o077)
-    try:
-        os.close(store.open("cache"))
-    finally:
-        os.umask(umask)
-    assert stat.S_IMODE(os.stat(tree / "a" / "volumes").st_mode) == 0o700
-    assert stat.S_IMODE(os.stat(tree / "a" / "volumes" / "cache").st_mode) == 0o1777
-    (tree / "a" / "volumes" / "cache" / "x").write_text("kept")
-    with ops(FilesystemSpec(mounts=[Volume("cache", "/c")]), privileged=True, volumes=store) as opened:
-        (fd,) = opened.fds.values()
-        assert os.listdir(f"/proc/self/fd/{fd}") == ["x"]
-    assert store.names() == ["cache"]
-    store.remove("cache")
-    assert store.names() == []
-
-
-def test_a_volume_that_is_not_there_cannot_be_removed(tree):
-    store = VolumeStore(tree / "volumes")
-    with pytest.raises(UsageError, match="no volume"):
-        store.remove("x")
-    os.close(store.open("y"))
-    with pytest.raises(UsageError, match="no volume"):
-        store.remove("x")
-
-
-def test_a_store_that_others_can_enter_is_refused(tree):
-    (tree / "volumes").mkdir(mode=0o755)
-    with pytest.raises(UsageError, match="open to other users"):
-        VolumeStore(tree / "volumes").open("x")
-
-
-def test_a_link_in_a_store_is_not_followed(tree):
-    store = VolumeStore(tree / "volumes")
-    os.close(store.open("x"))
-    (tree / "volumes" / "evil").symlink_to(tree / "src")
-    with pytest.raises(OSError):  # ENOTDIR or ELOOP, by kernel
-        store.open("evil")
-
-
-def test_removing_a_volume_leaves_what_its_links_lead_to(tree):
-    store = VolumeStore(tree / "volumes")
-    os.close(store.open("x"))
-    (tree / "volumes" / "x" / "link").symlink_to(tree / "src")
-    store.remove("x")
-    assert sorted(os.listdir(tree / "src")) == ["file", "inner"]
 
 
 # --- the host ---------------------------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def test_a_root_or_scratch_of_another_kind_is_refused(field):
         FilesystemSpec(**{field: "64M"})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "-v", "a b", "a\n", "x" * 129, 7, None])
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", ".hidden", "-v", "a b", "a\n", "x" * 129, 7, b"x"])
 def test_a_volume_name_that_could_be_a_path_is_refused(name):
     with pytest.raises(UsageError):
         Volume(name, "/v")
