@@ -23,6 +23,7 @@ __all__ = [
     "LimitError",
     "ProgramNotFoundError",
     "ProtocolError",
+    "RegistryError",
     "SandboxError",
     "SetupError",
     "UnsupportedError",
@@ -118,6 +119,17 @@ class ImageNotFoundError(ImageError):
 
 class ImageInUseError(ImageError):
     """A container uses the image, or several names stand for it; ``force=True`` removes it all the same."""
+
+
+class RegistryError(ImageError):
+    """A registry refused, failed, or sent what is no good; *status* is its HTTP status, None where it is not about one."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class DockerfileError(ImageError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sandbox.image._blobs import BlobWriter
 from sandbox.image._leases import Lease
+from sandbox.image.credentials import Credentials, CredentialStore
 from sandbox.image.digest import Digest, Verifier
 from sandbox.image.documents import Config, Descriptor, Healthcheck, History, Index, Manifest, MediaType, Platform, Settings
 from sandbox.image.images import Fault, Image, Pruned, Removed, Step, Usage, UsageRow
@@ -14,6 +15,8 @@ from sandbox.image.tar import UnpackLimits
 __all__ = [
     "BlobWriter",
     "Config",
+    "CredentialStore",
+    "Credentials",
     "Descriptor",
     "Digest",
     "Fault",
