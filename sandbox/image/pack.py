@@ -17,13 +17,14 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from typing import Final
 
 from attrs import define, field
 
 from sandbox.errors import ImageError
 from sandbox.image._directories import shown
 from sandbox.image.digest import Digest
+from sandbox.image.unpack import Hash
 
 __all__ = ["pack"]
 
@@ -66,11 +67,6 @@ def pack(
     return packer.finish()
 
 
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
-
-
 @define(eq=False)
 class _Level:
     """A directory on the way down: what is left to pack of it."""
@@ -87,7 +83,7 @@ class _Packer:
     clamp_mtime: int | None = field(kw_only=True)
     whiteouts: bool = field(kw_only=True)
     owner: tuple[int, int] | None = field(kw_only=True)
-    _hash: _Hash = field(factory=hashlib.sha256)
+    _hash: Hash = field(factory=hashlib.sha256)
     _size: int = 0
     _linked: dict[tuple[int, int], tuple[bytes, int]] = field(factory=dict[tuple[int, int], tuple[bytes, int]])  # its first name, names to come
 

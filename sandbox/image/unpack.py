@@ -18,7 +18,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
@@ -68,15 +68,34 @@ def unpack(
     Raises: ImageError: no tar, beyond *limits*, or not fit for a layer. SetupError: this host could not write it (no space ...).
         UnsupportedError: opaque directories on a file system without ``user.*`` attributes. What *chunks* raises.
     """
-    limits = limits or UnpackLimits()
+    digest = hashlib.sha256()
+    source = hashed(read_chunks(chunks) if isinstance(chunks, int) else chunks, digest)
+    return unpack_hashed(source, digest, directory, limits=limits or UnpackLimits(), keep_owners=keep_owners, rootfs=rootfs)
+
+
+class Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def hashed(chunks: Iterable[bytes], digest: Hash) -> Iterator[bytes]:
+    """Hash *chunks* on their way."""
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+
+
+def unpack_hashed(
+    chunks: Iterable[bytes], digest: Hash, directory: int, *, limits: UnpackLimits, keep_owners: bool, rootfs: bool
+) -> Unpacked:
+    """`unpack` chunks that are hashed elsewhere, by the sha256 *digest*, which has seen them all when the last of them has come."""
     with os.scandir(directory) as found:
         if any(found):
             raise UsageError("unpack: the directory is not empty")
-    reader, digest = Reader(limits), hashlib.sha256()
+    reader = Reader(limits)
     extractor = _Extractor(directory, limits=limits, keep_owners=keep_owners, rootfs=rootfs)
     try:
-        for chunk in read_chunks(chunks) if isinstance(chunks, int) else chunks:
-            digest.update(chunk)
+        for chunk in chunks:
             extractor.take(reader.feed(chunk))
         reader.finish()
         extractor.finish()
