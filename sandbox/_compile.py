@@ -19,6 +19,7 @@ from sandbox.fs import Bind, FsPlan, Volume
 
 PROC: Final = f"@{plan.ROLE_PROC}"
 _PATH_DIR: Final = sys.O_PATH | sys.O_DIRECTORY
+_INSIDE: Final = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
 
 
 @frozen(cache_hash=True)
@@ -84,6 +85,9 @@ def _walls(spec: ContainerSpec, host: Host, file_targets: frozenset[str]) -> tup
             opens.append(plan.Open(slot, mount.target, sys.O_PATH))
             is_file = isinstance(mount, Bind) and mount.target in file_targets
             (files if is_file else writable).append(slot)
+        for number, path in enumerate(spec.filesystem.writable_places):
+            opens.append(plan.Open(f"wall.place{number}", path, _PATH_DIR, resolve=_INSIDE))
+            writable.append(f"wall.place{number}")
     walls = sec.ops(
         spec.security,
         proc=PROC,

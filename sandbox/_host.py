@@ -87,7 +87,7 @@ def with_overlay(spec: ContainerSpec, or_degrade: Callable[[Callable[[], object]
     Raises: UnsupportedError: with ``strict=True``, or there is nothing to copy it into.
     """
     layer = spec.filesystem.scratch
-    if layer is None or layer.disk is not None or spec.host_view:
+    if layer is None or layer.disk is not None or not isinstance(spec.filesystem.root, fs.Directory):
         check_overlay()
         return spec
     if or_degrade(lambda: check_overlay(ask=not spec.strict), "overlay (the directory is copied into memory instead)"):

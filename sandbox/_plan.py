@@ -325,6 +325,7 @@ ROLE_ROOT: Final = 1  # the container's root: where paths of exec and file reque
 ROLE_PROC: Final = 2  # init's own procfs of the container's pid namespace, never seen by programs
 ROLE_PTS: Final = 3  # the container's devpts, where terminals are made
 ROLE_LAST_PID: Final = 4  # traceless containers: ns_last_pid, to be written to
+ROLE_UPPER: Final = 5  # of a root of layers: the directory that has what was written, for the caller to read; never seen by programs
 
 
 @frozen
@@ -412,6 +413,28 @@ class CopyTree(Op):
     src: Slot
     at: Slot
     path: str
+
+
+@frozen
+class NewOverlay(Op):
+    """Make a detached overlay mount in slot *out*; *options* as in `NewFs`, with one ``lowerdir+`` for each layer, the topmost first.
+
+    Kernels before Linux 6.5 take all layers in one option of less than a page: then *place*, an empty directory, gets short links to
+    them, and what is mounted. *classic*: do so in any case.
+    """
+
+    CODE: ClassVar[int] = 34
+    out: Slot
+    options: tuple[tuple[str, str | FdPath | None], ...]
+    place: FdPath
+    attrs: int = 0
+    classic: bool = False
+
+    def describe(self) -> str:
+        """Say it without the layers' names, of which there may be hundreds."""
+        layers = sum(key == "lowerdir+" for key, _ in self.options)
+        others = tuple(option for option in self.options if option[0] != "lowerdir+")
+        return f"NewOverlay(out={self.out!r}, {layers} layers, options={others!r})"
 
 
 @frozen

@@ -14,7 +14,7 @@ from sandbox import ns
 from sandbox._types import StrPath, to_bool, to_env, to_inside_path, to_items, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UnsupportedError, UsageError
-from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Scratch, Tmpfs, Volume, to_host_name
+from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Root, Scratch, Tmpfs, Volume, to_host_name
 from sandbox.sec import Rlimits, Security
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -24,10 +24,12 @@ NPROC: Final = 4096  # processes of one user in one container, when nothing else
 Mount = Bind | Tmpfs | Volume
 
 
-def to_root(image: StrPath | None) -> HostView | Directory:
+def to_root(image: StrPath | Directory | Layers | None) -> Root:
     """What *image* names: None is a view of the host, a path (with a slash) a directory."""
     if image is None:
         return HostView()
+    if isinstance(image, (Directory, Layers)):
+        return image
     if not isinstance(image, (str, os.PathLike)):
         raise UsageError(f"image: {image!r} is not a path, a reference, or None for a view of the host")
     path = os.fsdecode(to_text(image, what="image"))
@@ -66,7 +68,7 @@ def has_tmp(mounts: Iterable[Mount]) -> bool:
 
 
 def filesystem(
-    root: HostView | Directory,
+    root: Root,
     *,
     mounts: tuple[Mount, ...],
     read_only: bool,
@@ -118,7 +120,7 @@ class ContainerSpec:
         return isinstance(self.filesystem.root, HostView)
 
 
-def to_user(user: int | str | None, root: HostView | Directory) -> str:
+def to_user(user: int | str | None, root: Root) -> str:
     """The default user: 1000:1000 in a view of the host, root in a directory."""
     if user is None:
         return DEFAULT_USER if isinstance(root, HostView) else "0:0"
@@ -157,7 +159,7 @@ def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own 
 
 
 def _build(
-    root: HostView | Directory,
+    root: Root,
     *,
     net: str | None,
     joins_net: bool,

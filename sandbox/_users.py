@@ -13,7 +13,7 @@ from attrs import frozen
 
 from sandbox._ids import Ids
 from sandbox.errors import UsageError
-from sandbox.fs import Directory, HostView
+from sandbox.fs import HostView, Root
 
 MAX_FILE: Final = 1 << 20
 MAX_GROUPS: Final = 64
@@ -33,7 +33,7 @@ class Identity:
         return Identity(self.uid, self.gid, None, self.home)
 
 
-def known(user: str, root: HostView | Directory) -> Identity | None:
+def known(user: str, root: Root) -> Identity | None:
     """Who *user* is when that needs no file: the user of a host view, whose passwd is our own making."""
     if isinstance(root, HostView) and user == f"{root.uid}:{root.gid}":
         return Identity(root.uid, root.gid, (root.gid,), f"/home/{root.user}")

@@ -16,7 +16,7 @@ from sandbox.errors import ProtocolError
 _U16: Final = struct.Struct("<H").pack
 _U32: Final = struct.Struct("<I").pack
 _U64: Final = struct.Struct("<Q").pack
-_ROLES: Final = {f"@{role}": wire.ROLE_SLOT + role for role in (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS)}
+_ROLES: Final = {f"@{role}": wire.ROLE_SLOT + role for role in (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, plan.ROLE_UPPER)}
 Slots = Mapping[str, int]
 
 
@@ -65,8 +65,17 @@ class SlotTable(dict[str, int]):
 
 
 def _new_fs(op: plan.NewFs, s: SlotTable) -> bytes:
-    parts = [_U16(s.number(op.out)), text(op.fstype), _U32(op.attrs), _U32(len(op.options))]
-    for key, value in op.options:
+    return _U16(s.number(op.out)) + text(op.fstype) + _U32(op.attrs) + _options(op.options, s)
+
+
+def _new_overlay(op: plan.NewOverlay, s: SlotTable) -> bytes:
+    place = _U16(s.number(op.place.slot)) + text(op.place.suffix) + bytes([op.classic])
+    return _U16(s.number(op.out)) + place + _U32(op.attrs) + _options(op.options, s)
+
+
+def _options(options: Sequence[tuple[str, str | plan.FdPath | None]], s: SlotTable) -> bytes:
+    parts = [_U32(len(options))]
+    for key, value in options:
         if value is None:
             parts.append(b"\0" + text(key))
         elif isinstance(value, plan.FdPath):
@@ -126,6 +135,7 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.Unmount: lambda o, s: text(o.path),
     plan.SetTimes: lambda o, s: _U16(s.number(o.at)) + text(o.path) + struct.pack("<qI", o.seconds, o.nanoseconds),
     plan.Remove: lambda o, s: _U16(s.number(o.at)) + text(o.path) + bytes([o.recursive]),
+    plan.NewOverlay: _new_overlay,
     plan.CopyTree: lambda o, s: _U16(s.number(o.src)) + _U16(s.number(o.at)) + text(o.path),
 }
 

@@ -22,7 +22,8 @@ then is kept in place, and known by its descriptor.
 
 Everything is made below the root's own descriptor, so that links inside it lead nowhere else. Over a `Directory`, our files
 and the places for our mounts lie in the upper layer before the two are joined: whatever the directory has by their names (a link,
-a FIFO, a directory of somebody else) is covered, never followed.
+a FIFO, a directory of somebody else) is covered, never followed. Over `Layers` they are a layer of their own, the highest of those below
+the upper one, which then has nothing but what was written in the container (`_layered`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from sandbox._plan import (
     MakeTarget,
     Mask,
     NewFs,
+    NewOverlay,
     Op,
     Open,
     Pivot,
@@ -88,8 +90,9 @@ from sandbox.fs._kernel import (
     sysfs_ops,
     tmpfs_options,
 )
+from sandbox.fs._layered import layered_root, ours_in, overlay_flags, workdir, writable_places
 from sandbox.fs._names import ROOT
-from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Mount, Tmpfs, Volume, default_inodes
+from sandbox.fs._specs import Bind, FilesystemSpec, HostView, Layers, Mount, Tmpfs, Volume, default_inodes
 
 _LOWER: Final = "fs.lower"
 _POINT: Final = "fs.point"
@@ -128,7 +131,7 @@ class Source:
 
 @frozen(cache_hash=True)
 class Sources:
-    """What was opened: one for each mount (None: a tmpfs), one for a `Directory`, one for a scratch layer on disk."""
+    """What was opened: one for each mount (None: a tmpfs), one for a `Directory` or the directory of `Layers`, one for a scratch layer on disk."""
 
     mounts: tuple[Source | None, ...] = ()
     root: Source | None = None
@@ -182,7 +185,7 @@ def build(spec: FilesystemSpec, host: Host, sources: Sources) -> Static:
     base = _quiet(spec, _base_ops(spec, host, sources))
     root = _quiet(spec, _root_ops(spec, host, sources))
     end = _quiet(spec, (*_mounts(spec, sources, below_dev=False), *_end_ops(spec, sources)))
-    etc = (BASE, "upper/etc") if isinstance(spec.root, Directory) else (ROOT, "etc")
+    etc = (ROOT, "etc") if isinstance(spec.root, HostView) else (BASE, f"{ours_in(spec)}/etc")
     disk, mounted = sources.scratch is not None or _overlays_host(spec), any(sources.mounts)
     root_host, host_ops = tuple(_root_host_ops(spec, host, sources)), tuple(_mount_host_ops(spec, host, sources))
     if disk:
@@ -197,11 +200,13 @@ def build(spec: FilesystemSpec, host: Host, sources: Sources) -> Static:
 
 def _quiet(spec: FilesystemSpec, ops: Iterable[Op]) -> tuple[Op, ...]:
     """*ops*; for a traceless container with mounts that reading does not change (for procfs, see `_kernel`)."""
-    return tuple(_without_times(op) if spec.traceless and isinstance(op, NewFs) and op.fstype != "proc" else op for op in ops)
+    return tuple(_without_times(op) if spec.traceless else op for op in ops)
 
 
-def _without_times(op: NewFs) -> NewFs:
-    return evolve(op, attrs=op.attrs | MOUNT_ATTR_NOATIME)
+def _without_times(op: Op) -> Op:
+    if isinstance(op, NewOverlay):
+        return evolve(op, attrs=op.attrs | MOUNT_ATTR_NOATIME)
+    return evolve(op, attrs=op.attrs | MOUNT_ATTR_NOATIME) if isinstance(op, NewFs) and op.fstype != "proc" else op
 
 
 def _overlays_host(spec: FilesystemSpec) -> bool:
@@ -298,18 +303,21 @@ def _skeleton(spec: FilesystemSpec, view: HostView, host: Host) -> Iterator[Op]:
 
 
 def _upper(spec: FilesystemSpec, root: Source | None) -> Iterator[Op]:
-    """Fill the layer above a `Directory` with what is ours, while it is nothing but a directory; and make places to work in."""
+    """Fill the layer above a `Directory`, or the highest of `Layers`, with what is ours, while it is nothing but a directory; and make places
+    to work in.
+    """
     mode, uid, gid = (root.etc if root is not None else None) or (0o755, NO_ID, NO_ID)
-    yield from (MakeDir(path, BASE) for path in ("upper", "work", "lower", "root", "empty"))
-    yield MakeDir("upper/etc", BASE, mode, uid, gid)
-    yield from (MakeDir(f"{prefix}{path}", BASE) for prefix in ("", "upper/") for path in own_places(spec))
+    ours = ours_in(spec)
+    yield from (MakeDir(path, BASE) for path in dict.fromkeys(("upper", "work", "lower", "root", "empty", ours)))
+    yield MakeDir(f"{ours}/etc", BASE, mode, uid, gid)
+    yield from (MakeDir(f"{prefix}{path}", BASE) for prefix in ("", f"{ours}/") for path in own_places(spec))
 
 
 # --- the root, and the caller's mounts --------------------------------------------------------------------------------
 
 
 def _root_ops(spec: FilesystemSpec, host: Host, sources: Sources) -> Iterator[Op]:
-    if isinstance(spec.root, Directory):
+    if not isinstance(spec.root, HostView):
         yield from _directory_root(spec, host, sources)
     elif spec.root.overlay:
         yield from _overlaid_trees(spec, host)
@@ -319,18 +327,21 @@ def _root_ops(spec: FilesystemSpec, host: Host, sources: Sources) -> Iterator[Op
 
 def _directory_root(spec: FilesystemSpec, host: Host, sources: Sources) -> Iterator[Op]:
     if sources.root is None:
-        raise AssertionError("a Directory comes with its source")
+        raise AssertionError("a Directory, or Layers, come with their source")
     if host.privileged:
         yield Attach(_LOWER, "lower", BASE)
     else:
         yield Open(_LOWER, sources.root.path, O_PATH | O_DIRECTORY | O_NOFOLLOW, same_as=sources.root.slot)
-    if spec.takes_overlay:
+    if isinstance(spec.root, Layers):
+        yield from layered_root(spec, spec.root, _LOWER, _root_attrs(spec))
+    elif spec.takes_overlay:
         yield from _overlay(ROOT, _LOWER, "", spec)
     else:
         # Into the layer that has our files already: they cover what the directory has by their names, as in an overlay.
         yield CopyTree(_LOWER, BASE, "upper")
         yield CloneTree(ROOT, BASE, "upper", recursive=False)
     yield Attach(ROOT, "root", BASE)
+    yield from writable_places(spec)
 
 
 def _overlay(out: Slot, lower: Slot, name: str, spec: FilesystemSpec) -> Iterator[Op]:
@@ -339,12 +350,8 @@ def _overlay(out: Slot, lower: Slot, name: str, spec: FilesystemSpec) -> Iterato
         ("lowerdir", FdPath(lower)),
         ("upperdir", FdPath(BASE, f"/upper{name}")),
         ("workdir", FdPath(BASE, f"/work{name}")),
-        ("userxattr", None),  # trusted.* takes CAP_SYS_ADMIN in the first user namespace
+        *overlay_flags(spec),
     ]
-    if spec.scratch is not None and spec.scratch.disk is not None:
-        options.append(("volatile", None))
-    if spec.traceless:  # otherwise directories are numbered as they are looked up, and later programs see in which order that was
-        options.append(("xino", "on"))
     yield NewFs(out, "overlay", tuple(options), _root_attrs(spec))
 
 
@@ -451,13 +458,14 @@ def _mount(mount: Mount, source: Source | None, slot: Slot) -> Iterator[Op]:
 
 
 def _end_ops(spec: FilesystemSpec, sources: Sources) -> Iterator[Op]:
-    if isinstance(spec.root, Directory):
+    if not isinstance(spec.root, HostView):
         for slot, place in ((PROC, "proc"), (DEV, "dev"), (SYS, "sys")):
             if place in own_places(spec):
                 # To the directory of our own making, and to nothing that only leads there.
                 yield Open(_POINT, place, O_PATH | O_DIRECTORY | O_NOFOLLOW, ROOT, _REAL_PATH)
                 yield Attach(slot, "", _POINT)
     yield from _mounts(spec, sources, below_dev=True)
+    yield from workdir(spec)
     yield from (Mask(path, ROOT, NULL, EMPTY) for path in spec.masked if not path.startswith(_KERNEL_TREES))
     yield from (ReadOnlyPath(path, ROOT) for path in spec.read_only_paths if not path.startswith(_KERNEL_TREES))
     yield SetAttr(DEV, set=MOUNT_ATTR_RDONLY, recursive=False)

@@ -27,7 +27,7 @@ from sandbox._plan import (
 )
 from sandbox._sys.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from sandbox.fs._names import ROOT
-from sandbox.fs._specs import DEVICES, Directory, FilesystemSpec, default_inodes
+from sandbox.fs._specs import DEVICES, FilesystemSpec, HostView, default_inodes
 
 BASE: Final = "fs.base"
 ITEM: Final = "fs.item"  # short-lived: its descriptor is replaced by the next one
@@ -60,7 +60,7 @@ def tmpfs_options(size: int, inodes: int, mode: int) -> tuple[tuple[str, str], .
 
 def workplace(spec: FilesystemSpec) -> Slot:
     """Where /proc, /dev and /sys are made. In a view of the host that is their own place: its links are ours or the host's."""
-    return BASE if isinstance(spec.root, Directory) else ROOT
+    return ROOT if isinstance(spec.root, HostView) else BASE
 
 
 def dev_ops(spec: FilesystemSpec, ids: int, *, has_mqueue: bool) -> Iterator[Op]:
@@ -160,4 +160,4 @@ def _needs_empty(spec: FilesystemSpec) -> bool:
 
 
 def shows_sysfs(spec: FilesystemSpec) -> bool:
-    return isinstance(spec.root, Directory) if spec.sysfs is None else spec.sysfs
+    return not isinstance(spec.root, HostView) if spec.sysfs is None else spec.sysfs

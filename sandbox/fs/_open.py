@@ -18,9 +18,10 @@ from sandbox._sys.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOL
 from sandbox.errors import UnsupportedError, UsageError
 from sandbox.fs._build import Host, Source, Sources, Static, build
 from sandbox.fs._host import host_files, submounts
+from sandbox.fs._layers import highest_with, read_layered, read_regular, remembered
 from sandbox.fs._names import name_ops
 from sandbox.fs._scratch import ScratchDirectory, make_scratch
-from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Mount, Tmpfs, Volume
+from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Layers, Mount, Tmpfs, Volume
 from sandbox.fs._volume_use import VolumeUse
 from sandbox.fs.volumes import Content, VolumeStore
 
@@ -40,6 +41,7 @@ class FsPlan:
 
     static: Static
     fds: dict[Slot, int]
+    layers: tuple[str, ...] | None = None  # of a root of `Layers`: their names in its directory
     _scratch: ScratchDirectory | None = field(default=None, alias="scratch")
     _uses: tuple[VolumeUse, ...] = field(default=(), alias="uses")
 
@@ -58,6 +60,8 @@ class FsPlan:
         fd = self.fds.get(_ROOT_SOURCE)
         if fd is not None:
             # A name that came to or went from one of the two changes its times: an overlay that knew the old one is not taken.
+            if self.layers is not None:  # a layer itself never changes; one that goes, and comes again, leaves the directory with another time
+                return (_state_of(".", fd),)
             return _state_of(".", fd), _state_of("etc", fd)
         return tuple(_state_of(path, None) for path in host_files().binds)
 
@@ -95,16 +99,20 @@ class FsPlan:
         return name_ops(hostname, hosts=hosts, nameservers=nameservers, search=search, etc=self.static.etc)
 
     def read(self, path: str, most: int) -> bytes:
-        """Read up to *most* bytes of the file *path* of a root `Directory`, following links within it; b"" when it is no regular file."""
+        """Read up to *most* bytes of the file *path* of a root `Directory` or `Layers`, following links within it; b"" when it is no regular
+        file. In layers no link is followed.
+        """
         root = self.fds.get(_ROOT_SOURCE)
         if root is None:
             return b""
+        if self.layers is not None:
+            return remembered(read_layered, root, self.layers, path, most)
         try:
             found = openat2(path.lstrip("/"), _PATH, dir_fd=root, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV)
         except OSError:
             return b""
         try:
-            return _read_regular(found, most)
+            return read_regular(found, most)
         finally:
             os.close(found)
 
@@ -175,13 +183,14 @@ class _Opener:
 
     def open(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> FsPlan:
         host = self._host(spec, ids, only_id)
-        root = self._root(spec.root) if isinstance(spec.root, Directory) else None
+        root = None if isinstance(spec.root, HostView) else self._root(spec.root)
         mounts = tuple(self._mount(mount, index) for index, mount in enumerate(spec.mounts))
         _check_nested(spec.mounts, mounts, self.fds)
         # Last, as it makes something.
         disk = self._disk(spec.scratch.disk) if spec.scratch is not None and spec.scratch.disk is not None else None
         static = build(spec, host, Sources(mounts, root, disk))
-        return FsPlan(static, self.fds, self.scratch, tuple(self.uses))
+        names = spec.root.names if isinstance(spec.root, Layers) else None
+        return FsPlan(static, self.fds, names, self.scratch, tuple(self.uses))
 
     def close(self) -> None:
         for fd in self.fds.values():
@@ -211,11 +220,15 @@ class _Opener:
         finally:
             os.close(fd)
 
-    def _root(self, directory: Directory) -> Source:
+    def _root(self, directory: Directory | Layers) -> Source:
         fd = self._keep(_ROOT_SOURCE, _open_source(directory.path, what="root", kinds=(stat.S_IFDIR,)))
         if self.privileged and not self._can_map(fd):
             _refuse(f"root: {directory.path!r}", "copy it to ext4, xfs, btrfs or (from Linux 6.3 on) tmpfs")
-        return self._source(_ROOT_SOURCE, id_map=True, etc=_look_at_etc(fd) if self.privileged else None)
+        return self._source(_ROOT_SOURCE, id_map=True, etc=self._etc(directory, fd) if self.privileged else None)
+
+    @staticmethod
+    def _etc(directory: Directory | Layers, fd: int) -> tuple[int, int, int] | None:
+        return _look_at_etc(fd) if isinstance(directory, Directory) else remembered(_look_at_layered_etc, fd, directory.names)
 
     def _disk(self, base: str) -> Source:
         self.scratch = make_scratch(base, self.announce)
@@ -304,18 +317,15 @@ def _state_of(path: str, directory: int | None) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read_regular(found: int, most: int) -> bytes:
-    # Looked at before it is opened: to open a device, which an image may have, can do something.
-    if not stat.S_ISREG(os.fstat(found).st_mode):
-        return b""
+def _look_at_layered_etc(root: int, names: tuple[str, ...]) -> tuple[int, int, int] | None:
+    highest = highest_with(root, names, "etc")
+    if highest is None:
+        return None
+    layer = os.open(highest, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
     try:
-        fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        return os.read(fd, most)
+        return _look_at_etc(layer)
     finally:
-        os.close(fd)
+        os.close(layer)
 
 
 def _look_at_etc(root: int) -> tuple[int, int, int] | None:

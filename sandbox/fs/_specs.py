@@ -16,8 +16,10 @@ from sandbox.errors import UnsupportedError, UsageError
 PAGE: Final = 4096
 MAX_ID: Final = (1 << 32) - 2
 MAX_MOUNTS: Final = 96  # each takes a slot for its source, and one for its rule of Landlock: wire.OWN_SLOTS
+MAX_LAYERS: Final = 498  # OVL_MAX_STACK in fs/overlayfs/params.c is 500; one is ours
 DEFAULT_SCRATCH: Final = 256 << 20
 _VOLUME_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+_LAYER_NAME: Final = re.compile(r"(?=.{1,200}\Z)[a-zA-Z0-9][a-zA-Z0-9_.-]*(?:/[a-zA-Z0-9][a-zA-Z0-9_.-]*)*", re.ASCII)
 _USER_NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}", re.ASCII)
 
 # Docker's lists: moby, daemon/pkg/oci/defaults.go, "DefaultLinuxSpec"; thermal_throttle is added for each CPU that has it.
@@ -130,6 +132,20 @@ def default_inodes(size: int) -> int:
     return min(max(size // PAGE, 64), 1 << 20)
 
 
+def _to_layers(value: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise UsageError(f"names: {value!r} is one string; give a tuple of names, the lowest layer first")
+    names = tuple(value)
+    for name in names:
+        if not isinstance(name, str) or _LAYER_NAME.fullmatch(name) is None:
+            raise UsageError(f"names: {name!r} is not the name of a layer; use up to 200 letters, digits, '_', '.', '-', and '/'")
+    # Overlay refuses a layer that is there twice (ELOOP), and the lower one shows nothing that the higher one does not.
+    unique = tuple(reversed(dict.fromkeys(reversed(names))))
+    if len(unique) > MAX_LAYERS:
+        raise UsageError(f"names: {len(unique)} layers; overlay takes {MAX_LAYERS} at most")
+    return unique
+
+
 @frozen(cache_hash=True)
 class Bind:
     """Show the host's file or directory *source* at *target*.
@@ -234,6 +250,23 @@ class Directory:
     path: str = field(converter=_to_source)
 
 
+@frozen(cache_hash=True)
+class Layers:
+    """A root of many read-only layers, each a directory *names* (the lowest first) below the directory *path*; changes go to the scratch layer.
+
+    A layer hides what is below it as overlay's do: a character device 0:0 stands for what is not there any more, and ``user.overlay.opaque``
+    says that nothing of the directories below is. A layer that comes twice counts where it is highest: there it hides all that it
+    could do below. Layers are what nobody changes: whoever puts another one in the place of one removes
+    the first part of its name from *path* before.
+    """
+
+    path: str = field(converter=_to_source)
+    names: tuple[str, ...] = field(converter=_to_layers)
+
+
+Root = HostView | Directory | Layers
+
+
 def _to_mounts(value: Iterable[Mount]) -> tuple[Mount, ...]:
     mounts = tuple(value)
     for mount in mounts:
@@ -258,9 +291,17 @@ def _to_paths(value: Iterable[str]) -> tuple[str, ...]:
     return paths
 
 
-def _to_root(value: HostView | Directory) -> HostView | Directory:
-    if not isinstance(value, (HostView, Directory)):
-        raise UsageError(f"root: {value!r} is neither a HostView nor a Directory")
+def _to_places(value: Iterable[str]) -> tuple[str, ...]:
+    # By components, as mounts: a place inside another one is mounted after it.
+    places = sorted({_to_target(path) for path in value}, key=lambda path: path.split("/"))
+    if len(places) > MAX_MOUNTS:
+        raise UsageError(f"writable_places: {len(places)} are too many; give {MAX_MOUNTS} at most")
+    return tuple(places)
+
+
+def _to_root(value: Root) -> Root:
+    if not isinstance(value, (HostView, Directory, Layers)):
+        raise UsageError(f"root: {value!r} is none of HostView, Directory and Layers")
     return value
 
 
@@ -279,9 +320,12 @@ class FilesystemSpec:
     *sysfs* means: for a `Directory`, where the host allows it. *suid*: let set-user-id bits of the root work.
     *traceless*: reading changes no access times, and /proc shows programs only what they could trace, so not init.
     *masked* and *read_only_paths* hide or close what procfs and sysfs show beyond the container.
+
+    *writable_places*: directories of the root that can be written to even when it is read-only, and that are mounts of their own, with what the root
+    has there: an image's volumes. *workdir*: made when it is missing. Both are of a root of `Layers` only.
     """
 
-    root: HostView | Directory = field(factory=HostView, converter=_to_root)
+    root: Root = field(factory=HostView, converter=_to_root)
     scratch: Scratch | None = field(default=None, converter=_to_scratch)
     mounts: tuple[Mount, ...] = field(default=(), converter=_to_mounts)
     shm: int = field(default=64 << 20, converter=_to_tmpfs_size)
@@ -291,10 +335,18 @@ class FilesystemSpec:
     traceless: bool = field(default=False, converter=_to_flag)
     masked: tuple[str, ...] = field(default=MASKED_PATHS, converter=_to_paths)
     read_only_paths: tuple[str, ...] = field(default=READ_ONLY_PATHS, converter=_to_paths)
+    writable_places: tuple[str, ...] = field(default=(), converter=_to_places)
+    workdir: str = "/"
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.root, HostView) and self.root.overlay and self.scratch is None:
             raise UsageError("root: an overlay needs a scratch layer to write to; give scratch=Scratch()")
+        if not isinstance(self.root, Layers) and (self.writable_places or self.workdir != "/"):
+            raise UsageError("writable_places, workdir: are of a root of Layers; leave them out")
+        if len(self.mounts) + len(self.writable_places) > MAX_MOUNTS:
+            raise UsageError(f"mounts: more than {MAX_MOUNTS}, with the writable places; give fewer")
+        if isinstance(self.root, Layers) and self.scratch is not None and self.scratch.copy:
+            raise UsageError("scratch: copy=True copies the directory that is the root; layers take an overlay: leave it out")
         if isinstance(self.root, HostView) and self.scratch is not None and self.scratch.copy:
             raise UsageError("scratch: copy=True copies the directory that is the root, and a view of the host is none; leave it out")
 

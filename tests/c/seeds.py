@@ -41,6 +41,8 @@ OPS: tuple[plan.Op, ...] = (
     plan.Setns("f", 0x40000000),
     plan.Unmount("/mnt", optional=True),
     plan.CopyTree("f", "t", "a"),
+    plan.NewOverlay("o", (("lowerdir+", plan.FdPath("t", "/a")), ("upperdir", plan.FdPath("t", "/u")), ("userxattr", None)), plan.FdPath("t", "l")),
+    plan.NewOverlay("o", (("lowerdir+", plan.FdPath("t", "/a")), ("xino", "on"), ("lowerdir+", "b")), plan.FdPath("t", "l"), 0x1F, True),
     plan.WriteProc("self/timens_offsets", b"monotonic 1 0", "t"),
     plan.Landlock(7, 1, 0, (("t", 3), ("f", 4))),
     plan.DropBounding(0x1FF),

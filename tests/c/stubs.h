@@ -241,7 +241,7 @@ int copy_tree(int from, int to) {
 #define fchmod(fd, mode) ((void)(mode), stub_call("fchmod", fd, NULL, NULL))
 #define fchdir(fd) stub_call("fchdir", fd, NULL, NULL)
 #define chdir(path) stub_call("chdir", AT_FDCWD, path, NULL)
-#define mount(from, path, type, flags, data) stub_call("mount", AT_FDCWD, path, from)
+#define mount(from, path, type, flags, data) ((void)(flags), stub_call("mount", AT_FDCWD, path, data))
 #define umount2(path, flags) stub_call("umount2", AT_FDCWD, path, NULL)
 #define sethostname(name, size) ((void)(size), stub_call("sethostname", AT_FDCWD, name, NULL))
 #define setdomainname(name, size) ((void)(size), stub_call("setdomainname", AT_FDCWD, name, NULL))
@@ -258,7 +258,7 @@ int copy_tree(int from, int to) {
 static void stub_start(struct ops *o, int *slots, int filled) {
     memset(stub_open, 0, sizeof stub_open);
     stub_nopen = 0;
-    *o = (struct ops){.slots = slots, .userns = -1, .notify = -1, .parent = -1, .roles = {-1, -1, -1, -1, -1}};
+    *o = (struct ops){.slots = slots, .userns = -1, .notify = -1, .parent = -1, .roles = {-1, -1, -1, -1, -1, -1}};
     for (int i = 0; i < SLOTS; i++)
         slots[i] = i < filled ? stub_fd() : -1;
     o->userns = stub_fd();

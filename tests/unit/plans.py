@@ -13,12 +13,12 @@ WORDS = st.binary(max_size=40).map(lambda raw: raw.replace(b"\0", b"\1"))
 TEXTS = WORDS.map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 FLAGS = st.booleans()
 SLOTS = st.sampled_from([f"slot{n}" for n in range(8)])
-PLACES = st.one_of(SLOTS, st.just(plan.HOST), st.sampled_from([f"@{role}" for role in (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS)]))
+PLACES = st.one_of(SLOTS, st.just(plan.HOST), st.sampled_from([f"@{role}" for role in (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, plan.ROLE_UPPER)]))
 OPTIONS = st.tuples(TEXTS, st.one_of(st.none(), TEXTS, st.builds(plan.FdPath, SLOTS, TEXTS)))
 
 # By name of field; the same field has the same meaning in every operation.
 FIELDS: dict[str, SearchStrategy[object]] = {
-    **dict.fromkeys(("optional", "recursive", "idmap", "directory", "listen"), FLAGS),
+    **dict.fromkeys(("optional", "recursive", "idmap", "directory", "listen", "classic"), FLAGS),
     **dict.fromkeys(("out", "slot", "like", "file_slot", "dir_slot"), SLOTS),
     **dict.fromkeys(("at", "src", "same_as"), PLACES),
     **dict.fromkeys(("path", "name", "target", "fstype"), TEXTS),
@@ -35,7 +35,8 @@ FIELDS: dict[str, SearchStrategy[object]] = {
     "rules": st.lists(st.tuples(SLOTS, U64), max_size=4).map(tuple),
     "program": st.binary(min_size=1, max_size=6).map(lambda raw: raw * 8),
     "policy": st.binary(max_size=6).map(lambda raw: raw * 8),
-    "role": st.sampled_from([plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, plan.ROLE_LAST_PID]),
+    "role": st.sampled_from([plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, plan.ROLE_LAST_PID, plan.ROLE_UPPER]),
+    "place": st.builds(plan.FdPath, SLOTS, TEXTS),
 }
 
 

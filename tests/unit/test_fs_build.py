@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sandbox import _plan as plan
 from sandbox._sys import constants as sys
-from sandbox.fs import MASKED_PATHS, READ_ONLY_PATHS, Bind, Directory, FilesystemSpec, HostView, Mount, Scratch, Tmpfs, Volume, name_ops
+from sandbox.fs import MASKED_PATHS, READ_ONLY_PATHS, Bind, Directory, FilesystemSpec, HostView, Layers, Mount, Scratch, Tmpfs, Volume, name_ops
 from sandbox.fs._build import Host, Source, Sources, build
 from sandbox.fs._host import HostFiles
 
@@ -40,7 +40,7 @@ mounts = st.lists(
 )
 specs = st.builds(
     FilesystemSpec,
-    root=st.sampled_from([HostView(), Directory("/srv/root")]),
+    root=st.sampled_from([HostView(), Directory("/srv/root"), Layers("/srv/layers", ("a", "b"))]),
     scratch=st.sampled_from([None, SMALL, Scratch(disk="/srv/scratch")]),
     mounts=mounts,
     mqueue=st.booleans(),
@@ -60,7 +60,7 @@ def make(spec, *, privileged=True, ids=65536, submounts=()):
         host,
         Sources(
             tuple(None if isinstance(mount, Tmpfs) else source(f"fs.mount{index}", "/srv/x") for index, mount in enumerate(spec.mounts)),
-            source("fs.src.root", "/srv/root") if isinstance(spec.root, Directory) else None,
+            source("fs.src.root", "/srv/root") if not isinstance(spec.root, HostView) else None,
             source("fs.src.scratch", "/srv/scratch/1") if spec.scratch is not None and spec.scratch.disk is not None else None,
         ),
     )
@@ -98,7 +98,7 @@ def kinds(ops, kind):
 
 def reads(op):
     """The slots that an operation takes from."""
-    if isinstance(op, plan.NewFs):
+    if isinstance(op, (plan.NewFs, plan.NewOverlay)):
         return {value.slot for _, value in op.options if isinstance(value, plan.FdPath)}
     names = ("src", "slot", "at", "like", "same_as", "file_slot", "dir_slot")
     return {getattr(op, name) for name in names if hasattr(op, name)} - {plan.HOST}
@@ -146,9 +146,9 @@ def test_proc_comes_before_its_masks_and_over_a_directory_covers_every_mount_out
     ops = init_ops(make(spec, privileged=privileged))
     made = next(index for index, op in enumerate(ops) if isinstance(op, plan.Attach) and op.slot == "fs.proc")
     placed = max(index for index, op in enumerate(ops) if isinstance(op, plan.Attach) and op.slot == "fs.proc")
-    assert (made < placed) == isinstance(spec.root, Directory)
+    assert (made < placed) == (not isinstance(spec.root, HostView))
     for index, op in enumerate(ops):
-        if isinstance(op, plan.MakeTarget) and op.at == ROOT and isinstance(spec.root, Directory):
+        if isinstance(op, plan.MakeTarget) and op.at == ROOT and not isinstance(spec.root, HostView):
             assert index < placed
         if isinstance(op, (plan.Mask, plan.ReadOnlyPath)):
             assert index > made
@@ -173,7 +173,8 @@ def test_a_plan_ends_with_the_pivot_and_the_root_is_closed_right_before(spec, pr
     after_pivot = ops[ops.index(pivot) + 1 :]
     # Only where everything that is still to come is known by its descriptor.
     assert not after_pivot or (privileged and isinstance(spec.root, HostView) and not any(getattr(op, "src", ROOT) == plan.HOST for op in after_pivot))
-    assert {op.role for op in kinds(ops, plan.Sethook)} == {plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS}
+    upper = {plan.ROLE_UPPER} if isinstance(spec.root, Layers) else set()
+    assert {op.role for op in kinds(ops, plan.Sethook)} == {plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, *upper}
     closed = plan.SetAttr(ROOT, set=sys.MOUNT_ATTR_RDONLY, recursive=False)
     assert (closed in ops) == (spec.scratch is None)
     after = ops[ops.index(closed) + 1 :] if closed in ops else ()

@@ -56,7 +56,7 @@ def test_limits_are_those_of_c() -> None:
     ) == (wire.INLINE, wire.MAX_FDS, wire.MAX_BODY, wire.SLOTS, wire.NO_SLOT)
     assert (c["HEAD_MEMFD"], c["SLOT_ROLE_BASE"]) == (wire.HEAD_MEMFD, wire.ROLE_SLOT)
     assert (c["ROLE_ROOT"], c["ROLE_PROC"], c["ROLE_PTS"]) == (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS)
-    assert c["ROLE_LAST_PID"] == plan.ROLE_LAST_PID
+    assert (c["ROLE_LAST_PID"], c["ROLE_UPPER"]) == (plan.ROLE_LAST_PID, plan.ROLE_UPPER)
 
 
 def test_the_constant_that_stands_for_inits_own_number_is_that_of_c() -> None:

@@ -170,12 +170,8 @@ static int configure(struct ops *o, int fs, struct reader *r) {
     return r->bad ? fail(EPROTO) : (int)syscall(__NR_fsconfig, fs, FSC_SET_STRING, key, value, 0);
 }
 
-static int op_new_fs(struct ops *o, struct reader *r) {
-    uint16_t out = rd_uint16(r);
-    const char *type = rd_str(r);
-    uint32_t attrs = rd_uint32(r), count = rd_uint32(r);
-    if (r->bad)
-        return fail(EPROTO);
+// Makes a detached mount of `type` with `count` options.
+static int new_mount(struct ops *o, const char *type, uint32_t attrs, uint32_t count, struct reader *r) {
     int fs = (int)syscall(__NR_fsopen, type, X_FSOPEN_CLOEXEC);
     if (fs < 0)
         return -1;
@@ -185,11 +181,136 @@ static int op_new_fs(struct ops *o, struct reader *r) {
     if (result == 0)
         result = (int)syscall(__NR_fsconfig, fs, FSC_CMD_CREATE, NULL, NULL, 0);
     if (result == 0)
-        result = slot_put(o, out, (int)syscall(__NR_fsmount, fs, X_FSMOUNT_CLOEXEC, attrs));
+        result = (int)syscall(__NR_fsmount, fs, X_FSMOUNT_CLOEXEC, attrs);
     int error = errno;
     close(fs);
     errno = error;
     return result;
+}
+
+static int op_new_fs(struct ops *o, struct reader *r) {
+    uint16_t out = rd_uint16(r);
+    const char *type = rd_str(r);
+    uint32_t attrs = rd_uint32(r), count = rd_uint32(r);
+    return r->bad ? fail(EPROTO) : slot_put(o, out, new_mount(o, type, attrs, count, r));
+}
+
+// What mount(2) takes as its options: less than a page, the kernel copies no more.
+struct options {
+    char text[4096];
+    size_t length;
+};
+
+static int add_option(struct options *to, const char *before, const char *key, const char *value) {
+    size_t room = sizeof to->text - to->length;
+    int n = snprintf(to->text + to->length, room, "%s%s%s%s", before, key, value ? "=" : "", value ? value : "");
+    if (n < 0 || (size_t)n >= room)
+        return fail(E2BIG);
+    to->length += (size_t)n;
+    return 0;
+}
+
+// A lower layer gets a short name: a link to it, a number, in the directory where all are.
+static int add_lower(struct options *lowers, int at, const char *path) {
+    char name[12];
+    static uint32_t number; // never twice the same, whatever `at` is
+    snprintf(name, sizeof name, "%u", number++);
+    if (symlinkat(path, at, name) < 0)
+        return -1;
+    return add_option(lowers, lowers->length ? ":" : "lowerdir=", name, NULL);
+}
+
+static int add_overlay_option(struct ops *o, struct options *lowers, struct options *others, int at, struct reader *r) {
+    uint8_t kind = rd_uint8(r);
+    const char *key = rd_str(r), *value = NULL;
+    char path[300];
+    if (kind == OPTION_FD_PATH) {
+        int fd = slot_get(o, rd_uint16(r));
+        const char *suffix = rd_str(r);
+        if (r->bad || fd < 0)
+            return fail(EPROTO);
+        if (snprintf(path, sizeof path, "/proc/self/fd/%d%s", fd, suffix) >= (int)sizeof path)
+            return fail(ENAMETOOLONG);
+        value = path;
+    } else if (kind != OPTION_FLAG) {
+        value = rd_str(r);
+    }
+    if (r->bad)
+        return fail(EPROTO);
+    if (!strcmp(key, "lowerdir+"))
+        return value ? add_lower(lowers, at, value) : fail(EPROTO);
+    if (value && strpbrk(value, ",\\"))
+        return fail(EINVAL);
+    return add_option(others, ",", key, value);
+}
+
+// Mounts by mount(2), on `at`/mount, and takes a copy of that mount as new_mount would have made it.
+static int mount_at(int at, const char *options, uint32_t attrs) {
+    const unsigned long flags = (attrs & 0xF) | (attrs & X_MOUNT_ATTR_NOATIME ? MS_NOATIME : 0); // the first four are MS_* too
+    int before = openat(AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (before < 0)
+        return -1;
+    int result = fchdir(at);
+    if (result == 0 && (result = mkdirat(at, "mount", 0700)) < 0 && errno == EEXIST)
+        result = 0;
+    if (result == 0)
+        result = mount("overlay", "mount", "overlay", flags, options);
+    if (result == 0) {
+        result = open_tree_(at, "mount", X_OPEN_TREE_CLONE);
+        int error = errno;
+        if (umount2("mount", MNT_DETACH | UMOUNT_NOFOLLOW) < 0 && result >= 0) {
+            error = errno;
+            close(result);
+            result = -1;
+        }
+        errno = error;
+    }
+    int error = errno;
+    if (fchdir(before) < 0 && result >= 0) {
+        error = errno;
+        close(result);
+        result = -1;
+    }
+    close(before);
+    errno = error;
+    return result;
+}
+
+// For kernels that know no lowerdir+: all layers in one option, which is too long for fsconfig(2) as text and in any case for a
+// page, unless their names are short.
+static int classic_overlay(struct ops *o, int at, uint32_t attrs, uint32_t count, struct reader *r) {
+    static struct options lowers, others;
+    lowers.length = others.length = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (add_overlay_option(o, &lowers, &others, at, r) < 0)
+            return -1;
+    if (add_option(&lowers, others.length ? others.text : "", "", NULL) < 0)
+        return -1;
+    return mount_at(at, lowers.text, attrs);
+}
+
+static int op_new_overlay(struct ops *o, struct reader *r) {
+    uint16_t out = rd_uint16(r);
+    int place = slot_get(o, rd_uint16(r));
+    const char *path = rd_str(r);
+    uint8_t classic = rd_uint8(r);
+    uint32_t attrs = rd_uint32(r), count = rd_uint32(r);
+    struct reader again = *r;
+    if (r->bad || place < 0)
+        return fail(EPROTO);
+    int made = classic ? -1 : new_mount(o, "overlay", attrs, count, r);
+    // An older kernel does not know lowerdir+, and says so when it is told (6.5 rejects it at once) or at last, when it makes the
+    // mount.
+    if (classic || (made < 0 && errno == EINVAL)) {
+        int at = open_below(place, path, O_PATH | O_DIRECTORY, 0, 0);
+        if (at < 0)
+            return -1;
+        made = classic_overlay(o, at, attrs, count, &again);
+        int error = errno;
+        close(at);
+        errno = error;
+    }
+    return slot_put(o, out, made);
 }
 
 static int attach_fd(int mount_fd, int dir, const char *path) {
@@ -835,7 +956,7 @@ static op_fn *const TABLE[] = {
     [16] = op_chdir,      [17] = op_write_proc, [18] = op_drop_bounding, [19] = op_no_new_privs,   [20] = op_landlock,
     [21] = op_seccomp,    [22] = op_close,      [23] = op_mask,          [24] = op_read_only_path, [25] = op_sethook,
     [26] = op_bind_mount, [27] = op_setns,      [28] = op_unlink,        [29] = op_unmount,        [30] = op_set_times,
-    [31] = op_remove,     [32] = op_write_from, [33] = op_copy_tree,
+    [31] = op_remove,     [32] = op_write_from, [33] = op_copy_tree,     [34] = op_new_overlay,
 };
 
 static int run_one(struct ops *o, struct reader *block) {
