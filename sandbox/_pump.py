@@ -112,10 +112,9 @@ def await_end(channel: Channel, wall_s: float | None) -> codec.End:
     """The end of a run that has nothing to move. Raises: as `Pump.run`."""
     give_up = None if wall_s is None else time.monotonic() + wall_s + GRACE_S
     while True:
-        try:
-            end = _end_of(channel.receive_alone(None if give_up is None else give_up - time.monotonic()))
-        except TimeoutError:
-            raise BrokenError(LATE) from None
+        if not channel.wait(None if give_up is None else give_up - time.monotonic()):
+            raise BrokenError(LATE)
+        end = _end_of(channel.receive_alone())
         if end is not None:
             return end
 
@@ -199,7 +198,7 @@ class Pump:
 
     def _step(self) -> None:
         wait_ms = None if self._give_up is None else max(0.0, (self._give_up - time.monotonic()) * 1000)
-        events = self._poll.poll(wait_ms)
+        events = self._channel.await_events(self._poll.poll, wait_ms)
         if not events:
             raise BrokenError(LATE)
         for fd, event in events:

@@ -121,11 +121,10 @@ class Session(Beginning):
         try:
             # With a control group there is work to do meanwhile, which shall not keep the program waiting for this CPU.
             body, fds = encode(spec, wiring, leaf, apart=leaf is not None)
+            begin = time.perf_counter()
             channel.send(wire.Msg.EXEC, body, fds)
             wiring.close_lent(outputs=False)
             if leaf is not None:
-                # The kernel may have put init on this CPU, for whoever sends a message mostly waits for the answer then.
-                os.sched_yield()
                 leaf.watch()
             leaves.tidy(channel.has_event)
             if wiring.sinks is not None:
@@ -138,6 +137,7 @@ class Session(Beginning):
                 sound = self._abandon(channel)
                 raise
             sound = True
+            channel.learn(time.perf_counter() - begin, (end.setup_ns + end.wall_ns) * 1e-9)
             if end.cause == wire.Cause.NOT_STARTED:
                 raise start_error(spec, end.status, end.detail)
             if text.encoding is not None:

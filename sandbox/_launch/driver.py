@@ -18,7 +18,8 @@ import errno
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from sandbox._launch import codec, wire
@@ -40,19 +41,25 @@ _EXPECTED_FDS: Final = 16
 _LEAVE_S: Final = 10.0
 _MSG_DONTWAIT: Final = 0x40  # <linux/socket.h>
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1  # <asm-generic/socket.h>, <linux/socket.h>: `socket` itself is imported late
+LOOK_S: Final = 0.0004  # how long a caller looks for an answer before it sleeps; measured: docs/design/architecture.md
+LOOKS: Final = 64
+DEAR_S: Final = 0.00015
 _ints: Final = struct.Struct("=i")  # most messages have one descriptor at most
+Poll = Callable[..., list[tuple[int, int]]]  # select.poll's, in milliseconds
 
 
 class Channel:
     """One conversation with an init (or, while it is being created, with the launcher). Not for two threads at once."""
 
-    __slots__ = ("_ancillary", "_flags", "_poll", "sock")
+    __slots__ = ("_ancillary", "_flags", "_has_slept", "_poll", "looks", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         import select
         import socket as socket_module
 
         self.sock = sock
+        self.looks = 0  # how many waits are to look for the answer before they sleep
+        self._has_slept = False
         self._flags = socket_module.MSG_CMSG_CLOEXEC
         self._ancillary = socket_module.CMSG_SPACE(4 * _EXPECTED_FDS)
         self._poll = select.poll()
@@ -117,6 +124,38 @@ class Channel:
         except ConnectionResetError:
             return None
         return codec.decode(raw) if raw else None
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait at most *timeout* seconds until `receive` has something to give; whether it has."""
+        return bool(self.await_events(self._poll.poll, None if timeout is None else max(0.0, timeout * 1000)))
+
+    def await_events(self, poll: Poll, timeout_ms: float | None) -> list[tuple[int, int]]:
+        """What *poll*, of something that watches this channel too, has within *timeout_ms*; empty: nothing.
+
+        Where sleep has turned out to be dear (`learn`), it looks again and again for a while before it goes to sleep.
+        """
+        events = poll(0)
+        if self.looks and not events:
+            begin = perf_counter()
+            while not (events := poll(0)) and perf_counter() - begin < LOOK_S:
+                pass  # without sched_yield(2): who competes with us for this CPU would keep it for milliseconds
+        if events:
+            return events
+        self.looks, self._has_slept = 0, True
+        return poll(timeout_ms)
+
+    def learn(self, took_s: float, busy_s: float) -> None:
+        """Take note that an answer took *took_s* seconds, *busy_s* of them for what init did.
+
+        A CPU that went to sleep with us may take long to wake up (on virtual machines, longer than a short program takes). Then, and while
+        answers come soon, the next waits look before they sleep; every so often one sleeps, to see what it costs by now.
+        """
+        if not self._has_slept:
+            self.looks -= self.looks > 0
+            return
+        self._has_slept = False
+        if took_s < 2 * LOOK_S and took_s - busy_s > DEAR_S and len(os.sched_getaffinity(0)) > 1:
+            self.looks = LOOKS
 
     def has_event(self) -> bool:
         """Whether `receive` would not wait."""

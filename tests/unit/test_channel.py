@@ -1,0 +1,84 @@
+"""A channel sleeps until its answer comes, or looks for it first where sleep has turned out to be dear."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from sandbox._launch.driver import DEAR_S, LOOK_S, LOOKS, Channel
+
+CHEAP = DEAR_S / 2
+DEAR = LOOK_S  # more than DEAR_S, and still soon
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, socket.socket]]:
+    channel, number = Channel.pair()
+    theirs = socket.socket(fileno=number)
+    with theirs:
+        yield channel, theirs
+    channel.close()
+
+
+@pytest.fixture(autouse=True)
+def _two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+
+
+def sleep(channel: Channel) -> None:
+    assert not channel.wait(0.0)
+
+
+def test_a_channel_sleeps_at_first(ends: tuple[Channel, socket.socket]) -> None:
+    assert ends[0].looks == 0
+
+
+def test_it_looks_after_a_sleep_that_was_dear(ends: tuple[Channel, socket.socket]) -> None:
+    sleep(ends[0])
+    ends[0].learn(DEAR, 0.0)
+    assert ends[0].looks == LOOKS
+
+
+@pytest.mark.parametrize(("took_s", "busy_s"), [(CHEAP, 0.0), (DEAR, DEAR - CHEAP), (10 * LOOK_S, 0.0)])
+def test_it_sleeps_on_where_that_is_cheap_or_answers_take_long(ends: tuple[Channel, socket.socket], took_s: float, busy_s: float) -> None:
+    sleep(ends[0])
+    ends[0].learn(took_s, busy_s)
+    assert ends[0].looks == 0
+
+
+def test_it_sleeps_on_where_there_is_one_cpu_only(ends: tuple[Channel, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    sleep(ends[0])
+    ends[0].learn(DEAR, 0.0)
+    assert ends[0].looks == 0
+
+
+def test_an_answer_that_is_there_teaches_nothing_but_that_one_more_look_is_over(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    sleep(channel)
+    channel.learn(DEAR, 0.0)
+    theirs.send(b"x")
+    assert channel.wait(None)
+    channel.learn(DEAR, 0.0)
+    assert channel.looks == LOOKS - 1
+
+
+def test_after_its_looks_it_sleeps_once_to_see_what_that_costs(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    sleep(channel)
+    channel.learn(DEAR, 0.0)
+    theirs.send(b"x")
+    for _ in range(LOOKS):
+        assert channel.wait(None)
+        channel.learn(DEAR, 0.0)
+    assert channel.looks == 0
+
+
+def test_a_look_that_finds_nothing_in_time_ends_in_sleep(ends: tuple[Channel, socket.socket]) -> None:
+    sleep(ends[0])
+    ends[0].learn(DEAR, 0.0)
+    sleep(ends[0])
+    assert ends[0].looks == 0
