@@ -7,7 +7,7 @@ from sandbox.image._leases import Lease
 from sandbox.image.credentials import Credentials, CredentialStore
 from sandbox.image.digest import Digest, Verifier
 from sandbox.image.documents import Config, Descriptor, Healthcheck, History, Index, Manifest, MediaType, Platform, Settings
-from sandbox.image.images import Fault, Image, Pruned, Removed, Step, Usage, UsageRow
+from sandbox.image.images import Fault, HistoryRow, Image, Pruned, Removed, Step, Usage, UsageRow
 from sandbox.image.reference import Reference
 from sandbox.image.store import Store, Use
 from sandbox.image.tar import UnpackLimits
@@ -22,6 +22,7 @@ __all__ = [
     "Fault",
     "Healthcheck",
     "History",
+    "HistoryRow",
     "Image",
     "Index",
     "Lease",

@@ -27,7 +27,15 @@ def find(root: Root, lease: Lease, key: str) -> Step | None:
     if stored != key:
         return None
     lease.add(*digests_of(step))
-    return step if is_complete(root, step) else None
+    if not is_complete(root, step):
+        return None
+    root.touch(cache_file(key))  # it is in use: a prune of what is old leaves it
+    return step
+
+
+def steps(root: Root) -> list[tuple[str, Step]]:
+    """All that is remembered, with the keys."""
+    return [read_step(data) for entry in root.names("cache") if (data := root.read(f"cache/{entry}")) is not None]
 
 
 def keep(root: Root, lease: Lease, key: str, step: Step) -> None:

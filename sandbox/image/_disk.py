@@ -212,6 +212,18 @@ class Root:
         except FileNotFoundError:
             return None
 
+    def changed(self, name: str) -> float | None:
+        """When *name* was written or touched, in seconds since 1970; None when there is none."""
+        try:
+            return os.stat(name, dir_fd=self.fileno(), follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            return None
+
+    def touch(self, name: str) -> None:
+        """Note that *name* was used now."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(name, dir_fd=self.fileno())
+
     def exists(self, name: str) -> bool:
         return self.size(name) is not None
 

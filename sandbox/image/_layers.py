@@ -79,7 +79,7 @@ def _fill(root: Root, stage: Stage, diff_id: Digest, unpack: Callable[[int], Unp
     os.mkdir("tree", 0o700, dir_fd=stage.fileno())
     tree = os.open("tree", OPEN_DIRECTORY, dir_fd=stage.fileno())
     try:
-        os.fchmod(tree, 0o755)
+        os.fchmod(tree, 0o755)  # not by mkdir, whose mode the umask cuts
         found = unpack(tree)
     finally:
         os.close(tree)

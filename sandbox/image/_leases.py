@@ -7,6 +7,7 @@ any lease lists whose lock is held. A manifest or a configuration stands for all
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import enum
 import fcntl
@@ -81,27 +82,29 @@ class Live:
     """What the leases of living owners list."""
 
     kept: frozenset[Digest]
-    used: frozenset[Digest]  # those of them that containers use
+    used: collections.Counter[Digest]  # those of them that containers use, and how many do
 
 
 def live(root: Root, *, sweep: bool = False) -> Live:
     """Read all leases; the mutex is held, exclusively if with *sweep* those are removed whose owners are gone."""
     kept: set[Digest] = set()
-    used: set[Digest] = set()
+    used: collections.Counter[Digest] = collections.Counter()
     for name in root.names("leases"):
         try:
-            file = Fd(root.open_file(f"leases/{name}"))
+            file = hold(root.open_file(f"leases/{name}"))
         except FileNotFoundError:  # its owner has just ended it
             continue
-        with file:
+        try:
             if try_lock(file, fcntl.LOCK_EX if sweep else fcntl.LOCK_SH):
                 if sweep:
                     root.unlink(f"leases/{name}")
                 continue
             kind, digests = _read(file)
+        finally:
+            release(file)
         kept |= digests
-        used |= digests if kind == Kind.USE else set()
-    return Live(frozenset(kept), frozenset(used))
+        used.update(digests if kind == Kind.USE else ())
+    return Live(frozenset(kept), used)
 
 
 def _read(file: Fd) -> tuple[str, set[Digest]]:

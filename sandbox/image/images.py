@@ -5,9 +5,10 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from sandbox.image.digest import Digest
-from sandbox.image.documents import Config, Descriptor, Settings
+from sandbox.image.documents import Config, Descriptor, History, Settings, decode
+from sandbox.image.reference import Reference
 
-__all__ = ["Fault", "Image", "Pruned", "Removed", "Step", "Usage", "UsageRow"]
+__all__ = ["Fault", "HistoryRow", "Image", "Pruned", "Removed", "Step", "Usage", "UsageRow"]
 
 
 @frozen
@@ -38,6 +39,27 @@ class Image:
         """The directory of `links`: there, the names of more than a hundred layers are short enough for one page of mount options."""
         return f"{self.store}/short"
 
+    def inspect(self) -> dict[str, object]:
+        """All of it in Docker's words, as ``docker image inspect`` tells it; fit for JSON."""
+        document = decode(self.config.encode(), what="configuration")
+        return {
+            "Id": str(self.id),
+            "RepoTags": [Reference.parse(name).familiar for name in self.names if "@" not in name],
+            "RepoDigests": [Reference.parse(name).familiar for name in self.names if "@" in name],
+            "Comment": self.config.history[-1].comment if self.config.history else "",
+            "Created": self.config.created,
+            "Author": self.config.author,
+            "Config": document["config"],
+            "Architecture": self.config.platform.architecture,
+            "Variant": self.config.platform.variant,
+            "Os": self.config.platform.os,
+            "Size": self.size,
+            "GraphDriver": {"Name": "overlay", "Data": {"LowerDir": ":".join(reversed(self.layers))}},
+            "RootFS": {"Type": "layers", "Layers": [str(diff_id) for diff_id in self.config.diff_ids]},
+            "Descriptor": {"digest": str(self.manifest)},
+            "BuiltHere": self.built_here,
+        }
+
 
 @frozen
 class Step:
@@ -65,6 +87,14 @@ class Pruned:
     deleted: tuple[Digest, ...]
     freed: int
     cache_entries: int = 0
+
+
+@frozen
+class HistoryRow:
+    """One step of an image's making, and what its layer takes on disk."""
+
+    step: History
+    size: int
 
 
 @frozen

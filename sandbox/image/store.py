@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from typing import Self
 
-from sandbox._types import StrPath
+from sandbox._types import StrPath, to_bool
 from sandbox.errors import ImageError, ImageNotFoundError
-from sandbox.image import _blobs, _cache, _catalog, _layers
+from sandbox.image import _blobs, _cache, _catalog, _layers, _sweep, _usage, _verify
 from sandbox.image._blobs import BlobWriter
 from sandbox.image._disk import Disk, blob_name, layer_name
 from sandbox.image._layers import Unpacked
 from sandbox.image._leases import Kind, Lease
 from sandbox.image.digest import Digest
-from sandbox.image.images import Image, Step
+from sandbox.image.images import Fault, HistoryRow, Image, Pruned, Removed, Step, Usage
 from sandbox.image.reference import Reference
 from sandbox.image.tar import UnpackLimits
 
@@ -63,7 +64,9 @@ class Store:
         return f"Store({self.path!r})"
 
     def lease(self) -> Lease:
-        """A lease, for one operation; what is added to it is not removed before its end."""
+        """A lease, for one operation; what is added to it is not removed before its end. Leftovers of killed processes are removed first."""
+        with self._disk.opened("remove leftovers") as root:
+            _sweep.sweep(root)
         return Lease(self._disk)
 
     # ---- Blobs and documents ----
@@ -171,18 +174,20 @@ class Store:
 
         Raises: ImageNotFoundError; UsageError: it is no name, or the digits fit several; ImageError: something of it is damaged.
         """
-        with self._disk.opened("look for an image") as root:
+        with self._disk.opened("look for an image") as root, root.locked():
             all_names = _catalog.names(root)
             return _catalog.load(root, self.path, _catalog.resolve(root, name, all_names), all_names)
 
     def images(self) -> list[Image]:
-        """All images, by their first names; those without come last."""
+        """All images, by their first names; those without come last. Damaged ones are left out: `verify` tells of them, and `get` refuses them."""
         if not self._disk.exists:
             return []
-        with self._disk.opened("list the images", make=False) as root:
+        with self._disk.opened("list the images", make=False) as root, root.locked():
             all_names = _catalog.names(root)
-            named = [_catalog.Named(record.manifest, image_id) for image_id, record in _catalog.records(root).items()]
-            found = [_catalog.load(root, self.path, one, all_names) for one in named]
+            found: list[Image] = []
+            for image_id, record in _catalog.records(root).items():
+                with contextlib.suppress(ImageError):
+                    found.append(_catalog.load(root, self.path, _catalog.Named(record.manifest, image_id), all_names))
         return sorted(found, key=lambda image: (image.names or ("~",), image.id))
 
     def tag(self, source: Name, target: str | Reference) -> Image:
@@ -217,6 +222,54 @@ class Store:
             lease.close()
             raise
         return Use(lease)
+
+    # ---- Removing ----
+
+    def remove(self, name: Name, *, force: bool = False) -> Removed:
+        """Take a name away, and with the last one the image, and what no other image, build or transfer needs of it.
+
+        By its id, an image goes with all its names. *force*: also when a container uses it (which keeps its layers until it ends), or when it has
+        names in several repositories. Raises: ImageNotFoundError; ImageInUseError: see *force*; UsageError: it is no name.
+        """
+        with self._disk.opened("remove an image") as root:
+            return _sweep.remove(root, name, force=force)
+
+    def prune(self, *, all: bool = False, build_cache: bool | None = None, older_s: float = 0.0) -> Pruned:  # noqa: A002 - Docker's word
+        """Remove images that have no name (with *all*: each that no container uses), and everything that nothing needs any more.
+
+        *build_cache*: the steps of builds too; None: with *all*. *older_s*: only images that came, and steps that were used, that many seconds ago.
+        What is on a lease stays. Pieces of blobs that nobody is writing go too.
+        """
+        to_bool(all, what="all")
+        if not self._disk.exists:
+            return Pruned((), (), 0)
+        with self._disk.opened("prune", make=False) as root:
+            return _sweep.prune(root, everything=all, build_cache=all if build_cache is None else build_cache, older_s=older_s)
+
+    # ---- Looking after it ----
+
+    def verify(self) -> list[Fault]:
+        """Hash all blobs again, compare each unpacked layer with its blob, and look whether all documents fit; return what is wrong.
+
+        Takes as long as unpacking everything, and for a while the space of the largest layer.
+        """
+        if not self._disk.exists:
+            return []
+        with Lease(self._disk) as lease, self._disk.opened("verify", make=False) as root:
+            return _verify.verify(root, lease, lambda blob, directory, media_type: _unpack(blob, directory, media_type, None))
+
+    def usage(self) -> Usage:
+        """What the store takes on disk."""
+        images = self.images()
+        if not self._disk.exists:
+            return Usage((), 0, 0, 0, 0, 0, 0)
+        with self._disk.opened("count", make=False) as root:
+            return _usage.count(root, images)
+
+    def history(self, image: Image) -> list[HistoryRow]:
+        """How *image* was made, the last step first, and what each step's layer takes."""
+        with self._disk.opened("read a history", make=False) as root:
+            return _usage.history(root, image)
 
     # ---- Build cache ----
 

@@ -175,7 +175,7 @@ def test_the_store_is_closed_to_others_whatever_the_umask(tmp_path: Path) -> Non
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(store.path).st_mode) == 0o700
-    os.umask(0o777)
+    os.umask(0o077)
     try:
         make(store, "other")
     finally:
