@@ -14,7 +14,7 @@ from sandbox import ns
 from sandbox._types import StrPath, to_bool, to_env, to_inside_path, to_items, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UnsupportedError, UsageError
-from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Root, Scratch, Tmpfs, Volume, to_host_name
+from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Root, Scratch, Tmpfs, Volume, to_host_name, to_mount
 from sandbox.sec import Rlimits, Security
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -55,11 +55,11 @@ def _refuse_missing(path: str, error: OSError, *, is_reference: bool) -> NoRetur
     raise UsageError(f"image: {path}: {words}; give the directory of an unpacked root file system") from error
 
 
-def to_mounts(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
-    """Check the kinds of mounts; targets are checked by each and by FilesystemSpec."""
-    if isinstance(mounts, (Bind, Tmpfs, Volume)):
+def to_mounts(mounts: Iterable[Mount | str]) -> tuple[Mount, ...]:
+    """Give strings their meaning, and check the kinds of mounts; targets are checked by each and by FilesystemSpec."""
+    if isinstance(mounts, (Bind, Tmpfs, Volume, str)):
         raise UsageError(f"mounts: give a list, [{mounts!r}]")
-    return tuple(mounts)
+    return tuple(map(to_mount, mounts))
 
 
 def has_tmp(mounts: Iterable[Mount]) -> bool:
@@ -137,7 +137,7 @@ def to_cwd(cwd: StrPath | None) -> str:
     return path
 
 
-def with_tmp(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+def with_tmp(mounts: Iterable[Mount | str]) -> tuple[Mount, ...]:
     """Mounts with a small writable /tmp, unless there is something on it already."""
     checked = to_mounts(mounts)
     return checked if has_tmp(checked) else (*checked, Tmpfs("/tmp"))  # noqa: S108
@@ -149,6 +149,7 @@ def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own 
         value = arguments[name]
         if not isinstance(value, (tuple, str, Bind, Tmpfs, Volume)):
             arguments[name] = to_items(value, what=name, like=like)
+    arguments["mounts"] = to_mounts(arguments["mounts"])  # now: a relative source is of the directory that is current now
     env = arguments["env"]
     arguments["env"] = None if env is None else to_env(env)
     root = to_root(arguments.pop("image"))

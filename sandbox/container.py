@@ -40,8 +40,9 @@ class Container(FileAccess):
     memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices: limits on all programs together; see `Limits`.
     net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's.
     share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host.
-    mounts: `Bind`, `Tmpfs`, `Volume`. read_only: no writable layer at all; scratch: size of the writable layer, a `Scratch`, or "copy":
-        no overlay over the directory, but a copy of it in memory.
+    mounts: `Bind`, `Tmpfs`, `Volume`, or Docker's strings ("src:/dst:ro", "type=volume,source=name,target=/dst").
+    read_only: no writable layer at all; scratch: size of the writable layer, a `Scratch`, or "copy": no overlay over the directory, but a
+        copy of it in memory.
     env: over PATH and LANG, the only ones that are there by themselves. user: number, name or ``"user:group"``; None: 1000:1000 in a
         view of the host, root otherwise. hostname: also in /etc/hosts.
     security: `Security`, or the name of a profile ("default", "strict"). rlimits: `Rlimits` of every program.
@@ -69,7 +70,7 @@ class Container(FileAccess):
         devices: Iterable[str] | None = None,
         net: Container | str | None = None,
         share: Iterable[str] = (),
-        mounts: Iterable[Mount] = (),
+        mounts: Iterable[Mount | str] = (),
         env: Mapping[str, str] | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,

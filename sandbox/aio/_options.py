@@ -33,7 +33,7 @@ class _Container(TypedDict, total=False):
     devices: Iterable[str] | None
     net: Any  # a `Container` of either kind, "host" or None
     share: Iterable[str]
-    mounts: Iterable[Bind | Tmpfs | Volume]
+    mounts: Iterable[Bind | Tmpfs | Volume | str]
     hostname: str
     domainname: str | None
     read_only: bool

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from attrs import fields, frozen
 
 from sandbox import Bind, Limits, Rlimits, Security, Tmpfs, UsageError, Volume
+from sandbox.fs import parse_mount, parse_tmpfs, parse_volume
 
 Mount = Bind | Tmpfs | Volume
 
@@ -254,105 +255,33 @@ def _files(parsed: Namespace) -> dict[str, Any]:
     return {"mounts": [*mounts, *own], "read_only": True}
 
 
-def _named(option: str, text: str, make: Any, *args: Any, **more: Any) -> Mount:  # noqa: ANN401 - a class and its arguments
+def _said(option: str, text: str, parse: Callable[[str], Mount]) -> Mount:
     try:
-        made: Mount = make(*args, **more)
+        made = parse(text)
     except UsageError as error:
         raise UsageError(f"{option} {text!r}: {error}") from None
+    if isinstance(made, Bind) and not os.path.exists(made.source):
+        raise UsageError(f"{option} {text!r}: {made.source}: no such file or directory; create it first")
     return made
 
 
 def volume(text: str) -> Mount:
-    """``SRC:DST[:ro]``: a source with a slash is a path, one without names a volume, as with Docker."""
-    parts = text.split(":")
-    flags = parts.pop().split(",") if len(parts) == 3 else []
-    if len(parts) != 2 or not all(parts) or set(flags) - {"ro", "rw"} or len(flags) > 1:
-        raise UsageError(f"--volume: {text!r} is not SRC:DST, SRC:DST:ro or SRC:DST:rw (a path with a colon: use --mount)")
-    return _source_mount("--volume", text, parts[0], parts[1], read_only=flags == ["ro"])
-
-
-def _source_mount(option: str, text: str, source: str, target: str, *, read_only: bool) -> Mount:
-    if "/" not in source and source not in (".", ".."):
-        return _named(option, text, Volume, source, target, read_only=read_only)
-    if not os.path.exists(source):
-        raise UsageError(f"{option} {text!r}: {source}: no such file or directory; create it first")
-    return _named(option, text, Bind, source, target, read_only=read_only)
-
-
-def tmpfs(text: str) -> Mount:
-    """``DST[:size=64M,mode=1777,nr_inodes=1000]``; what else Docker takes holds always (rw, nosuid, nodev)."""
-    target, _, words = text.partition(":")
-    options: dict[str, Any] = {}
-    for word in filter(None, words.split(",")):
-        key, _, value = word.partition("=")
-        if key in ("size", "mode", "nr_inodes") and value:
-            options.update(_tmpfs_option("--tmpfs", key, value))
-        elif word not in ("rw", "nosuid", "nodev"):
-            raise UsageError(f"--tmpfs: {text!r}: {word!r} is unknown; there are size=, mode= and nr_inodes=")
-    return _named("--tmpfs", text, Tmpfs, target, **options)
-
-
-def _tmpfs_option(option: str, key: str, value: str) -> dict[str, Any]:
-    if key == "size":
-        return {"size": value}
-    if key == "mode":
-        if not value or set(value) - set("01234567"):
-            raise UsageError(f"{option}: mode {value!r} is not an octal number")
-        return {"mode": int(value, 8)}
-    return {"inodes": to_whole(option, value)}
-
-
-_MOUNT_KEYS: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
-_OF_TYPE: Final = {
-    "bind": {"source", "target", "readonly", "bind-recursive"},
-    "volume": {"source", "target", "readonly"},
-    "tmpfs": {"target", "tmpfs-size", "tmpfs-mode"},
-}
+    """``--volume``: see `sandbox.fs.parse_volume`."""
+    return _said("--volume", text, parse_volume)
 
 
 def mount(text: str) -> Mount:
-    """``type=bind,source=S,target=T[,readonly]``, ``type=volume,...``, ``type=tmpfs,target=T[,tmpfs-size=,tmpfs-mode=]``."""
-    words = dict(_mount_word(text, word) for word in text.split(","))
-    kind = words.pop("type", "volume")
-    allowed = _OF_TYPE.get(kind)
-    if allowed is None:
-        raise UsageError(f"--mount {text!r}: type {kind!r} is not offered; choose bind, volume or tmpfs")
-    if unknown := sorted(words.keys() - allowed):
-        raise UsageError(f"--mount {text!r}: {unknown[0]!r} is not an option of type={kind}; there are {', '.join(sorted(allowed))}")
-    needed = ("target",) if kind == "tmpfs" else ("source", "target")
-    if missing := [word for word in needed if not words.get(word)]:
-        raise UsageError(f"--mount {text!r}: {missing[0]}= is missing")
-    if kind == "tmpfs":
-        options: dict[str, Any] = {}
-        for key in ("size", "mode"):
-            if f"tmpfs-{key}" in words:
-                options.update(_tmpfs_option("--mount", key, words[f"tmpfs-{key}"]))
-        return _named("--mount", text, Tmpfs, words["target"], **options)
-    read_only = _switch("--mount", "readonly", words.get("readonly"))
-    if kind == "volume":
-        return _named("--mount", text, Volume, words["source"], words["target"], read_only=read_only)
-    return _bind(text, words, read_only=read_only)
+    """``--mount``: see `sandbox.fs.parse_mount`."""
+    return _said("--mount", text, parse_mount)
 
 
-def _bind(text: str, words: Mapping[str, str], *, read_only: bool) -> Mount:
-    recursive = words.get("bind-recursive", "enabled")
-    if recursive not in ("enabled", "disabled"):
-        raise UsageError(f"--mount {text!r}: bind-recursive is 'enabled' or 'disabled'")
-    if not os.path.exists(words["source"]):
-        raise UsageError(f"--mount {text!r}: {words['source']}: no such file or directory; create it first")
-    return _named("--mount", text, Bind, words["source"], words["target"], read_only=read_only, recursive=recursive == "enabled")
+def tmpfs(text: str) -> Mount:
+    """``--tmpfs``: see `sandbox.fs.parse_tmpfs`."""
+    return _said("--tmpfs", text, parse_tmpfs)
 
 
-def _mount_word(text: str, word: str) -> tuple[str, str]:
-    key, equals, value = word.partition("=")
-    key = _MOUNT_KEYS.get(key, key)
-    if not key or (not equals and key != "readonly"):
-        raise UsageError(f"--mount {text!r}: {word!r} is not KEY=VALUE")
-    return key, value
-
-
-def _switch(option: str, name: str, value: str | None) -> bool:
-    if value is None or value in _FALSE:
+def _switch(option: str, name: str, value: str) -> bool:
+    if value in _FALSE:
         return False
     if value not in _TRUE:
         raise UsageError(f"{option}: {name}={value!r} is neither true nor false")

@@ -28,6 +28,7 @@ from sandbox.fs._specs import (
     no_overlay,
 )
 from sandbox.fs._volume_documents import VolumeInfo
+from sandbox.fs.strings import parse_mount, parse_tmpfs, parse_volume, to_mount
 from sandbox.fs.volumes import PrunedVolumes, VolumeStore
 
 __all__ = [
@@ -51,5 +52,9 @@ __all__ = [
     "name_ops",
     "no_overlay",
     "ops",
+    "parse_mount",
+    "parse_tmpfs",
+    "parse_volume",
     "to_host_name",
+    "to_mount",
 ]

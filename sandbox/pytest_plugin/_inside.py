@@ -32,6 +32,7 @@ from attrs import frozen
 
 import sandbox
 from sandbox import Container, Result, Status, Tmpfs
+from sandbox.fs import to_mount
 from sandbox.pytest_plugin import _child, _exposed, _marks
 from sandbox.pytest_plugin._output import printable
 
@@ -211,7 +212,7 @@ class InsideTest:
 
     def _container_options(self) -> dict[str, Any]:
         options = _marks.container_options(self._options)
-        mounts = tuple(options.pop("mounts", ()))
+        mounts = tuple(map(to_mount, options.pop("mounts", ())))
         targets = {mount.target for mount in mounts}
         config = self._item.config
         paths = [*_exposed.of_interpreter(), os.path.dirname(os.path.dirname(sandbox.__file__))]

@@ -136,13 +136,14 @@ def test_a_wrong_size_names_the_option() -> None:
         ("/usr:/mnt:ro", Bind("/usr", "/mnt", read_only=True)),
         (".:/mnt", Bind(".", "/mnt")),
         ("cache:/mnt:ro", Volume("cache", "/mnt", read_only=True)),
+        ("/mnt", Volume(None, "/mnt")),
     ],
 )
 def test_volumes(text: str, mount: object) -> None:
     assert options.volume(text) == mount
 
 
-@pytest.mark.parametrize("text", ["", ":", "/usr", "/usr:", ":/mnt", "/usr:/mnt:", "/usr:/mnt:z", "/usr:/mnt:ro,rw", "/usr:/mnt:ro:x", "/usr:mnt", "/usr:/../mnt", "/no/such:/mnt", "!:/mnt"])
+@pytest.mark.parametrize("text", ["", ":", "usr", "/usr:", ":/mnt", "/usr:/mnt:", "/usr:/mnt:z", "/usr:/mnt:ro,rw", "/usr:/mnt:ro:x", "/usr:mnt", "/usr:/../mnt", "/no/such:/mnt", "!:/mnt"])
 def test_what_is_no_volume(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--volume"):
         options.volume(text)
