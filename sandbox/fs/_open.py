@@ -180,8 +180,10 @@ class _Opener:
     fds: dict[Slot, int] = field(factory=dict[Slot, int])
     scratch: ScratchDirectory | None = None
     uses: list[VolumeUse] = field(factory=list[VolumeUse])
+    layers: tuple[str, ...] | None = None
 
     def open(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> FsPlan:
+        self.layers = spec.root.names if isinstance(spec.root, Layers) else None
         host = self._host(spec, ids, only_id)
         root = None if isinstance(spec.root, HostView) else self._root(spec.root)
         mounts = tuple(self._mount(mount, index) for index, mount in enumerate(spec.mounts))
@@ -189,8 +191,7 @@ class _Opener:
         # Last, as it makes something.
         disk = self._disk(spec.scratch.disk) if spec.scratch is not None and spec.scratch.disk is not None else None
         static = build(spec, host, Sources(mounts, root, disk))
-        names = spec.root.names if isinstance(spec.root, Layers) else None
-        return FsPlan(static, self.fds, names, self.scratch, tuple(self.uses))
+        return FsPlan(static, self.fds, self.layers, self.scratch, tuple(self.uses))
 
     def close(self) -> None:
         for fd in self.fds.values():
@@ -253,7 +254,7 @@ class _Opener:
     def _use(self, volume: Volume) -> int:
         store = VolumeStore() if self.volumes is None else self.volumes
         root = self.fds.get(_ROOT_SOURCE)
-        content = None if volume.nocopy or root is None else Content((root,), volume.target)
+        content = None if volume.nocopy or root is None else Content(root, volume.target, self.layers)
         use = store.use(volume.name, subpath=volume.subpath, content=content, announce=self.announce)
         self.uses.append(use)
         return use.take()

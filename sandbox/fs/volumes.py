@@ -12,7 +12,8 @@ A store is one directory, closed to other users (0700), which any number of proc
 
 A volume comes into being, and goes, by one rename. Who uses it holds a shared lock on NAME (`_volume_use`), and then looks whether it still is
 there; who removes it takes the lock exclusively, without waiting. What begins with a dot is locked by its owner, and removed by the next
-one who makes or removes a volume once that owner has died. ``lock`` is held for a moment by who only asks whether a volume is used.
+one who makes or removes a volume once that owner has died. ``.lock`` is held for a moment by who only asks whether a volume is used, or removes
+one; ``NAME/.lock`` by who fills it.
 
 A container's programs own what is in ``_data``. It is never resolved by a path: it is opened by its name with O_NOFOLLOW, a sub-path in it with
 openat2(BENEATH | NO_SYMLINKS), and removed by `remove_tree`, which follows nothing.
@@ -25,7 +26,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from typing import Final
 
 from attrs import field, frozen
@@ -76,10 +77,22 @@ def _to_store(value: StrPath | None) -> str:
 
 @frozen
 class Content:
-    """What an empty volume gets: the directory at *path* of a root that is made of *layers* (descriptors, the topmost first)."""
+    """What an empty volume gets: the directory at *path* of the root behind the descriptor *root*, or of its layers *names*, the lowest first."""
 
-    layers: Sequence[int]
+    root: int
     path: str
+    names: tuple[str, ...] | None = None
+
+    @contextlib.contextmanager
+    def opened(self) -> Generator[tuple[MergedTree, Merged | None]]:
+        """The root as a tree, and the directory in it; None when there is none."""
+        with contextlib.ExitStack() as stack:
+            tops: list[int] = [self.root] if self.names is None else []
+            for name in reversed(self.names or ()):
+                tops.append(os.open(name, _DATA_PATH, dir_fd=self.root))
+                stack.callback(os.close, tops[-1])
+            tree = MergedTree(tops)
+            yield tree, tree.find(self.path)
 
 
 @frozen
@@ -141,7 +154,7 @@ class VolumeStore:
     def is_used(self, name: str) -> bool:
         """Whether a container uses the volume *name* just now. Raises: VolumeNotFoundError."""
         to_volume_name(name)
-        with self._existing() as store, self._mutex(store), self._directory(store, name) as directory:
+        with self._existing() as store, _mutex(store), self._directory(store, name) as directory:
             return not try_lock(directory)
 
     def size(self, name: str) -> int:
@@ -196,10 +209,8 @@ class VolumeStore:
         Raises: UsageError: the store is somebody else's, or there is no such *subpath*; SetupError: copying failed.
         """
         with self._opened(make=True) as store:
-            use = self._use_anonymous(store, announce) if name is None else self._use_named(store, to_volume_name(name))
+            use = self._use_anonymous(store, content, announce) if name is None else self._use_named(store, to_volume_name(name), content)
             try:
-                if content is not None and not subpath:
-                    use = self._filled(store, use, name, content)
                 if subpath:
                     use.fd = self._below(use.take(), subpath, name)
             except BaseException:
@@ -207,7 +218,7 @@ class VolumeStore:
                 raise
         return use
 
-    def _use_named(self, store: int, name: str) -> VolumeUse:
+    def _use_named(self, store: int, name: str, content: Content | None) -> VolumeUse:
         while True:
             try:
                 directory = os.open(name, DIRECTORY, dir_fd=store)
@@ -217,6 +228,8 @@ class VolumeStore:
             except OSError as error:
                 raise UsageError(f"volume: {self.path}/{name} is no volume ({error.strerror}); remove it") from error
             try:
+                if content is not None:
+                    self._fill_first(store, directory, name, content)
                 fcntl.flock(directory, fcntl.LOCK_SH)
                 if is_there(name, store, directory):
                     return VolumeUse(self._open_data(directory, name), directory)
@@ -225,16 +238,20 @@ class VolumeStore:
                 raise
             os.close(directory)
 
-    def _use_anonymous(self, store: int, announce: Announce) -> VolumeUse:
+    def _use_anonymous(self, store: int, content: Content | None, announce: Announce) -> VolumeUse:
         sweep(store)
         place, directory = stage(store, TEMP, lambda name: announce(f"{self.path}/{name}"))
+        parent = os.dup(store)
+        use = VolumeUse(-1, directory, lambda: remove_temporary(place, parent))
         try:
             make_data(directory)
-            parent = os.dup(store)
-            return VolumeUse(self._open_data(directory, place), directory, lambda: remove_temporary(place, parent))
+            if content is not None:
+                self._fill(store, directory, content)
+            use.fd = self._open_data(directory, place)
         except BaseException:
-            os.close(directory)
+            use.close()
             raise
+        return use
 
     def _open_data(self, directory: int, name: str) -> int:
         try:
@@ -242,49 +259,44 @@ class VolumeStore:
         except OSError as error:
             raise UsageError(f"volume: {self.path}/{name} is no volume (no {DATA}); move its files away, and remove it") from error
 
-    def _filled(self, store: int, use: VolumeUse, name: str | None, content: Content) -> VolumeUse:
-        """Fill an empty volume that nobody else uses; give the use of it that holds then."""
-        tree = MergedTree(content.layers)
-        source = None if has_entries(use.fd) else tree.find(content.path)
-        if source is None:
-            return use
-        if name is None:
-            self._fill(store, use, tree, source)
-            return use
-        if try_lock(use.lock) and is_there(name, store, use.lock) and not has_entries(use.fd):
-            self._fill(store, use, tree, source)
-        # To another kind of lock there is a moment without one: look again.
-        fcntl.flock(use.lock, fcntl.LOCK_SH)
-        if is_there(name, store, use.lock):
-            return use
-        use.close()
-        return self._filled(store, self._use_named(store, name), name, content)
+    def _fill_first(self, store: int, directory: int, name: str, content: Content) -> None:
+        """Fill the volume if it is empty and nobody uses it. Who would fill it too waits here, without a lock that says that it is used."""
+        if self._has_entries(directory, name):
+            return
+        with _mutex(directory):
+            if not self._has_entries(directory, name) and try_lock(directory) and is_there(name, store, directory):
+                self._fill(store, directory, content)
 
-    def _fill(self, store: int, use: VolumeUse, tree: MergedTree, source: Merged) -> None:
-        """Copy aside, and put the whole in the place of the empty directory at once: who is killed leaves that as it was."""
-        place, staging = stage(store, NEW)
+    def _has_entries(self, directory: int, name: str) -> bool:
+        data = self._open_data(directory, name)
         try:
-            make_data(staging)
-            target = os.open(DATA, DIRECTORY, dir_fd=staging)
-            try:
-                Filling(tree, target).fill(source)
-                mode = os.fstat(target).st_mode
-                os.fchmod(target, mode | 0o700)  # to move a directory is to write to it
-                os.rename(DATA, DATA, src_dir_fd=staging, dst_dir_fd=use.lock)
-                os.fchmod(target, mode)
-            finally:
-                os.close(target)
-            os.close(use.take())
-            use.fd = self._open_data(use.lock, "")
-        except LimitError as error:
-            raise LimitError(f"volume: the image has {error} there; mount it with nocopy", limit=error.limit) from None
-        except OSError as error:
-            hint = "mount it with nocopy, and no file of the image is copied"
-            raise SetupError("copy what the image has into the volume", error.errno or errno.EIO, step="volume", hint=hint) from error
+            return has_entries(data)
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                remove_tree(place, store)
-            os.close(staging)
+            os.close(data)
+
+    def _fill(self, store: int, directory: int, content: Content) -> None:
+        """Copy aside, and put the whole in the place of the empty directory at once: who is killed leaves that as it was."""
+        with content.opened() as (tree, source):
+            if source is None:
+                return
+            place, staging = stage(store, NEW)
+            try:
+                make_data(staging)
+                with _opened(DATA, staging) as target:
+                    Filling(tree, target).fill(source)
+                    mode = os.fstat(target).st_mode
+                    os.fchmod(target, mode | 0o700)  # to move a directory is to write to it
+                    os.rename(DATA, DATA, src_dir_fd=staging, dst_dir_fd=directory)
+                    os.fchmod(target, mode)
+            except LimitError as error:
+                raise LimitError(f"volume: the image has {error} there; mount it with nocopy", limit=error.limit) from None
+            except OSError as error:
+                hint = "mount it with nocopy, and no file of the image is copied"
+                raise SetupError("copy what the image has into the volume", error.errno or errno.EIO, step="volume", hint=hint) from error
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    remove_tree(place, store)
+                os.close(staging)
 
     def _below(self, data: int, subpath: str, name: str | None) -> int:
         try:
@@ -315,15 +327,6 @@ class VolumeStore:
             yield store
         finally:
             os.close(store)
-
-    @contextlib.contextmanager
-    def _mutex(self, store: int) -> Generator[None]:
-        fd = os.open(".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=store)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
 
     @contextlib.contextmanager
     def _directory(self, store: int, name: str) -> Generator[int]:
@@ -375,7 +378,7 @@ class VolumeStore:
             raise UsageError(f"volume: the document of {name!r} is damaged ({error}); remove the volume") from error
 
     def _remove(self, store: int, name: str, *, measure: bool = False) -> int:
-        with self._mutex(store), self._directory(store, name) as directory:
+        with _mutex(store), self._directory(store, name) as directory:
             if not try_lock(directory):
                 raise VolumeInUseError(f"volume: {name!r} is in use by a container; close that first")
             if not is_there(name, store, directory):
@@ -411,6 +414,26 @@ class VolumeStore:
             os.close(store)
             raise UsageError(f"volume store: {self.path!r} is open to other users; make it yours alone (chown, chmod 0700)")
         return store
+
+
+@contextlib.contextmanager
+def _mutex(directory: int) -> Generator[None]:
+    """Held for moments, or while a volume is filled, by who waits for nobody then."""
+    fd = os.open(".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _opened(name: str, directory: int) -> Generator[int]:
+    fd = os.open(name, DIRECTORY, dir_fd=directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def make_directory(path: str) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 import sandbox
 from sandbox import Container, Tmpfs, UsageError, Volume, VolumeInUseError
-from sandbox.fs import VolumeStore
+from sandbox.fs import Layers, VolumeStore
+from tests import rootfs
 from tests.escape.targets import make_root
 from tests.support import needs, repeats
 
@@ -236,3 +237,13 @@ def test_links_of_the_root_do_not_lead_the_copy_outside(store: VolumeStore, fill
         assert sh(c, "ls /srv").split() == ["file", "link", "sub"]
     assert stat.S_ISDIR(os.stat(store.get("v").mountpoint).st_mode)
     assert sorted(os.listdir(tmp_path / "canary")) == ["secret"]
+
+
+@needs("overlay", "program:busybox")
+def test_layers_of_a_root_are_merged_into_a_new_volume(store: VolumeStore, tmp_path: Path) -> None:
+    rootfs.busybox(tmp_path / "layers" / "low", {"data/old": "old", "data/gone": "x", "data/sub/a": "a", "real/x/y": "y"})
+    rootfs.write_layer(tmp_path / "layers" / "high", {"data/new": "new", "data/gone": rootfs.GONE, "data/sub/b": "b", "var": "-> /real"})
+    for name in ("low", "high"):
+        (tmp_path / "layers" / name).chmod(0o755)
+    with Container(Layers(tmp_path / "layers", ("low", "high")), mounts=[Volume("v", "/data"), Volume("w", "/var/x")]) as c:
+        assert sh(c, "cd /data; ls . sub; cat old new; ls /var/x").split() == [".:", "new", "old", "sub", "sub:", "a", "b", "oldnewy"]

@@ -40,7 +40,7 @@ def used(store: VolumeStore, name: str | None, **options: object) -> Iterator[Pa
 @contextlib.contextmanager
 def content(root: Path, path: str = "/data") -> Iterator[Content]:
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
-    yield Content((fd,), path)
+    yield Content(fd, path)
     os.close(fd)
 
 
@@ -440,14 +440,13 @@ def test_layers_are_merged_with_their_whiteouts(store: VolumeStore, tmp_path: Pa
     (layers[2] / "data" / "wasdir").write_text("now a file")
     os.mknod(layers[1] / "data" / "gone", stat.S_IFCHR | 0o600, os.makedev(0, 0))
     os.setxattr(layers[1] / "data" / "sub", "user.overlay.opaque", b"y")
-    fds = [os.open(layer, os.O_PATH | os.O_DIRECTORY) for layer in reversed(layers)]
-    with used(store, "x", content=Content(fds, "/data")) as data:
+    top = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    with used(store, "x", content=Content(top, "/data", ("low", "middle", "top"))) as data:
         assert sorted(os.listdir(data)) == ["low", "middle", "same", "sub", "top", "wasdir"]
         assert sorted(os.listdir(data / "sub")) == ["middle", "top"]
         assert (data / "same").read_text() == "top"
         assert (data / "wasdir").read_text() == "now a file"
-    for fd in fds:
-        os.close(fd)
+    os.close(top)
 
 
 @pytest.mark.parametrize("limit", ["max_bytes", "max_entries"])
