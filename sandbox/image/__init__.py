@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from sandbox.image._blobs import BlobWriter
 from sandbox.image._leases import Lease
+from sandbox.image.archives import load, save
 from sandbox.image.credentials import Credentials, CredentialStore
 from sandbox.image.digest import Digest, Verifier
 from sandbox.image.documents import Config, Descriptor, Healthcheck, History, Index, Manifest, MediaType, Platform, Settings
 from sandbox.image.images import Fault, HistoryRow, Image, Pruned, Removed, Step, Usage, UsageRow
 from sandbox.image.reference import Reference
+from sandbox.image.rootfs import export, import_rootfs
 from sandbox.image.store import Store, Use
 from sandbox.image.tar import UnpackLimits
 
@@ -40,4 +42,8 @@ __all__ = [
     "UsageRow",
     "Use",
     "Verifier",
+    "export",
+    "import_rootfs",
+    "load",
+    "save",
 ]

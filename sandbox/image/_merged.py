@@ -1,0 +1,165 @@
+"""The root that layers make together, as a tar, without mounting it.
+
+Each directory is looked at in all layers that have it, the uppermost first, as the kernel's overlay does: the first entry of a name counts, a
+whiteout (a device 0:0) hides what is below it, directories merge until one is opaque or is none. Layers are the store's own, and what
+is in them is a stranger's: no link is followed, and nothing is opened that is not a regular file or a directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tarfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from attrs import define, field, frozen
+
+from sandbox._sys.calls import openat2
+from sandbox._sys.constants import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+_OVERLAY = ("user.overlay.", "trusted.overlay.")
+
+
+@define
+class _Found:
+    """A name in a merged directory: where its entry is, and for a directory, the layers that have a part in it."""
+
+    layer: int
+    status: os.stat_result
+    layers: list[int] = field(factory=list[int])
+    closed: bool = True  # nothing below has a part in it
+
+
+@frozen
+class _Directory:
+    path: str  # "" is the root
+    layers: tuple[int, ...]  # positions in the list of layers, the uppermost first
+
+
+def write_merged(layers: Sequence[str], tar: tarfile.TarFile, *, owner: tuple[int, int] | None = None) -> None:
+    """Write the root that *layers* (paths, the lowest first) make into *tar*; *owner* stands for all owners (None: as they are)."""
+    with ExitStack() as stack:
+        roots: list[int] = []
+        for path in reversed(layers):
+            roots.append(os.open(path, _DIRECTORY))
+            stack.callback(os.close, roots[-1])
+        writer = _Writer(tar, owner)
+        pending = [_Directory("", tuple(range(len(roots))))] if roots else []
+        while pending:
+            directory = pending.pop()
+            pending += reversed(_visit(roots, directory, writer))
+
+
+def _visit(roots: Sequence[int], directory: _Directory, writer: _Writer) -> list[_Directory]:
+    """Write *directory* and what is in it but its directories, which are given back."""
+    with ExitStack() as stack:
+        fds: dict[int, int] = {}
+        for layer in directory.layers:
+            fds[layer] = openat2(directory.path or ".", _DIRECTORY, dir_fd=roots[layer], resolve=_RESOLVE)
+            stack.callback(os.close, fds[layer])
+        writer.directory(directory.path, fds[directory.layers[0]])
+        found = _merge(fds)
+        below: list[_Directory] = []
+        for name in sorted(found):
+            entry, path = found[name], f"{directory.path}/{name}" if directory.path else name
+            if stat.S_ISDIR(entry.status.st_mode):
+                below.append(_Directory(path, tuple(entry.layers)))
+            elif not _is_whiteout(entry.status):
+                writer.leaf(path, name, fds[entry.layer], entry)
+        return below
+
+
+def _merge(fds: dict[int, int]) -> dict[str, _Found]:
+    found: dict[str, _Found] = {}
+    for layer, fd in fds.items():
+        for name in os.listdir(fd):
+            before = found.get(name)
+            if before is not None and before.closed:
+                continue
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):
+                if before is None:
+                    found[name] = _Found(layer, status)
+                else:
+                    before.closed = True  # a directory above hides it, and with it all that is below
+                continue
+            entry = found.setdefault(name, _Found(layer, status))
+            entry.layers.append(layer)
+            entry.closed = _is_opaque(fd, name)
+    return found
+
+
+def _is_whiteout(status: os.stat_result) -> bool:
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def _is_opaque(parent: int, name: str) -> bool:
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        names = _xattr_names(fd)
+        return any(f"{prefix}opaque" in names and os.getxattr(fd, f"{prefix}opaque") == b"y" for prefix in _OVERLAY)
+    finally:
+        os.close(fd)
+
+
+def _xattr_names(fd: int) -> list[str]:
+    try:
+        return os.listxattr(fd)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:  # a file system without
+            return []
+        raise
+
+
+@define
+class _Writer:
+    """Turns files into members; a second name of a file of one layer becomes a hard link."""
+
+    tar: tarfile.TarFile
+    owner: tuple[int, int] | None
+    first_names: dict[tuple[int, int], str] = field(factory=dict[tuple[int, int], str])
+
+    def directory(self, path: str, fd: int) -> None:
+        """Write a directory."""
+        info = self._info(f"{path}/" if path else "./", os.fstat(fd), tarfile.DIRTYPE)
+        info.pax_headers = _kept_xattrs(fd)
+        self.tar.addfile(info)
+
+    def leaf(self, path: str, name: str, parent: int, found: _Found) -> None:
+        """Write what is no directory. Devices are never in a store, and neither are sockets."""
+        status = found.status
+        key = status.st_dev, status.st_ino
+        if status.st_nlink > 1 and key in self.first_names:
+            info = self._info(path, status, tarfile.LNKTYPE)
+            info.linkname = self.first_names[key]
+            self.tar.addfile(info)
+            return
+        self.first_names[key] = path
+        if stat.S_ISLNK(status.st_mode):
+            info = self._info(path, status, tarfile.SYMTYPE)
+            info.linkname = os.readlink(name, dir_fd=parent)
+            self.tar.addfile(info)
+        elif stat.S_ISFIFO(status.st_mode):
+            self.tar.addfile(self._info(path, status, tarfile.FIFOTYPE))
+        elif stat.S_ISREG(status.st_mode):
+            with open(os.open(name, _FILE, dir_fd=parent), "rb") as file:
+                info = self._info(path, status, tarfile.REGTYPE)
+                info.size = status.st_size
+                info.pax_headers = _kept_xattrs(file.fileno())
+                self.tar.addfile(info, file)
+
+    def _info(self, path: str, status: os.stat_result, kind: bytes) -> tarfile.TarInfo:
+        info = tarfile.TarInfo(path)
+        info.type, info.mode, info.mtime = kind, stat.S_IMODE(status.st_mode), int(status.st_mtime)
+        info.uid, info.gid = self.owner or (status.st_uid, status.st_gid)
+        return info
+
+
+def _kept_xattrs(fd: int) -> dict[str, str]:
+    names = [name for name in _xattr_names(fd) if name == "security.capability" or (name.startswith("user.") and not name.startswith(_OVERLAY))]
+    return {f"SCHILY.xattr.{name}": os.getxattr(fd, name).decode("utf-8", "surrogateescape") for name in sorted(names)}
