@@ -16,6 +16,7 @@ USAGE: Final = """\
 usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
        sandbox bench [options] [--] PROGRAM [ARGUMENT...] run it again and again, and say what it takes
        sandbox doctor [--json]                            say what this host offers, and what is missing
+       sandbox volume create|ls|inspect|rm|prune          directories that are kept by name
        sandbox --version
 
 'sandbox run --help' and 'sandbox bench --help' list the options.
@@ -72,6 +73,8 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:
             from sandbox.cli.doctor import main as found
         case "run":
             from sandbox.cli.run import main as found
+        case "volume":
+            from sandbox.cli.volume import main as found
         case _:
             return None
     return found

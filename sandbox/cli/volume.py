@@ -1,0 +1,195 @@
+"""``sandbox volume create|ls|inspect|rm|prune``: volumes that are kept by name; Docker's words, options and output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from sandbox import SandboxError, UsageError
+from sandbox.cli.arguments import Parser, WrongUseError
+from sandbox.cli.run import one_line
+from sandbox.fs import VolumeInfo, VolumeStore
+
+FAILED: Final = 1
+WRONG_USE: Final = 2
+_FILTERS: Final = ("dangling", "label", "name")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Carry out what the command line says; return the exit code: 0, 1 something failed, 2 wrong use."""
+    try:
+        parsed = _parser().parse_args(list(arguments))
+        carry_out: Callable[[argparse.Namespace], int] = parsed.carry_out
+        return carry_out(parsed)
+    except WrongUseError as error:
+        _complain(f"{error} (see sandbox volume --help)")
+        return WRONG_USE
+    except (SandboxError, OSError) as error:
+        _complain(str(error))
+        return FAILED
+    except SystemExit:  # --help
+        return 0
+
+
+def _complain(text: str) -> None:
+    print(f"sandbox volume: {one_line(text)}", file=sys.stderr)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="sandbox volume", description="Directories that are kept by name, and outlive containers.", allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def command(name: str, carry_out: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        found.set_defaults(carry_out=carry_out)
+        return found
+
+    create = command("create", _create, "make a volume, and print its name")
+    create.add_argument("name", metavar="NAME", nargs="?", help="without one: 64 random digits")
+    create.add_argument("--label", metavar="NAME[=TEXT]", action="append", default=[], help="something to know it by")
+    create.add_argument("--opt", "-o", metavar="NAME=VALUE", action="append", default=[], help="size=SIZE, where that can be enforced")
+    listing = command("ls", _list, "list volumes")
+    listing.add_argument("--quiet", "-q", action="store_true", help="names only")
+    listing.add_argument("--filter", "-f", metavar="WHAT=VALUE", action="append", default=[], help="name=PART, label=NAME[=TEXT], dangling=BOOL")
+    listing.add_argument("--format", choices=("table", "json"), default="table", help="json: an object a line")
+    inspect = command("inspect", _inspect, "print all that is known of volumes, as JSON")
+    inspect.add_argument("names", metavar="NAME", nargs="+")
+    remove = command("rm", _remove, "remove volumes that no container has")
+    remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.add_argument("--force", "-f", action="store_true", help="one that is not there is no failure")
+    prune = command("prune", _prune, "remove all anonymous volumes that no container has")
+    prune.add_argument("--all", "-a", action="store_true", help="those with names too")
+    prune.add_argument("--force", "-f", action="store_true", help="do not ask")
+    prune.add_argument("--filter", metavar="label=NAME[=TEXT]", action="append", default=[], help="only those with that label")
+    return parser
+
+
+def _create(parsed: argparse.Namespace) -> int:
+    labels = dict(_pair("--label", text) for text in parsed.label)
+    options = dict(_pair("--opt", text) for text in parsed.opt)
+    print(VolumeStore().create(parsed.name, labels=labels, options=options).name)
+    return 0
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or (option == "--opt" and not equals):
+        raise WrongUseError(f"{option}: {text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    filters = [_to_filter(text) for text in parsed.filter]
+    store = VolumeStore()
+    found = [info for info in _all(store) if _matches(info, filters, store)]
+    if parsed.quiet:
+        lines = [info.name for info in found]
+    elif parsed.format == "json":
+        lines = [json.dumps(_row(info)) for info in found]
+    else:
+        lines = ["DRIVER    VOLUME NAME", *(f"{'local':10}{info.name}" for info in found)]
+    print("".join(f"{line}\n" for line in lines), end="")
+    return 0
+
+
+def _all(store: VolumeStore) -> Iterable[VolumeInfo]:
+    """All volumes; one that is damaged is told, and does not hide the others."""
+    for name in store.names():
+        try:
+            yield store.get(name)
+        except UsageError as error:
+            _complain(str(error))
+
+
+def _row(info: VolumeInfo) -> dict[str, Any]:
+    """What ``docker volume ls --format json`` says, as far as it is known without looking at all files."""
+    inspected = info.inspect()
+    labels = ",".join(f"{name}={text}" for name, text in info.labels.items())
+    return {"Driver": inspected["Driver"], "Labels": labels, "Mountpoint": info.mountpoint, "Name": info.name, "Scope": inspected["Scope"]}
+
+
+def _to_filter(text: str) -> tuple[str, str]:
+    name, value = _pair("--filter", text)
+    if name not in _FILTERS:
+        raise WrongUseError(f"--filter: {name!r} is unknown; there are {', '.join(_FILTERS)}")
+    if name == "dangling" and value not in ("true", "false", "1", "0"):
+        raise WrongUseError(f"--filter: dangling={value!r} is neither true nor false")
+    return name, value
+
+
+def _matches(info: VolumeInfo, filters: Iterable[tuple[str, str]], store: VolumeStore) -> bool:
+    """Docker's rule: of a kind, one name is enough; labels must all be there."""
+    names = [value for name, value in filters if name == "name"]
+    if names and not any(value in info.name for value in names):
+        return False
+    if not all(info.has_label(value) for name, value in filters if name == "label"):
+        return False
+    wanted = {value in ("true", "1") for name, value in filters if name == "dangling"}
+    return not wanted or _is_dangling(info, store) in wanted
+
+
+def _is_dangling(info: VolumeInfo, store: VolumeStore) -> bool:
+    try:
+        return not store.is_used(info.name)
+    except UsageError:  # it has just gone
+        return True
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    found, store = list[dict[str, Any]](), VolumeStore()
+    code = _each(parsed.names, lambda name: found.append(store.get(name).inspect()))
+    print(json.dumps(found, indent=4))
+    return code
+
+
+def _remove(parsed: argparse.Namespace) -> int:
+    store = VolumeStore()
+
+    def remove(name: str) -> None:
+        store.remove(name, force=parsed.force)
+        print(name)
+
+    return _each(parsed.names, remove)
+
+
+def _each(names: Iterable[str], work: Callable[[str], None]) -> int:
+    """Do *work* for each name: one that fails is told, and keeps none of the others."""
+    code = 0
+    for name in names:
+        try:
+            work(name)
+        except (SandboxError, OSError) as error:
+            _complain(str(error))
+            code = FAILED
+    return code
+
+
+def _prune(parsed: argparse.Namespace) -> int:
+    labels = [_to_filter(text) for text in parsed.filter]
+    if len(labels) > 1 or any(name != "label" for name, _ in labels):
+        raise WrongUseError("--filter: there is one label=NAME[=TEXT]")
+    which = "all volumes" if parsed.all else "all anonymous volumes"
+    if not parsed.force and not _agrees(f"This removes {which} that no container has, with all that they hold. Go on? [y/N] "):
+        return 0
+    pruned = VolumeStore().prune(all=parsed.all, label=labels[0][1] if labels else None)
+    if pruned.names:
+        print("Deleted Volumes:", *pruned.names, "", sep="\n")
+    print(f"Total reclaimed space: {_size(pruned.size)}")
+    return 0
+
+
+def _agrees(question: str) -> bool:
+    print(question, end="", flush=True)
+    return sys.stdin is not None and sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _size(size: float) -> str:
+    """Bytes for people, as Docker writes them: decimal units, four digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.4g}{unit}"
+        size /= 1000
+    return f"{size:.4g}TB"
