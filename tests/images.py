@@ -60,7 +60,11 @@ def put(
             if not writer.is_complete:
                 writer.write(part.blob[writer.offset :])
             writer.commit()
-        store.unpack_layer(lease, part.diff_id, [part.blob], part.descriptor.media_type)
+        fd = store.open_blob(part.descriptor.digest)
+        try:
+            store.unpack_layer(lease, part.diff_id, fd, part.descriptor.media_type)
+        finally:
+            os.close(fd)
     config = Config(Platform(), tuple(part.diff_id for part in parts), settings or Settings()).encode()
     store.put_document(lease, config)
     manifest = Manifest(Descriptor.of(MediaType.OCI_CONFIG, config), tuple(part.descriptor for part in parts)).encode()

@@ -142,7 +142,7 @@ class Store:
     ) -> bool:
         """Unpack a layer from *source*, a descriptor of its blob (it stays the caller's), or the blob's bytes as they come.
 
-        False: the layer is there, or
+        A process of its own does it, so that several are unpacked at once from several threads. False: the layer is there, or
         came while we waited for another process; then *source* was not read. *media_type*: what the manifest says that the blob is.
         Raises: ImageError: the content is not *diff_id*, or is refused (limits, paths, owners); nothing of it is kept.
         """
@@ -296,8 +296,6 @@ def default_path() -> str:
 
 
 def _unpack(source: int | Iterable[bytes], directory: int, media_type: str, limits: UnpackLimits | None) -> Unpacked:
-    from sandbox.image.compression import decompress
-    from sandbox.image.unpack import read_chunks, unpack
+    from sandbox.image._worker import unpack_in_process
 
-    chunks = decompress(read_chunks(source) if isinstance(source, int) else source, media_type=media_type)
-    return unpack(chunks, directory, limits=limits, keep_owners=os.geteuid() == 0)
+    return unpack_in_process(source, directory, media_type=media_type, limits=limits, keep_owners=os.geteuid() == 0)
