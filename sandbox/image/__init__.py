@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandbox.image._blobs import BlobWriter
 from sandbox.image._leases import Lease
 from sandbox.image.archives import load, save
+from sandbox.image.changes import apply_changes
 from sandbox.image.credentials import Credentials, CredentialStore
 from sandbox.image.digest import Digest, Verifier
 from sandbox.image.documents import Config, Descriptor, Healthcheck, History, Index, Manifest, MediaType, Platform, Settings
@@ -42,6 +43,7 @@ __all__ = [
     "UsageRow",
     "Use",
     "Verifier",
+    "apply_changes",
     "export",
     "import_rootfs",
     "load",
