@@ -64,6 +64,7 @@ class Leaves:
     _kinds: dict[Limits | None, _Kind] = field(factory=dict[Limits | None, _Kind])  # the last one used comes last
     _is_over: bool = False
     has_asked: bool = False  # the launcher may be at work on the container's groups, as long as it does not know that it has ended
+    _common: Leaf | None = None
     _retired: list[Leaf] = field(factory=list[Leaf])
     _dead: list[bytes] = field(factory=list[bytes])  # closed, to be removed with the next batch
     _lock: threading.Lock = field(factory=threading.Lock)
@@ -87,6 +88,13 @@ class Leaves:
                 if spare is None:
                     self.retire(unlimited)
         return spare or self._promised(kind, group) or self._make(group, limits)
+
+    def common(self, group: Group) -> Leaf:
+        """The one for all runs that have no limits and whose use nobody asked for: on cgroup v2 a program needs a group (see `Shape.v2`)."""
+        with self._lock:
+            if self._common is None:
+                self._common = group.make_leaf("common", controllers=frozenset())
+            return self._common
 
     def _kind(self, limits: Limits | None) -> _Kind:
         """The kind, as the last one used; the caller has the lock. One that was not used for long is forgotten, and its leaves are removed."""
@@ -147,7 +155,9 @@ class Leaves:
         return leaf
 
     def retire(self, leaf: Leaf) -> None:
-        """Have it closed and removed at the next occasion."""
+        """Have it closed and removed at the next occasion, unless others have it too."""
+        if leaf is self._common:
+            return
         with self._lock:
             self._retired.append(leaf)
             is_over = self._is_over
@@ -215,7 +225,7 @@ class Leaves:
 
     def abandon(self) -> None:
         """Close our copies of the descriptors: in a forked child, which must not wait for the parent's lock."""
-        for leaf in [*self._retired, *(kind.spare for kind in self._kinds.values() if kind.spare is not None)]:
+        for leaf in [*self._retired, *filter(None, [self._common]), *(kind.spare for kind in self._kinds.values() if kind.spare is not None)]:
             leaf.close()
 
     def _remove_retired(self) -> None:
@@ -232,6 +242,9 @@ class Leaves:
             for kind in self._kinds.values():
                 self._drop(kind)
             self._kinds = {}
+            if self._common is not None:
+                self._retired.append(self._common)
+                self._common = None
             dead, self._dead = self._dead, []
         self._remove_retired()
         if dead and group is not None:

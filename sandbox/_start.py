@@ -142,15 +142,14 @@ class Started:
         if self.is_paused:
             wiring.close()
             raise UsageError("the container is paused; resume() it before it can run a program")
-        wanted = prepared.accounted
-        if wanted is None:
-            wanted = self._group is not None
-        if not wanted and self._group is None:
+        is_plain = not (prepared.accounted or self._starting.is_limited)
+        if is_plain and self._group is None:
             return None
         try:
             if self._starting.runs_may_need_v2:
                 self._check_v2(prepared.limits)
-            return self._leaves.take(self._group or self.group(), prepared.limits)
+            group = self._group or self.group()
+            return self._leaves.common(group) if is_plain and self._starting.clones_into_group else self._leaves.take(group, prepared.limits)
         except UnsupportedError as error:
             if self.spec.strict:
                 wiring.close()
@@ -257,7 +256,7 @@ class _Starting:
         self.net_of = net_of
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
-        self._is_limited = spec.limits != _NO_LIMITS  # and can be
+        self.is_limited = spec.limits != _NO_LIMITS  # and can be
         self.clones_into_group = False
         self.runs_may_need_v2 = _host.runs_may_need_v2()
         self.leaves = Leaves()
@@ -282,14 +281,14 @@ class _Starting:
         self._check()
         spec = self.spec
         # Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible.
-        self.clones_into_group = self.host.clone3_exec or (self._is_limited and limits_need_v2(spec.limits))
+        self.clones_into_group = self.host.clone3_exec or (self.is_limited and limits_need_v2(spec.limits))
         joined = stack.enter_context(contextlib.closing(_host.join_net(self.net_of, self.host))) if self.net_of is not None else None
         fsplan = stack.enter_context(open_sources(spec, self.host, self.shape))
         host = self.host if self.clones_into_group == self.host.clone3_exec else evolve(self.host, clone3_exec=True)
         compiled = compile_plan(spec, host, fsplan)
         fds = [fsplan.fds[slot] for slot in compiled.names]
         if joined is None and compiled.may_wait and self.clones_into_group == self.host.clone3_exec:
-            limited = spec.limits if self._is_limited and not self.host.clone3_exec else None
+            limited = spec.limits if self.is_limited and not self.host.clone3_exec else None
             self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, (self.shape.only, self.shape.count), limited)
         self.compiled = compiled
         self._root = fsplan.root
@@ -328,11 +327,11 @@ class _Starting:
             group = Group(self.name, self.spec.limits, controllers=LEAF_ACCOUNTING)
             stack.callback(group.remove)
             first = group.adopt(self.blueprint, session.take_opened(len(self.blueprint.opens)))
-        elif group is None and self._is_limited:
+        elif group is None and self.is_limited:
             group = self._limited_group(stack)
         if group is not None:
             stack.callback(self.leaves.clear, group)
-            self.leaves.prepare(group, first)
+            self.leaves.prepare(group, first) if self.is_limited else self.leaves.common(group)
         self.identity = _identify(self.spec, fsplan, ids)
         yield session
         session.await_ready()
@@ -347,8 +346,8 @@ class _Starting:
                 self.spec = evolve(self.spec, namespaces=evolve(self.spec.namespaces, time=ns.Host()))
         if self.spec.filesystem.takes_overlay:
             self.spec = _host.with_overlay(self.spec, self._or_degrade)
-        if self._is_limited:
-            self._is_limited = self._or_degrade(self._check_limits, "limits")
+        if self.is_limited:
+            self.is_limited = self._or_degrade(self._check_limits, "limits")
 
     def _check_limits(self) -> None:
         check_limits(self.spec.limits)
@@ -368,14 +367,14 @@ class _Starting:
 
     def _limited_group(self, stack: contextlib.ExitStack) -> Group | None:
         made: list[Group] = []
-        self._is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits)), "limits")
+        self.is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits)), "limits")
         if not made:
             return None
         stack.callback(made[0].remove)
         return made[0]
 
     def _first_group(self, stack: contextlib.ExitStack) -> Group | None:
-        if self._is_limited:
+        if self.is_limited:
             return self._limited_group(stack)
         with contextlib.suppress(UnsupportedError):  # nobody asked for limits
             group = make_group(self.name, _NO_LIMITS)
@@ -405,7 +404,7 @@ class _Starting:
         else:
             ready.session.complete(compiled, fds)
         self.name = ready.name
-        if ready.group is not None and self._is_limited:
+        if ready.group is not None and self.is_limited:
             ready.group.limit(self.spec.limits)
         self.blueprint = ready.blueprint
         return ready.session, ready.ids, ready.group

@@ -15,6 +15,7 @@ import pytest
 from sandbox import DEVNULL, Container, Status
 from sandbox._launch import codec, wire
 from sandbox._leaves import FEW, MAX_KINDS, Leaves, _messages
+from sandbox.cg import Group
 from tests.support import needs, why_not
 
 pytestmark = [needs("userns"), needs("cgroup:memory", "cgroup:pids"), pytest.mark.usefixtures("no_leftovers")]
@@ -163,3 +164,40 @@ def test_no_empty_batch_is_asked_for_when_threads_ask_at_once() -> None:
         leaves._ask(kind, group, session)
         assert (kind.promised, kind.ahead) == (0, 0)
         assert c.exec(["/bin/true"]).ok
+
+
+class TestRunsThatNobodyAskedAbout:
+    """On cgroup v2 a program needs a group: those without limits, in a container without, share one."""
+
+    def test_the_common_group_is_made_once_and_outlives_its_runs(self) -> None:
+        with Group("common-test") as group:
+            leaves = Leaves()
+            first = leaves.common(group)
+            leaves.retire(first)
+            leaves.tidy(group, None, lambda: True)  # type: ignore[arg-type]
+            assert leaves.common(group) is first
+            leaves.clear(group)
+            assert not group.has_leaf(first)
+            leaves.retire(first)  # of a program that was closed after its container
+
+    @needs("cgroup-v2")
+    def test_they_share_it_and_others_do_not(self) -> None:
+        with Container() as c:
+            plain = c.exec(["/bin/true"])
+            assert plain.ok
+            assert plain.memory_peak is None
+            assert c.exec(["/bin/true"], accounting=True).memory_peak is not None
+            assert c.exec(["/bin/true"], memory="32M").memory_peak is not None
+            sleepers = [c.popen(["/bin/sleep", "60"]) for _ in range(2)]
+            assert c.stats().pids == 2
+            assert c.exec(["/bin/sh", "-c", "sleep 60 & exit 3"]).exit_code == 3
+            assert c.stats().pids == 2
+            for sleeper in sleepers:
+                sleeper.kill()
+                assert sleeper.wait().returncode == -9
+            assert c.stats().pids == 0
+
+    @needs("cgroup-v2")
+    def test_where_the_container_has_a_limit_each_has_its_own(self) -> None:
+        with Container(memory="64M") as c:
+            assert c.exec(["/bin/true"]).memory_peak is not None
