@@ -29,6 +29,10 @@ def shown(path: bytes) -> str:
     return text + "..." if len(path) > 200 else text
 
 
+def join(parent: bytes, name: bytes) -> bytes:
+    return parent + b"/" + name if parent else name
+
+
 @define(eq=False)
 class Directories:
     """Paths here are canonical: components joined by ``/``, no link among them, b"" for the root."""
@@ -72,7 +76,11 @@ class Directories:
             return self._root, path
         if (fd := self._try(path)) is None:
             path = self._resolve(path)
-            fd = self._make_all(path, mtime_ns) if path else self._root
+            if not path:
+                return self._root, path
+            fd = self._try(path)
+        if fd is None:
+            fd = self._make_all(path, mtime_ns)
         return fd, path
 
     def find(self, path: bytes) -> tuple[int, bytes] | None:
@@ -93,7 +101,7 @@ class Directories:
 
     def make(self, at: int, parent: bytes, name: bytes) -> bytes:
         """Make *name* in *at* a directory, in the place of whatever else is there; its path."""
-        path = parent + b"/" + name if parent else name
+        path = join(parent, name)
         try:
             os.mkdir(name, 0o700, dir_fd=at)
         except FileExistsError:
@@ -135,11 +143,11 @@ class Directories:
             os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=at)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
-                self.make_opaque(parent + b"/" + name if parent else name)
+                self.make_opaque(join(parent, name))
 
     def remove(self, at: int, parent: bytes, name: bytes) -> None:
         """Remove *name* from *at*, with all that is in it."""
-        path = parent + b"/" + name if parent else name
+        path = join(parent, name)
         inside = path + b"/"
         for known in [known for known in self._open if known == path or known.startswith(inside)]:
             os.close(self._open.pop(known))
@@ -169,7 +177,9 @@ class Directories:
             os.close(self._open.popitem()[1])
 
     def _keep(self, path: bytes, fd: int) -> int:
-        if len(self._open) >= _KEPT:
+        if (before := self._open.pop(path, None)) is not None:
+            os.close(before)
+        elif len(self._open) >= _KEPT:
             os.close(self._open.pop(next(iter(self._open))))
         self._open[path] = fd
         return fd
@@ -182,8 +192,9 @@ class Directories:
         return None if fd is None else self._keep(path, fd)
 
     def _make_all(self, path: bytes, mtime_ns: int) -> int:
-        """Open *path*, a canonical one; what is missing of it is made."""
-        above, missing, fd = path, list[bytes](), None
+        """Make *path*, a canonical one that is missing, with what is missing above it."""
+        above, _, name = path.rpartition(b"/")
+        missing, fd = [name], None
         while above and (fd := self._try(above)) is None:
             above, _, name = above.rpartition(b"/")
             missing.append(name)
@@ -200,7 +211,7 @@ class Directories:
         return self._keep(path, at)
 
     def _make_one(self, at: int, parent: bytes, name: bytes, mtime_ns: int) -> bytes:
-        path = parent + b"/" + name if parent else name
+        path = join(parent, name)
         self._made += 1
         if self._made > self.limits.entries:
             raise ImageError(f"more than {self.limits.entries} directories are missing (limits.entries)")
