@@ -258,7 +258,7 @@ class FaultyRegistry:
         self.manifests[f"{repository}:{tag}"] = self.manifests[f"{repository}@{digest_of(data)}"] = (data, kind)
         return digest_of(data)
 
-    def put_image(self, repository: str = "app", tag: str = "1", layers: Iterable[bytes] = (), **config: Any) -> str:
+    def put_image(self, repository: str = "app", tag: str = "1", layers: Iterable[bytes] = (), *, level: int = 1, **config: Any) -> str:
         """An image of *layers*, plain tars; its manifest's digest."""
         layers = list(layers)
         document = {"architecture": "amd64", "os": "linux", "config": {}, **config}
@@ -267,7 +267,7 @@ class FaultyRegistry:
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": {"mediaType": CONFIG, **self.put_blob(json.dumps(document).encode(), repository)},
-            "layers": [{"mediaType": LAYER, **self.put_blob(gzip.compress(layer, 1, mtime=0), repository)} for layer in layers],
+            "layers": [{"mediaType": LAYER, **self.put_blob(gzip.compress(layer, level, mtime=0), repository)} for layer in layers],
         }
         return self.put_manifest(repository, tag, manifest)
 

@@ -86,7 +86,8 @@ class Access:
         """How a mirror is reached: as the files say of it, with the caller's time and authorities; never with credentials of another host."""
         store = self.credentials if isinstance(self.credentials, CredentialStore) else CredentialStore()
         found = _configured(mirror)
-        return evolve(found, credentials=store, ca=found.ca or self.ca, mirrors=(), patience=self.patience)
+        patience = evolve(self.patience, attempts=min(self.patience.attempts, 2))  # there is somebody else to ask
+        return evolve(found, credentials=store, ca=found.ca or self.ca, mirrors=(), patience=patience)
 
     def credentials_for(self, registry: str) -> Credentials | None:
         """Who we are to *registry*. Raises: ImageError: the file of credentials is no good."""

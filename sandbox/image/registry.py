@@ -7,7 +7,6 @@ one, 408, 429, 5xx) are repeated with longer and longer pauses, or after what Re
 from __future__ import annotations
 
 import json
-import random
 import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -60,6 +59,7 @@ class Registry:
     access: Access
     transport: Transport
     on_retry: Callable[[str], object] | None = None
+    has_failed: bool = field(default=False, init=False)  # noted by who has another one to ask
     _auth: Authenticator | None = field(default=None, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
@@ -92,8 +92,8 @@ class Registry:
         Raises: RegistryError (status 404: there is none); ImageError: it is not what the digest names.
         """
         path = f"/v2/{repository}/manifests/{what}"
-        with self._request("GET", path, scopes=[Scope(repository)], headers={"Accept": _ACCEPT}) as response:
-            self._expect(response, {200}, f"{repository}: {what}")
+        with self.request("GET", path, scopes=[Scope(repository)], headers={"Accept": _ACCEPT}) as response:
+            self.expect(response, {200}, f"{repository}: {what}")
             data = response.read(MAX_DOCUMENT)
             kind = (response.header("Content-Type") or "").partition(";")[0].strip()
             said = response.header("Docker-Content-Digest")
@@ -107,8 +107,8 @@ class Registry:
     def put_manifest(self, repository: str, tag: str | Digest, data: bytes, media_type: str) -> Digest:
         """Give a manifest to the registry, which has all that it names. Raises: RegistryError."""
         headers = {"Content-Type": media_type}
-        with self._request("PUT", f"/v2/{repository}/manifests/{tag}", scopes=[Scope(repository, PUSH)], headers=headers, body=data) as response:
-            self._expect(response, {200, 201, 202}, f"{repository}: {tag}")
+        with self.request("PUT", f"/v2/{repository}/manifests/{tag}", scopes=[Scope(repository, PUSH)], headers=headers, body=data) as response:
+            self.expect(response, {200, 201, 202}, f"{repository}: {tag}")
             said = response.header("Docker-Content-Digest")
         found = Digest.of(data)
         if said is not None and said.startswith("sha256:") and said != str(found):
@@ -129,8 +129,8 @@ class Registry:
         return list(found)
 
     def _page(self, repository: str, path: str) -> tuple[list[str], str | None]:
-        with self._request("GET", path, scopes=[Scope(repository)], headers={"Accept": "application/json"}) as response:
-            self._expect(response, {200}, f"{repository}: tags")
+        with self.request("GET", path, scopes=[Scope(repository)], headers={"Accept": "application/json"}) as response:
+            self.expect(response, {200}, f"{repository}: tags")
             document = _json(response.read(MAX_DOCUMENT))
             following, url = parse_next(response.headers("Link")), response.url
         names: object = document.get("tags") or []
@@ -149,10 +149,10 @@ class Registry:
 
     def has_blob(self, repository: str, digest: Digest, *, actions: Action = PULL) -> bool:
         """Whether the registry has it in this repository. Raises: RegistryError."""
-        with self._request("HEAD", f"/v2/{repository}/blobs/{digest}", scopes=[Scope(repository, actions)]) as response:
+        with self.request("HEAD", f"/v2/{repository}/blobs/{digest}", scopes=[Scope(repository, actions)]) as response:
             if response.status in (404, 405):
                 return False
-            self._expect(response, {200}, f"{repository}: {digest}")
+            self.expect(response, {200}, f"{repository}: {digest}")
             return True
 
     @contextmanager
@@ -162,12 +162,12 @@ class Registry:
         Raises: BrokenTransferError: it may go well another time; RegistryError.
         """
         headers = {"Range": f"bytes={start}-{size - 1}"} if start else {}
-        response = self._once("GET", f"/v2/{repository}/blobs/{digest}", scopes=[Scope(repository)], headers=headers)
+        response = self.once("GET", f"/v2/{repository}/blobs/{digest}", scopes=[Scope(repository)], headers=headers)
         if response.status == 416 and start:
             response.close()
-            response = self._once("GET", f"/v2/{repository}/blobs/{digest}", scopes=[Scope(repository)])
+            response = self.once("GET", f"/v2/{repository}/blobs/{digest}", scopes=[Scope(repository)])
         with response:
-            self._expect(response, {200, 206} if start else {200}, f"{repository}: {digest}")
+            self.expect(response, {200, 206} if start else {200}, f"{repository}: {digest}")
             skip = self._check_part(response, digest, size, start)
             yield _without_first(response.chunks(), skip)
 
@@ -195,8 +195,8 @@ class Registry:
 
     def ping(self) -> None:
         """See whether the registry is there, and takes our credentials. Raises: RegistryError."""
-        with self._request("GET", "/v2/", scopes=[]) as response:
-            self._expect(response, {200}, "login")
+        with self.request("GET", "/v2/", scopes=[]) as response:
+            self.expect(response, {200}, "login")
 
     def _connect(self) -> Authenticator:
         """https where it is spoken. Plain http only where it is allowed and https fails, but never where a certificate is refused."""
@@ -219,14 +219,14 @@ class Registry:
     def _authenticator(self, origin: Origin) -> Authenticator:
         return Authenticator(origin, self.transport, self.access.credentials_for(self.name), self.access.auth_hosts)
 
-    def _request(
+    def request(
         self, method: str, path: str, *, scopes: Sequence[Scope], headers: Mapping[str, str] | None = None, body: Body = None
     ) -> Response:
-        """As `_once`, again and again while it fails in a way that may pass. Raises: RegistryError."""
+        """As `once`, again and again while it fails in a way that may pass. Raises: RegistryError."""
         tries = 0
         while True:
             try:
-                return self._once(method, path, scopes=scopes, headers=headers, body=body)
+                return self.once(method, path, scopes=scopes, headers=headers, body=body)
             except BrokenTransferError as error:
                 tries += 1
                 self.pause(error, tries)
@@ -246,7 +246,7 @@ class Registry:
         if self.transport.stopped.wait(delay):
             raise error
 
-    def _once(
+    def once(
         self, method: str, path: str, *, scopes: Sequence[Scope], headers: Mapping[str, str] | None = None, body: Body = None
     ) -> Response:
         """Send a request with what authorizes it; *path* may be an address that the registry has named (our secrets stay at home then).
@@ -281,7 +281,7 @@ class Registry:
             wait = parse_retry_after(response.header("Retry-After"))
             raise BrokenTransferError(f"{self.name}: status {response.status}{_said(response)}", status=response.status, retry_after=wait)
 
-    def _expect(self, response: Response, statuses: set[int], what: str) -> None:
+    def expect(self, response: Response, statuses: set[int], what: str) -> None:
         """Raises: RegistryError: the answer has another status."""
         status = response.status
         if status in statuses:
@@ -297,6 +297,8 @@ class Registry:
 
 def _delay(patience: Patience, tries: int) -> float:
     """Twice as long each time, with chance in it: many clients that failed together do not come back together."""
+    import random
+
     whole: float = min(patience.first_delay_s * 2 ** (tries - 1), patience.most_delay_s)
     return whole * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
