@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from attrs import frozen
 
@@ -14,7 +14,7 @@ from sandbox import ns
 from sandbox._types import StrPath, to_bool, to_env, to_inside_path, to_items, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UnsupportedError, UsageError
-from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Root, Scratch, Tmpfs, Volume, to_host_name, to_mount
+from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Root, Scratch, Tmpfs, Volume, to_host_name
 from sandbox.sec import Rlimits, Security
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -59,7 +59,12 @@ def to_mounts(mounts: Iterable[Mount | str]) -> tuple[Mount, ...]:
     """Give strings their meaning, and check the kinds of mounts; targets are checked by each and by FilesystemSpec."""
     if isinstance(mounts, (Bind, Tmpfs, Volume, str)):
         raise UsageError(f"mounts: give a list, [{mounts!r}]")
-    return tuple(map(to_mount, mounts))
+    found = tuple(mounts)
+    if any(isinstance(mount, str) for mount in found):
+        from sandbox.fs import to_mount  # needed by few
+
+        return tuple(map(to_mount, found))
+    return cast("tuple[Mount, ...]", found)
 
 
 def has_tmp(mounts: Iterable[Mount]) -> bool:

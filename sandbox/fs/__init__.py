@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sandbox.fs._host import host_trees
 from sandbox.fs._names import name_ops, to_host_name
 from sandbox.fs._open import FsPlan, ops
@@ -27,9 +29,11 @@ from sandbox.fs._specs import (
     Volume,
     no_overlay,
 )
-from sandbox.fs._volume_documents import VolumeInfo
-from sandbox.fs.strings import parse_mount, parse_tmpfs, parse_volume, to_mount
-from sandbox.fs.volumes import PrunedVolumes, VolumeStore
+
+if TYPE_CHECKING:
+    from sandbox.fs._volume_documents import VolumeInfo
+    from sandbox.fs.strings import parse_mount, parse_tmpfs, parse_volume, to_mount
+    from sandbox.fs.volumes import PrunedVolumes, VolumeStore
 
 __all__ = [
     "MASKED_PATHS",
@@ -58,3 +62,25 @@ __all__ = [
     "to_host_name",
     "to_mount",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load at its first use what a container without volumes does not need."""
+    value: object
+    match name:
+        case "PrunedVolumes" | "VolumeStore":
+            from sandbox.fs import volumes
+
+            value = getattr(volumes, name)
+        case "VolumeInfo":
+            from sandbox.fs import _volume_documents
+
+            value = _volume_documents.VolumeInfo
+        case "parse_mount" | "parse_tmpfs" | "parse_volume" | "to_mount":
+            from sandbox.fs import strings
+
+            value = getattr(strings, name)
+        case _:
+            raise AttributeError(f"module 'sandbox.fs' has no attribute {name!r}")
+    globals()[name] = value  # the next use finds it there
+    return value

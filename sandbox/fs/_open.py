@@ -8,7 +8,7 @@ import stat
 import struct
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from attrs import define, field
 
@@ -22,8 +22,10 @@ from sandbox.fs._layers import highest_with, read_layered, read_regular, remembe
 from sandbox.fs._names import name_ops
 from sandbox.fs._scratch import ScratchDirectory, make_scratch
 from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Layers, Mount, Tmpfs, Volume
-from sandbox.fs._volume_use import VolumeUse
-from sandbox.fs.volumes import Content, VolumeStore
+
+if TYPE_CHECKING:
+    from sandbox.fs._volume_use import VolumeUse
+    from sandbox.fs.volumes import VolumeStore
 
 IdMapping = bool | Callable[[int], bool]
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
@@ -179,7 +181,7 @@ class _Opener:
     announce: Callable[[str], None]
     fds: dict[Slot, int] = field(factory=dict[Slot, int])
     scratch: ScratchDirectory | None = None
-    uses: list[VolumeUse] = field(factory=list[VolumeUse])
+    uses: list[VolumeUse] = field(factory=list["VolumeUse"])
     layers: tuple[str, ...] | None = None
 
     def open(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> FsPlan:
@@ -252,6 +254,8 @@ class _Opener:
         return self._source(slot, id_map=id_map)
 
     def _use(self, volume: Volume) -> int:
+        from sandbox.fs.volumes import Content, VolumeStore  # needed by few
+
         store = VolumeStore() if self.volumes is None else self.volumes
         root = self.fds.get(_ROOT_SOURCE)
         content = None if volume.nocopy or root is None else Content(root, volume.target, self.layers)

@@ -41,16 +41,16 @@ def say(store: VolumeStore, capsys: pytest.CaptureFixture[str]) -> Say:
 
 def test_a_volume_is_made_listed_inspected_and_removed(store: VolumeStore, say: Say) -> None:
     assert say("ls") == "DRIVER    VOLUME NAME\n"
-    assert say("create", "--label", "app=shop", "--label", "plain", "db") == "db\n"
+    assert say("create", "--label", "app=shop", "--label", "plain", "shop") == "shop\n"
     name = say("create").strip()
     assert len(name) == 64
-    assert say("ls").splitlines() == ["DRIVER    VOLUME NAME", *sorted((f"local     {name}", "local     db"), key=lambda line: line[10:])]
-    (found,) = json.loads(say("inspect", "db"))
+    assert say("ls").splitlines() == ["DRIVER    VOLUME NAME", *sorted((f"local     {name}", "local     shop"), key=lambda line: line[10:])]
+    (found,) = json.loads(say("inspect", "shop"))
     assert sorted(found) == ["CreatedAt", "Driver", "Labels", "Mountpoint", "Name", "Options", "Scope"]
-    assert (found["Name"], found["Labels"], found["Mountpoint"]) == ("db", {"app": "shop", "plain": ""}, f"{store.path}/db/_data")
-    rows = [json.loads(line) for line in say("ls", "--format", "json", "--filter", "name=db").splitlines()]
-    assert rows == [{"Driver": "local", "Labels": "app=shop,plain=", "Mountpoint": found["Mountpoint"], "Name": "db", "Scope": "local"}]
-    assert say("rm", "db", name) == f"db\n{name}\n"
+    assert (found["Name"], found["Labels"], found["Mountpoint"]) == ("shop", {"app": "shop", "plain": ""}, f"{store.path}/shop/_data")
+    rows = [json.loads(line) for line in say("ls", "--format", "json", "--filter", "name=shop").splitlines()]
+    assert rows == [{"Driver": "local", "Labels": "app=shop,plain=", "Mountpoint": found["Mountpoint"], "Name": "shop", "Scope": "local"}]
+    assert say("rm", "shop", name) == f"shop\n{name}\n"
     assert store.names() == []
 
 

@@ -1,0 +1,70 @@
+"""kill -9 at any moment of making, filling, using and removing volumes: what is there is whole, nothing is locked, and the next one cleans up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sandbox.fs import VolumeStore
+from sandbox.fs.volumes import Content
+from tests.support import repeats
+
+pytestmark = pytest.mark.unprivileged
+FILES = 60
+WORK = """
+import contextlib, itertools, os, sys
+from sandbox.errors import SandboxError
+from sandbox.fs import VolumeStore
+from sandbox.fs.volumes import Content
+store = VolumeStore(sys.argv[1])
+content = Content(os.open(sys.argv[2], os.O_PATH), "/data")
+print("begins", flush=True)
+for turn in itertools.count():
+    name = f"v{turn % 2}"
+    with contextlib.suppress(SandboxError):
+        store.use(name, content=content).close()
+        store.create(f"w{turn % 3}", labels={"turn": str(turn)})
+        store.use(None, content=content).close()
+        store.remove(name)
+        store.remove(f"w{turn % 3}", force=True)
+"""
+
+
+def test_a_store_is_whole_after_each_kill(tmp_path: Path) -> None:
+    (tmp_path / "root" / "data").mkdir(parents=True)
+    for number in range(FILES):
+        (tmp_path / "root" / "data" / str(number)).write_text("x" * number)
+    store, dice = VolumeStore(tmp_path / "volumes"), random.Random(7)
+    seen: set[int] = set()
+    for _ in range(repeats(5)):
+        workers = [
+            subprocess.Popen([sys.executable, "-c", WORK, store.path, str(tmp_path / "root")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(2)
+        ]
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"begins\n"
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a moment for them to be in the middle of something
+            workers[0].wait(dice.random() * 0.03)
+        for worker in workers:
+            worker.kill()
+            assert worker.communicate() == (b"", b"")
+        for info in store.volumes():
+            assert not store.is_used(info.name)
+            names = os.listdir(info.mountpoint)
+            seen.add(len(names))
+            assert len(names) in (0, FILES)
+            assert all(os.stat(f"{info.mountpoint}/{name}").st_size == int(name) for name in names)
+    root = os.open(tmp_path / "root", os.O_PATH)
+    with contextlib.closing(store.use("after", content=Content(root, "/data"))) as use:
+        assert len(os.listdir(f"/proc/self/fd/{use.fd}")) == FILES
+    os.close(root)
+    assert seen >= {FILES}
+    store.prune(all=True)
+    assert os.listdir(store.path) == [".lock"]
