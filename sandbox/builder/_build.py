@@ -1,0 +1,280 @@
+"""`build`: reads a Dockerfile, builds the stages that its target needs, and names what comes out.
+
+Theory of operation. Each needed stage is one task of a pool of threads, submitted after those that it needs, so that a task that waits for another
+one waits for one that has begun. Stages share nothing but the store and the `Job`. The first failure stops the others before their next step, or
+at the next output of their commands, and is what the caller gets.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Final, cast
+
+from attrs import define, field
+
+from sandbox.builder._copying import Sources
+from sandbox.builder._hashes import Hashes
+from sandbox.builder._job import Job, Options
+from sandbox.builder._plan import Plan, earlier_stage, make_plan, platform_of
+from sandbox.builder._stage import StageRun, StoppedError
+from sandbox.builder._state import Scope, State, expand_word, platform_names
+from sandbox.builder._workshop import Workshop
+from sandbox.builder.events import Event, EventKind
+from sandbox.builder.ignore import Patterns
+from sandbox.builder.instructions import Dockerfile, Stage, parse
+from sandbox.errors import DockerfileError, ImageError, ImageNotFoundError, UsageError
+from sandbox.image import Image, Platform, Reference, Store
+
+MAX_THREADS: Final = 8
+StrPath = str | os.PathLike[str]
+
+
+def build(
+    context: StrPath | None,
+    *,
+    dockerfile: StrPath | bytes | None = None,
+    tags: Iterable[str] = (),
+    target: str | None = None,
+    build_args: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    secrets: Mapping[str, bytes | str] | None = None,
+    contexts: Mapping[str, StrPath] | None = None,
+    network: object = None,
+    memory: int | str | None = None,
+    cpus: float | None = None,
+    pids: int | None = None,
+    timeout: float | None = None,
+    no_cache: bool = False,
+    pull: bool = False,
+    platform: str | None = None,
+    progress: Callable[[Event], None] | None = None,
+    store: Store | None = None,
+) -> Image:
+    """Build an image from a Dockerfile; it is in *store* (None: the default one) under all of *tags*.
+
+    context: the directory that COPY and ADD take files from; None: there is none. Its ``.dockerignore`` (or ``NAME.dockerignore`` beside the
+        Dockerfile) leaves files out.
+    dockerfile: a path, relative to the context; bytes: the text itself; None: ``Dockerfile`` in the context.
+    target: the stage to build; None: the last. build_args: values for ARG. labels: added to the image's.
+    secrets: by id, for ``RUN --mount=type=secret``; neither the image nor the cache has them. contexts: further directories, by the name
+        that ``--from`` uses.
+    network: None: RUN has no network; "host": the host's. ADD of URLs needs one too.
+    memory, cpus, pids: limits of each RUN step; timeout: its seconds.
+    no_cache: do every step anew. pull: ask the registry for newer base images; without, only for those that are not there.
+    platform: such as "linux/arm64"; None: this machine's. progress: told what happens; from several threads, but one at a time.
+
+    With SOURCE_DATE_EPOCH among *build_args* or in the environment, times are no later than that, and the same input gives the same image.
+    Raises: DockerfileError: with file, line and column; UsageError: before anything is touched; ImageError, UnsupportedError, SetupError.
+    """
+    options = Options(
+        _texts(build_args, "build_args"),
+        _texts(labels, "labels"),
+        {name: value.encode() if isinstance(value, str) else value for name, value in (secrets or {}).items()},
+        network,
+        memory,
+        cpus,
+        pids,
+        timeout,
+        no_cache=no_cache,
+        pull=pull,
+        platform=Platform.parse(platform) if platform is not None else Platform.of_this_machine(),
+        epoch=_epoch(build_args or {}),
+    )
+    names = tuple(_tag(tag) for tag in tags)
+    with ExitStack() as stack:
+        store = Store() if store is None else store
+        read = _read(context, dockerfile)
+        directory = os.fspath(context) if context is not None else None
+        job = _job(stack, store, options, directory, read, contexts=contexts or {}, tell=progress or _ignore)
+        variables = _global_names(read, options)
+        return Building(job, read, make_plan(read, target, variables), variables).run(names)
+
+
+def _ignore(_: Event) -> None:
+    """Nobody is told."""
+
+
+def _texts(mapping: Mapping[str, str] | None, what: str) -> dict[str, str]:
+    found = dict(mapping or {})
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, str) or not name or "\0" in name + value:
+            raise UsageError(f"{what}: {name!r}={value!r}: names and values are str, without NUL")
+    return found
+
+
+def _tag(text: str) -> Reference:
+    reference = Reference.parse(text)
+    if reference.digest is not None:
+        raise UsageError(f"tags: {text!r} has a digest, which is not ours to choose")
+    return reference
+
+
+def _epoch(build_args: Mapping[str, str]) -> int | None:
+    text = build_args.get("SOURCE_DATE_EPOCH", os.environ.get("SOURCE_DATE_EPOCH"))
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 11):
+        raise UsageError(f"SOURCE_DATE_EPOCH: {text!r} is no number of seconds")
+    return int(text)
+
+
+def _read(context: StrPath | None, dockerfile: StrPath | bytes | None) -> Dockerfile:
+    if isinstance(dockerfile, bytes):
+        return parse(dockerfile)
+    if context is None and dockerfile is None:
+        raise UsageError("build: neither a context nor a dockerfile")
+    name = os.fspath(dockerfile) if dockerfile is not None else "Dockerfile"
+    path = os.path.join(os.fspath(context) if context is not None else "", name)
+    try:
+        with open(path, "rb") as file:
+            return parse(file.read(), name if dockerfile is None else path)
+    except OSError as error:
+        raise UsageError(f"dockerfile: {path!r}: {error.strerror}") from error
+
+
+def _job(
+    stack: ExitStack,
+    store: Store,
+    options: Options,
+    context: str | None,
+    dockerfile: Dockerfile,
+    *,
+    contexts: Mapping[str, StrPath],
+    tell: Callable[[Event], None],
+) -> Job:
+    lease = stack.enter_context(store.lease())
+    workshop = stack.enter_context(Workshop(os.path.join(store.path, "builds")))
+    now = options.epoch if options.epoch is not None else int(time.time())
+    hashes = Hashes(os.path.join(store.path, "hashes.json"))
+    hashes.load()
+    stack.callback(hashes.save)
+    job = Job(store, lease, workshop, options, cast("Sources", None), {}, hashes, now, tell, stack)
+    for name, path in (("context", context), *((name, os.fspath(path)) for name, path in contexts.items())):
+        if path is not None and not os.path.isdir(path):
+            raise UsageError(f"{name}: {path!r} is no directory")
+    job.context = Sources(job.tree_at(context or workshop.directory()), _ignored(context, dockerfile) if context else Patterns())
+    job.contexts = {name.lower(): Sources(job.tree_at(os.fspath(path)), _ignored(os.fspath(path), None)) for name, path in contexts.items()}
+    return job
+
+
+def _ignored(context: str, dockerfile: Dockerfile | None) -> Patterns:
+    """The patterns of what a context leaves out: those beside the Dockerfile count instead of the context's."""
+    own = [] if dockerfile is None else [os.path.join(context, f"{dockerfile.source.name}.dockerignore")]
+    for path in (*own, os.path.join(context, ".dockerignore")):
+        try:
+            with open(path, "rb") as file:
+                return Patterns.parse(file.read(4 << 20).decode("utf-8", "surrogateescape"), what=path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return Patterns()
+
+
+def _global_names(dockerfile: Dockerfile, options: Options) -> dict[str, str]:
+    """What the ARGs before the first FROM stand for, and the platforms' variables."""
+    names = platform_names(options.platform, Platform.of_this_machine())
+    for instruction in dockerfile.arguments:
+        for name, value in instruction.pairs:
+            if name.text in options.build_args:
+                names[name.text] = options.build_args[name.text]
+            elif value is not None:
+                names[name.text] = expand_word(instruction.statement, value, names)
+    return names
+
+
+@define(eq=False)
+class Building:
+    """The stages of one build, and what they have come to."""
+
+    job: Job
+    dockerfile: Dockerfile
+    plan: Plan
+    names: dict[str, str]
+    _states: dict[int, Future[State]] = field(factory=dict[int, "Future[State]"], init=False)
+
+    def run(self, names: tuple[Reference, ...]) -> Image:
+        """Build all that is needed, and add the image."""
+        with ThreadPoolExecutor(min(MAX_THREADS, len(self.plan.stages)), thread_name_prefix="build") as pool:
+            for stage in self.plan.stages:
+                self._states[stage.index] = pool.submit(self._stage, stage)
+        state = self._outcome()
+        labels = dict(state.settings.labels) | dict(self.job.options.labels)
+        state.set(labels=tuple(labels.items()))
+        self._warn_of_unused()
+        state.created = state.created or self.job.time
+        return self.job.add_image(state.config(), tuple(layer.blob for layer in state.layers), names)
+
+    def _outcome(self) -> State:
+        errors = [error for future in self._states.values() if (error := future.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
+            raise error
+        return self._states[self.plan.target.index].result()
+
+    def _stage(self, stage: Stage) -> State:
+        try:
+            for index in sorted(self.plan.needs[stage.index]):
+                self._states[index].result()
+            state, base = self._base(stage)
+            scope = Scope(self.job.options.build_args, self._arguments(), self._platforms(state))
+            return StageRun(self.job, stage, state, scope, lambda name: self._sources(stage, name), base).run()
+        except BaseException:
+            self.job.stopping.set()
+            raise
+
+    def _arguments(self) -> dict[str, str]:
+        declared = {name.text for instruction in self.dockerfile.arguments for name, _ in instruction.pairs}
+        return {name: value for name, value in self.names.items() if name in declared}
+
+    def _platforms(self, state: State) -> dict[str, str]:
+        return platform_names(state.platform, Platform.of_this_machine()) | {"TARGETSTAGE": self.plan.target.base.name or "default"}
+
+    # ---- Where things come from ----
+
+    def _base(self, stage: Stage) -> tuple[State, str]:
+        name = self.plan.bases[stage.index]
+        text = platform_of(stage.base, self.names)
+        platform = Platform.parse(text) if text else self.job.options.platform
+        if (earlier := earlier_stage(self.dockerfile, stage, name)) is not None:
+            return self._states[earlier.index].result().child(), name
+        if name == "scratch":
+            return State.empty(platform), name
+        try:
+            return self.job.hold(self._image(name, platform)), name
+        except (ImageError, UsageError) as error:
+            if isinstance(error, DockerfileError):
+                raise
+            raise stage.base.statement.error_at(f"FROM: {error}", stage.base.image) from error
+
+    def _sources(self, stage: Stage, name: str) -> Sources:
+        """The tree that ``--from=name`` means; "" for the context."""
+        if not name:
+            return self.job.context
+        if name.lower() in self.job.contexts:
+            return self.job.contexts[name.lower()]
+        if (earlier := earlier_stage(self.dockerfile, stage, name)) is not None:
+            future = self._states.get(earlier.index)
+            if future is None:  # a trigger of ONBUILD names it, which nobody knew before the base image was there
+                raise ImageError(f"the stage {name!r} was not built: no line of this Dockerfile needs it")
+            return Sources(self.job.tree_of(future.result()), is_preserving=True)
+        if name == "scratch":
+            raise ImageError("nothing can be taken from scratch")
+        return Sources(self.job.tree_of(self.job.hold(self._image(name, self.job.options.platform))), is_preserving=True)
+
+    def _image(self, name: str, platform: Platform) -> Image:
+        """An image of the store, or from its registry: asked when there is none of that platform, or always with *pull*."""
+        found = self.job.store.get(name)
+        if not platform.fits(found.config.platform):
+            raise ImageNotFoundError(f"{name} is there for {found.config.platform}, not for {platform}")
+        return found
+
+    def _warn_of_unused(self) -> None:
+        known = {name.text for instruction in self.dockerfile.arguments for name, _ in instruction.pairs}
+        known |= {name for future in self._states.values() for name in future.result().arguments}
+        for name in self.job.options.build_args:
+            if name not in known and name != "SOURCE_DATE_EPOCH" and not name.upper().endswith("_PROXY"):
+                self.job.report(Event(EventKind.WARNING, text=f"build argument {name} is not used: no ARG names it"))
+
+

@@ -1,0 +1,96 @@
+"""``ADD https://...``: fetched with bounds, checked against ``--checksum`` where there is one. urllib3 is loaded when the first one comes."""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import posixpath
+import re
+import urllib.parse
+from typing import Any, Final
+
+from attrs import frozen
+
+from sandbox.errors import ImageError, UnsupportedError
+
+MAX_FETCHED: Final = 1 << 30
+_TIMEOUT_S: Final = 60.0
+_CHECKSUM: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
+
+
+@frozen
+class Fetched:
+    """What a URL gave: its last component, and the time that the server says."""
+
+    name: str
+    data: bytes
+    mtime: int | None
+
+
+def is_url(text: str) -> bool:
+    """Whether ADD would fetch it."""
+    return text.startswith(("http://", "https://"))
+
+
+def is_git(text: str) -> bool:
+    """Whether ADD would clone it."""
+    return text.startswith(("git@", "git://", "ssh://")) or (is_url(text) and re.search(r"\.git(?:[#?].*)?$", text) is not None)
+
+
+def check_checksum(text: str) -> None:
+    """Refuse what is no checksum. Raises: ImageError."""
+    if text and not _CHECKSUM.fullmatch(text):
+        raise ImageError(f"--checksum={text[:100]}: write sha256: and 64 digits in lower case, or sha512: and 128")
+
+
+def fetch(url: str, checksum: str) -> Fetched:
+    """Get *url*. Raises: ImageError: it cannot be had, is too large, or is not what *checksum* says. UnsupportedError: no urllib3."""
+    try:
+        import urllib3
+    except ImportError:
+        raise UnsupportedError("ADD of a URL needs urllib3", feature="urllib3", remedy="install sandbox[images]") from None
+    pool = urllib3.PoolManager(timeout=_TIMEOUT_S, retries=urllib3.Retry(3, redirect=5, backoff_factor=0.2))
+    try:
+        # The encoding is the file's own business: what is kept is what the server keeps.
+        response: Any = pool.request("GET", url, preload_content=False, decode_content=False, headers={"Accept-Encoding": "identity"})
+        if response.status != 200:
+            raise ImageError(f"{url}: the server says {response.status}")
+        data = b"".join(_bounded(response, url))
+        changed = response.headers.get("Last-Modified", "")
+    except urllib3.exceptions.HTTPError as error:
+        raise ImageError(f"{url}: {error}") from error
+    finally:
+        pool.clear()
+    _verify(url, data, checksum)
+    return Fetched(_name(url), data, _time(changed))
+
+
+def _bounded(response: Any, url: str) -> list[bytes]:  # noqa: ANN401 - urllib3's response is loaded late
+    chunks: list[bytes] = []
+    size = 0
+    for chunk in response.stream(1 << 20):
+        size += len(chunk)
+        if size > MAX_FETCHED:
+            raise ImageError(f"{url}: more than {MAX_FETCHED >> 20} MiB")
+        chunks.append(chunk)
+    return chunks
+
+
+def _verify(url: str, data: bytes, checksum: str) -> None:
+    if not checksum:
+        return
+    algorithm, _, wanted = checksum.partition(":")
+    found = hashlib.new(algorithm, data).hexdigest()
+    if found != wanted:
+        raise ImageError(f"{url}: the content is {algorithm}:{found}, not {checksum}")
+
+
+def _name(url: str) -> str:
+    return posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).replace("/", "")
+
+
+def _time(text: str) -> int | None:
+    try:
+        return int(email.utils.parsedate_to_datetime(text).timestamp())
+    except (TypeError, ValueError):
+        return None
