@@ -233,13 +233,16 @@ def sweep_staging(root: Root, trash: Stage, *, pieces: bool = False) -> None:
             continue
         try:
             stage = hold(root.open_directory(f"staging/{name}"))
+        except FileNotFoundError:  # its owner has just discarded it: that is done outside the mutex
+            continue
         except NotADirectoryError:  # a document, whose writer holds the mutex and so has been killed
             root.unlink(f"staging/{name}")
             continue
         try:
             recent = (root.changed(f"staging/{name}/data") or 0) > time.time() - _PIECES_S
             if try_lock(stage) and not (name.startswith("blob-") and recent and not pieces):
-                root.move(f"staging/{name}", f"{trash.path}/{name}")
+                with contextlib.suppress(FileNotFoundError):  # as above, between our look and our lock
+                    root.move(f"staging/{name}", f"{trash.path}/{name}")
         finally:
             release(stage)
 
