@@ -1,0 +1,11 @@
+"""Networks: published ports, subnets and addresses, as plain values.
+
+There is nothing yet that makes a network of them: `Container` takes None, "host" or another container as its *net*.
+"""
+
+from __future__ import annotations
+
+from sandbox.net.addresses import choose_address, choose_subnet, mac_of, to_gateway, to_mac, to_subnet
+from sandbox.net.ports import Port, parse_port, to_ports
+
+__all__ = ["Port", "choose_address", "choose_subnet", "mac_of", "parse_port", "to_gateway", "to_mac", "to_ports", "to_subnet"]
