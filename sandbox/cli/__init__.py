@@ -17,9 +17,11 @@ usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a con
        sandbox bench [options] [--] PROGRAM [ARGUMENT...] run it again and again, and say what it takes
        sandbox doctor [--json]                            say what this host offers, and what is missing
        sandbox volume create|ls|inspect|rm|prune          directories that are kept by name
+       sandbox save | load                                images into an archive, and out of one
+       sandbox import | export                            an image of a root file system, and back
        sandbox --version
 
-'sandbox run --help' and 'sandbox bench --help' list the options.
+'sandbox run --help', and so on, list the options.
 """
 WRONG_USE: Final = 2
 
@@ -71,8 +73,16 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:
             from sandbox.cli.bench import main as found
         case "doctor":
             from sandbox.cli.doctor import main as found
+        case "export":
+            from sandbox.cli.archives import main_export as found
+        case "import":
+            from sandbox.cli.archives import main_import as found
+        case "load":
+            from sandbox.cli.archives import main_load as found
         case "run":
             from sandbox.cli.run import main as found
+        case "save":
+            from sandbox.cli.archives import main_save as found
         case "volume":
             from sandbox.cli.volume import main as found
         case _:

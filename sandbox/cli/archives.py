@@ -1,0 +1,123 @@
+"""``sandbox save``, ``load``, ``import`` and ``export``: images as files, and root file systems as images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sandbox import SandboxError
+from sandbox.cli.arguments import Parser, WrongUseError
+from sandbox.cli.run import WRONG_USE, one_line
+from sandbox.image import Platform, Store, export, import_rootfs, load, save
+
+__all__ = ["main_export", "main_import", "main_load", "main_save"]
+
+FAILED: Final = 1
+STDIN: Final = 0
+STDOUT: Final = 1
+
+
+def main_save(arguments: Sequence[str]) -> int:
+    """Write images into an archive."""
+    parser = _parser("save", "Write images into one archive, that other programs read too.")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where to (default: standard output, which must not be a terminal)")
+    parser.add_argument(
+        "--format",
+        choices=("docker", "oci", "oci-dir"),
+        default="docker",
+        help="docker: as docker save, and a layout too (default); oci: an OCI layout in a tar; oci-dir: in the directory FILE",
+    )
+    parser.add_argument("images", metavar="IMAGE", nargs="+")
+
+    def run(options: argparse.Namespace) -> None:
+        if options.format == "oci-dir" and options.output is None:
+            raise WrongUseError("--format oci-dir takes the directory as --output")
+        save(options.images, STDOUT if options.output is None else options.output, format=options.format)
+
+    return _carry_out(parser, arguments, run)
+
+
+def main_load(arguments: Sequence[str]) -> int:
+    """Take the images of an archive into the store."""
+    parser = _parser("load", "Take all images of an archive, or of an OCI layout's directory, into the store.")
+    parser.add_argument("-i", "--input", metavar="FILE", help="an archive, compressed or not, or a directory (default: standard input)")
+    parser.add_argument("--name", metavar="NAME", help="what images are called that the archive gives no name, or a tag alone")
+    parser.add_argument("--platform", metavar="OS/ARCH", type=_platform, help="which one of an image for several machines (default: this machine's)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not say what was loaded")
+
+    def run(options: argparse.Namespace) -> None:
+        source = _standard_input() if options.input is None else options.input
+        for image in load(source, name=options.name, platform=options.platform):
+            for name in () if options.quiet else image.names or (str(image.id),):
+                print(f"Loaded {name}")
+
+    return _carry_out(parser, arguments, run)
+
+
+def main_import(arguments: Sequence[str]) -> int:
+    """Make an image of a root file system."""
+    parser = _parser("import", "Make an image of one layer of a root file system, and print its id.")
+    parser.add_argument("-m", "--message", metavar="TEXT", default="", help="what its history says")
+    parser.add_argument("--platform", metavar="OS/ARCH", type=_platform, help="what its programs are for (default: this machine)")
+    parser.add_argument("source", metavar="FILE|-|DIRECTORY", help="a tar, compressed or not; - for standard input; or a directory")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="what the image is called")
+
+    def run(options: argparse.Namespace) -> None:
+        source = _standard_input() if options.source == "-" else options.source
+        print(import_rootfs(source, options.name, message=options.message, platform=options.platform).id)
+
+    return _carry_out(parser, arguments, run)
+
+
+def main_export(arguments: Sequence[str]) -> int:
+    """Write the root of an image into a tar."""
+    parser = _parser("export", "Write the root file system of an image, its layers over one another, into one tar.")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where to (default: standard output, which must not be a terminal)")
+    parser.add_argument("image", metavar="IMAGE")
+
+    def run(options: argparse.Namespace) -> None:
+        export(options.image, STDOUT if options.output is None else options.output, store=Store())
+
+    return _carry_out(parser, arguments, run)
+
+
+def _parser(command: str, description: str) -> Parser:
+    return Parser(prog=f"sandbox {command}", description=description, allow_abbrev=False)
+
+
+def _platform(text: str) -> Platform:
+    try:
+        return Platform.parse(text)
+    except SandboxError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _standard_input() -> int:
+    """Its descriptor. Raises: WrongUseError: it is a terminal, where nobody types an archive."""
+    if os.isatty(STDIN):
+        raise WrongUseError("standard input is a terminal; name a file")
+    return STDIN
+
+
+def _carry_out(parser: Parser, arguments: Sequence[str], run: Callable[[argparse.Namespace], None]) -> int:
+    try:
+        run(parser.parse_args(list(arguments)))
+    except WrongUseError as error:
+        return _complain(parser, f"{error} (see {parser.prog} --help)", WRONG_USE)
+    except SandboxError as error:
+        return _complain(parser, str(error), FAILED)
+    except BrokenPipeError:  # the dispatcher's business
+        raise
+    except OSError as error:
+        return _complain(parser, str(error), FAILED)
+    except SystemExit:  # --help
+        pass
+    return 0
+
+
+def _complain(parser: Parser, message: str, code: int) -> int:
+    print(f"{parser.prog}: {one_line(message)}", file=sys.stderr)
+    return code
