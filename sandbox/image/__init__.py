@@ -6,6 +6,7 @@ from sandbox.image._blobs import BlobWriter
 from sandbox.image._http import Patience
 from sandbox.image._leases import Lease
 from sandbox.image.archives import load, save
+from sandbox.image.bootstrap import bootstrap
 from sandbox.image.changes import apply_changes
 from sandbox.image.credentials import Credentials, CredentialStore
 from sandbox.image.digest import Digest, Verifier
@@ -50,6 +51,7 @@ __all__ = [
     "Use",
     "Verifier",
     "apply_changes",
+    "bootstrap",
     "export",
     "import_rootfs",
     "load",
