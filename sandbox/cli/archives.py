@@ -60,6 +60,7 @@ def main_load(arguments: Sequence[str]) -> int:
 def main_import(arguments: Sequence[str]) -> int:
     """Make an image of a root file system."""
     parser = _parser("import", "Make an image of one layer of a root file system, and print its id.")
+    parser.add_argument("-c", "--change", metavar="LINE", action="append", default=[], help="an instruction of a Dockerfile, such as 'CMD [\"sh\"]'")
     parser.add_argument("-m", "--message", metavar="TEXT", default="", help="what its history says")
     parser.add_argument("--platform", metavar="OS/ARCH", type=_platform, help="what its programs are for (default: this machine)")
     parser.add_argument("source", metavar="FILE|-|DIRECTORY", help="a tar, compressed or not; - for standard input; or a directory")
@@ -67,7 +68,8 @@ def main_import(arguments: Sequence[str]) -> int:
 
     def run(options: argparse.Namespace) -> None:
         source = _standard_input() if options.source == "-" else options.source
-        print(import_rootfs(source, options.name, message=options.message, platform=options.platform).id)
+        image = import_rootfs(source, options.name, changes=options.change, message=options.message, platform=options.platform)
+        print(image.id)
 
     return _carry_out(parser, arguments, run)
 

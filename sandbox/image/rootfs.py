@@ -6,7 +6,7 @@ import hashlib
 import os
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from typing import IO, TYPE_CHECKING, cast
@@ -18,6 +18,7 @@ from sandbox.errors import LimitError, UsageError
 from sandbox.image._members import MAX_SPOOL, Source, chunks_of
 from sandbox.image._taking import LAYER_TYPES
 from sandbox.image.archives import Target, writing_to
+from sandbox.image.changes import apply_changes
 from sandbox.image.compression import decompress, kind_of
 from sandbox.image.digest import Digest
 from sandbox.image.documents import Config, Descriptor, History, Manifest, MediaType, Platform, Settings
@@ -39,6 +40,7 @@ def import_rootfs(
     name: str | Reference | None = None,
     *,
     settings: Settings | None = None,
+    changes: Iterable[str] = (),
     message: str = "",
     author: str = "",
     platform: Platform | None = None,
@@ -48,12 +50,13 @@ def import_rootfs(
 ) -> Image:
     """Make an image of one layer of a root file system: a directory, or a tar (a path, a descriptor, something to read from), compressed or not.
 
-    *settings*: what containers of it do by default; *platform*: what its programs are for (None: this machine). Owners stay as they are; of
-    a directory that an ordinary user imports, all is root's. Devices and sockets are left out. SOURCE_DATE_EPOCH, if set, is the
-    time of the image, and no file of a directory is newer than that.
+    *settings*: what containers of it do by default, after *changes* in a Dockerfile's words (``CMD ["sh"]``); *platform*: what its programs
+    are for (None: this machine). Owners stay as they are; of a directory that an ordinary user imports, all is root's. Devices and
+    sockets are left out. SOURCE_DATE_EPOCH, if set, is the time of the image, and no file of a directory is newer than that.
     Raises: UsageError; LimitError: more than *max_size* bytes; ImageError: no tar, or one that cannot be a root (whiteouts, owners above 65535).
     """
     named = [] if name is None else [name if isinstance(name, Reference) else Reference.parse(name)]
+    settings = apply_changes(settings or Settings(), changes)
     store = store or Store()
     epoch = _epoch()
     with store.lease() as lease:
@@ -66,7 +69,7 @@ def import_rootfs(
         config = Config(
             platform=platform or Platform.of_this_machine(),
             diff_ids=(diff_id,),
-            settings=settings or Settings(),
+            settings=settings,
             history=(History(created=created, created_by="sandbox import", comment=message),),
             created=created,
             author=author,

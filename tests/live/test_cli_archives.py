@@ -65,10 +65,11 @@ def test_images_go_into_files_and_directories(tmp_path: Path, store: Store, form
 
 def test_a_root_file_system_goes_in_and_out(tmp_path: Path, store: Store):
     data = archive([("etc/os-release", b"ID=x")])
-    done = sandbox(store, "import", "-m", "by hand", "-", "app:1", data=data)
+    done = sandbox(store, "import", "-m", "by hand", "-c", 'CMD ["sh", "-l"]', "--change", "ENV A=1", "-", "app:1", data=data)
     image = store.get("app:1")
     assert done.stdout.decode() == f"{image.id}\n"
     assert image.config.history[0].comment == "by hand"
+    assert (image.settings.cmd, image.settings.env) == (("sh", "-l"), ("A=1",))
     assert sandbox(store, "export", "app:1", "-o", tmp_path / "root.tar").returncode == 0
     with tarfile.open(tmp_path / "root.tar") as tar:
         assert "etc/os-release" in tar.getnames()
@@ -86,6 +87,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, store: Store):
     assert (code, said.startswith("sandbox load: tar: ")) == (1, True)
     assert failure(store, "load", "-i", tmp_path / "nothing")[0] == 1
     assert failure(store, "import", tmp_path / "nothing")[0] == 1
+    assert "RUN" in failure(store, "import", "-c", "RUN x", "-", data=b"")[1]
     assert failure(store, "export", "app:1", "-o", tmp_path / "no/where")[0] == 1
 
 
