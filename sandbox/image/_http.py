@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 CHUNK: Final = 1 << 16
 MAX_HOPS: Final = 5
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_OBJECT: Final = re.compile(r"^\w+\(host=[^)]*\): ")  # with which urllib3 begins what it says
 _KEPT: Final = 8  # connections to one host that are kept open
 _CERTIFICATES: Final = ("/etc/docker/certs.d", "~/.config/docker/certs.d")  # the second: Docker's when it runs without root
 Body = bytes | Callable[[], Iterable[bytes]] | None
@@ -194,7 +196,7 @@ def _reason(error: Exception | None) -> str:
     if error is None:
         return "the end came early"
     text = str(error.args[-1] if error.args else error) or type(error).__name__
-    return text.partition(": ")[2] or text if text.startswith("<") else text
+    return _OBJECT.sub("", text)
 
 
 @define(eq=False)
