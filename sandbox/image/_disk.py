@@ -336,8 +336,11 @@ class Stage:
 
     @classmethod
     def _open(cls, root: Root, name: str) -> Self:
-        root.make_directory(f"staging/{name}")
-        return cls(name, hold(root.open_directory(f"staging/{name}")))
+        while True:
+            # Who had it before discards it without the mutex: it may go between any two of these calls.
+            with contextlib.suppress(FileNotFoundError):
+                root.make_directory(f"staging/{name}")
+                return cls(name, hold(root.open_directory(f"staging/{name}")))
 
     @property
     def path(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.image import Digest
+from sandbox.image._disk import Root
 from sandbox.image.store import Store
 
 pytestmark = pytest.mark.unprivileged
@@ -28,3 +31,23 @@ def test_pruning_by_several_processes_at_once_fails_in_none(tmp_path: Path) -> N
     assert [worker.communicate()[1] for worker in workers] == [b""] * 3
     assert Store(tmp_path / "store").verify() == []
     assert os.listdir(tmp_path / "store" / "staging") == []
+
+
+def test_a_stage_that_is_discarded_while_it_is_claimed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, made = Store(tmp_path / "store"), Root.make_directory
+    store.prune()
+    with store.lease() as lease:
+        store.put_document(lease, b"{}")
+    gone: list[str] = []
+
+    def discarded(root: Root, name: str) -> None:
+        made(root, name)
+        if name.startswith("staging/layer-") and not gone:
+            gone.append(name)
+            os.rmdir(name, dir_fd=root.fileno())
+
+    monkeypatch.setattr(Root, "make_directory", discarded)
+    empty = bytes(1024)  # a tar of nothing
+    with store.lease() as lease:
+        assert store.unpack_layer(lease, Digest.parse(f"sha256:{hashlib.sha256(empty).hexdigest()}"), iter([empty]))
+    assert gone
