@@ -20,7 +20,7 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from sandbox._launch import codec, wire
 from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError
@@ -52,13 +52,14 @@ class Channel:
     """One conversation with an init (or, while it is being created, with the launcher). Not for two threads at once."""
 
     __slots__ = ("_ancillary", "_flags", "_has_slept", "_poll", "looks", "sock")
+    first_looks: ClassVar[int] = 0  # what the last sleep in any channel has taught
 
     def __init__(self, sock: socket.socket) -> None:
         import select
         import socket as socket_module
 
         self.sock = sock
-        self.looks = 0  # how many waits are to look for the answer before they sleep
+        self.looks = Channel.first_looks  # how many waits are to look for the answer before they sleep
         self._has_slept = False
         self._flags = socket_module.MSG_CMSG_CLOEXEC
         self._ancillary = socket_module.CMSG_SPACE(4 * _EXPECTED_FDS)
@@ -154,8 +155,9 @@ class Channel:
             self.looks -= self.looks > 0
             return
         self._has_slept = False
-        if took_s < 2 * LOOK_S and took_s - busy_s > DEAR_S and len(os.sched_getaffinity(0)) > 1:
-            self.looks = LOOKS
+        if took_s < 2 * LOOK_S:
+            is_dear = took_s - busy_s > DEAR_S and len(os.sched_getaffinity(0)) > 1
+            self.looks = Channel.first_looks = LOOKS if is_dear else 0
 
     def has_event(self) -> bool:
         """Whether `receive` would not wait."""

@@ -24,8 +24,9 @@ def ends() -> Iterator[tuple[Channel, socket.socket]]:
 
 
 @pytest.fixture(autouse=True)
-def _two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def _two_cpus_and_nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(Channel, "first_looks", 0)
 
 
 def sleep(channel: Channel) -> None:
@@ -40,6 +41,19 @@ def test_it_looks_after_a_sleep_that_was_dear(ends: tuple[Channel, socket.socket
     sleep(ends[0])
     ends[0].learn(DEAR, 0.0)
     assert ends[0].looks == LOOKS
+
+
+def test_another_channel_begins_with_what_was_learned(ends: tuple[Channel, socket.socket]) -> None:
+    sleep(ends[0])
+    ends[0].learn(DEAR, 0.0)
+    other, theirs = Channel.pair()
+    assert other.looks == LOOKS
+    sleep(other)
+    other.learn(CHEAP, 0.0)
+    assert Channel.first_looks == 0
+    assert ends[0].looks == LOOKS
+    other.close()
+    os.close(theirs)
 
 
 @pytest.mark.parametrize(("took_s", "busy_s"), [(CHEAP, 0.0), (DEAR, DEAR - CHEAP), (10 * LOOK_S, 0.0)])
