@@ -51,7 +51,14 @@ def layers(seed: str, count: int = 2, size: int = 100) -> list[Layer]:
 
 
 def put(
-    store: Store, lease: Lease, parts: Iterable[Layer], names: Iterable[str] = (), *, built_here: bool = False, settings: Settings | None = None
+    store: Store,
+    lease: Lease,
+    parts: Iterable[Layer],
+    names: Iterable[str] = (),
+    *,
+    built_here: bool = False,
+    settings: Settings | None = None,
+    config: Config | None = None,
 ) -> Image:
     """Put an image of *parts* into *store*, as a pull would."""
     parts = list(parts)
@@ -65,9 +72,11 @@ def put(
             store.unpack_layer(lease, part.diff_id, fd, part.descriptor.media_type)
         finally:
             os.close(fd)
-    config = Config(Platform(), tuple(part.diff_id for part in parts), settings or Settings()).encode()
-    store.put_document(lease, config)
-    manifest = Manifest(Descriptor.of(MediaType.OCI_CONFIG, config), tuple(part.descriptor for part in parts)).encode()
+    if settings is not None or config is None:
+        config = Config(Platform(), tuple(part.diff_id for part in parts), settings or Settings())
+    document = config.encode()
+    store.put_document(lease, document)
+    manifest = Manifest(Descriptor.of(MediaType.OCI_CONFIG, document), tuple(part.descriptor for part in parts)).encode()
     digest = store.put_document(lease, manifest)
     return store.add_image(lease, digest, [Reference.parse(name) for name in names], built_here=built_here)
 

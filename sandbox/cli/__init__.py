@@ -16,6 +16,8 @@ USAGE: Final = """\
 usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
        sandbox bench [options] [--] PROGRAM [ARGUMENT...] run it again and again, and say what it takes
        sandbox doctor [--json]                            say what this host offers, and what is missing
+       sandbox images|history|tag|rmi|df                  the images that are here, and what they take
+       sandbox image ls|inspect|history|tag|rm|prune|verify
        sandbox volume create|ls|inspect|rm|prune          directories that are kept by name
        sandbox save | load                                images into an archive, and out of one
        sandbox import | export                            an image of a root file system, and back
@@ -79,6 +81,10 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:
             from sandbox.cli.archives import main_import as found
         case "load":
             from sandbox.cli.archives import main_load as found
+        case "images" | "image" | "history" | "tag" | "rmi" | "df":
+            from sandbox.cli.images import main_of
+
+            return main_of(command)
         case "run":
             from sandbox.cli.run import main as found
         case "save":

@@ -55,7 +55,15 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def default_store() -> str:
-    """Where this user's images are: /var/lib/sandbox/images for root, else below $XDG_DATA_HOME (~/.local/share)."""
+    """Where this user's images are: $SANDBOX_IMAGES, or /var/lib/sandbox/images for root, or else below $XDG_DATA_HOME (~/.local/share).
+
+    Raises: UsageError: the variable is not an absolute path; another directory than the one that was meant would be taken.
+    """
+    told = os.environ.get("SANDBOX_IMAGES", "")
+    if told and not told.startswith("/"):
+        raise UsageError(f"SANDBOX_IMAGES: {told!r} is relative; give an absolute path")
+    if told:
+        return told
     if os.geteuid() == 0:
         return _SYSTEM_STORE
     base = os.environ.get("XDG_DATA_HOME", "")

@@ -52,7 +52,7 @@ class Store:
     """
 
     def __init__(self, path: StrPath | None = None) -> None:
-        """*path*: its directory; None: /var/lib/sandbox/images for root, $XDG_DATA_HOME/sandbox/images for others."""
+        """*path*: its directory; None: $SANDBOX_IMAGES, or /var/lib/sandbox/images for root, or $XDG_DATA_HOME/sandbox/images."""
         self._disk = Disk(path)
 
     @property
