@@ -20,6 +20,7 @@ from sandbox.builder._copying import Sources
 from sandbox.builder._hashes import Hashes
 from sandbox.builder._job import Job, Options
 from sandbox.builder._plan import Plan, earlier_stage, make_plan, platform_of
+from sandbox.builder._source import MAX_DOCKERFILE
 from sandbox.builder._stage import StageRun, StoppedError
 from sandbox.builder._state import Scope, State, expand_word, platform_names
 from sandbox.builder._workshop import Workshop
@@ -27,7 +28,7 @@ from sandbox.builder.events import Event, EventKind
 from sandbox.builder.ignore import Patterns
 from sandbox.builder.instructions import Dockerfile, Stage, parse
 from sandbox.errors import DockerfileError, ImageError, ImageNotFoundError, UsageError
-from sandbox.image import Image, Platform, Reference, Store
+from sandbox.image import Image, Platform, Reference, Store, pull
 
 MAX_THREADS: Final = 8
 StrPath = str | os.PathLike[str]
@@ -87,9 +88,10 @@ def build(
     names = tuple(_tag(tag) for tag in tags)
     with ExitStack() as stack:
         store = Store() if store is None else store
-        read = _read(context, dockerfile)
+        path = _path_of(context, dockerfile)
+        read = _read(path, dockerfile)
         directory = os.fspath(context) if context is not None else None
-        job = _job(stack, store, options, directory, read, contexts=contexts or {}, tell=progress or _ignore)
+        job = _job(stack, store, options, directory, path, contexts=contexts or {}, tell=progress or _ignore)
         variables = _global_names(read, options)
         return Building(job, read, make_plan(read, target, variables), variables).run(names)
 
@@ -122,16 +124,21 @@ def _epoch(build_args: Mapping[str, str]) -> int | None:
     return int(text)
 
 
-def _read(context: StrPath | None, dockerfile: StrPath | bytes | None) -> Dockerfile:
+def _path_of(context: StrPath | None, dockerfile: StrPath | bytes | None) -> str | None:
+    """Where the Dockerfile is; None: its text was given."""
     if isinstance(dockerfile, bytes):
-        return parse(dockerfile)
+        return None
     if context is None and dockerfile is None:
         raise UsageError("build: neither a context nor a dockerfile")
-    name = os.fspath(dockerfile) if dockerfile is not None else "Dockerfile"
-    path = os.path.join(os.fspath(context) if context is not None else "", name)
+    return os.path.join("" if context is None else os.fspath(context), "Dockerfile" if dockerfile is None else os.fspath(dockerfile))
+
+
+def _read(path: str | None, dockerfile: StrPath | bytes | None) -> Dockerfile:
+    if path is None:
+        return parse(dockerfile if isinstance(dockerfile, bytes) else b"")
     try:
         with open(path, "rb") as file:
-            return parse(file.read(), name if dockerfile is None else path)
+            return parse(file.read(MAX_DOCKERFILE + 1), path if dockerfile is None else os.fspath(cast("StrPath", dockerfile)))
     except OSError as error:
         raise UsageError(f"dockerfile: {path!r}: {error.strerror}") from error
 
@@ -141,7 +148,7 @@ def _job(
     store: Store,
     options: Options,
     context: str | None,
-    dockerfile: Dockerfile,
+    dockerfile: str | None,
     *,
     contexts: Mapping[str, StrPath],
     tell: Callable[[Event], None],
@@ -161,13 +168,13 @@ def _job(
     return job
 
 
-def _ignored(context: str, dockerfile: Dockerfile | None) -> Patterns:
+def _ignored(context: str, dockerfile: str | None) -> Patterns:
     """The patterns of what a context leaves out: those beside the Dockerfile count instead of the context's."""
-    own = [] if dockerfile is None else [os.path.join(context, f"{dockerfile.source.name}.dockerignore")]
+    own = [] if dockerfile is None else [f"{dockerfile}.dockerignore"]
     for path in (*own, os.path.join(context, ".dockerignore")):
         try:
             with open(path, "rb") as file:
-                return Patterns.parse(file.read(4 << 20).decode("utf-8", "surrogateescape"), what=path)
+                return Patterns.parse(file.read(MAX_DOCKERFILE).decode("utf-8", "surrogateescape"), what=path)
         except (FileNotFoundError, NotADirectoryError):
             continue
     return Patterns()
@@ -265,10 +272,17 @@ class Building:
 
     def _image(self, name: str, platform: Platform) -> Image:
         """An image of the store, or from its registry: asked when there is none of that platform, or always with *pull*."""
-        found = self.job.store.get(name)
-        if not platform.fits(found.config.platform):
-            raise ImageNotFoundError(f"{name} is there for {found.config.platform}, not for {platform}")
-        return found
+        if not self.job.options.pull:
+            try:
+                found = self.job.store.get(name)
+            except ImageNotFoundError:
+                found = None
+            if found is not None and platform.fits(found.config.platform):
+                return found
+        self.job.report(Event(EventKind.BEGIN, text=f"pull {Reference.parse(name)}"))
+        image = pull(name, store=self.job.store, platform=platform)
+        self.job.report(Event(EventKind.DONE, text=f"pull {Reference.parse(name)}"))
+        return image
 
     def _warn_of_unused(self) -> None:
         known = {name.text for instruction in self.dockerfile.arguments for name, _ in instruction.pairs}

@@ -15,6 +15,7 @@ __all__ = ["main"]
 USAGE: Final = """\
 usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
        sandbox bench [options] [--] PROGRAM [ARGUMENT...] run it again and again, and say what it takes
+       sandbox build [options] CONTEXT                    make an image from a Dockerfile
        sandbox doctor [--json]                            say what this host offers, and what is missing
        sandbox images|history|tag|rmi|df                  the images that are here, and what they take
        sandbox image ls|inspect|history|tag|rm|prune|verify
@@ -73,6 +74,8 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:
     match command:
         case "bench":
             from sandbox.cli.bench import main as found
+        case "build":
+            from sandbox.cli.build import main as found
         case "doctor":
             from sandbox.cli.doctor import main as found
         case "export":
