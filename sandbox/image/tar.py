@@ -95,7 +95,8 @@ class Reader:
     limits: UnpackLimits = field(factory=UnpackLimits)
     size: int = field(default=0, init=False)  # bytes fed
     entries: int = field(default=0, init=False)  # headers seen
-    _rest: bytes = field(default=b"", init=False)
+    _rest: list[bytes] = field(factory=list[bytes], init=False)  # what is less than `_want`, in pieces
+    _gathered: int = field(default=0, init=False)  # bytes of it
     _left: int = field(default=0, init=False)  # of the content of the member at hand
     _skip: int = field(default=0, init=False)  # padding
     _want: int = field(default=BLOCK, init=False)  # what `_then` needs in one piece
@@ -118,10 +119,10 @@ class Reader:
         self.size += len(data)
         if self.size > self.limits.size:
             raise ImageError(f"tar: more than {self.limits.size} bytes (limits.size)")
-        if self._ended:
+        whole = None if self._ended else self._joined(data)
+        if whole is None:
             return
-        if self._rest:
-            data, self._rest = self._rest + data, b""
+        data = whole
         view, at, end = memoryview(data), 0, len(data)
         while True:
             if self._left:
@@ -138,12 +139,28 @@ class Reader:
                 if self._skip:
                     return
             elif end - at < self._want:
-                self._rest = b"" if self._ended else data[at:]
+                self._rest = [data[at:]] if at < end and not self._ended else []
+                self._gathered = end - at
                 return
             else:
                 at += self._want
                 if (member := self._then(data[at - self._want : at])) is not None:
                     yield member
+
+    def _joined(self, data: bytes) -> bytes | None:
+        """What was left, and *data*; None while that is less than what is needed.
+
+        It is joined once: pieces of a byte each (a gzip member may hold no more) must not cost the square of their number.
+        """
+        if not self._rest:
+            return data
+        self._rest.append(data)
+        self._gathered += len(data)
+        if self._gathered < self._want:
+            return None
+        whole = b"".join(self._rest)
+        self._rest.clear()
+        return whole
 
     def finish(self) -> None:
         """Say that there is no more. Raises: ImageError: the archive was cut off."""
