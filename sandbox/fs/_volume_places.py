@@ -12,7 +12,7 @@ from typing import Final
 from sandbox._sys.calls import openat2
 from sandbox.fs._fill import BENEATH
 from sandbox.fs._scratch import remove_tree
-from sandbox.fs._volume_use import DIRECTORY, is_there, try_lock
+from sandbox.fs._volume_use import DIRECTORY, is_there, try_lock, unlock
 
 DATA: Final = "_data"
 DOCUMENT: Final = "volume.json"
@@ -37,7 +37,7 @@ def stage(store: int, prefix: str, announce: Announce = lambda name: None) -> tu
         except FileNotFoundError:
             pass
         if fd >= 0:
-            os.close(fd)
+            unlock(fd)
 
 
 def sweep(store: int) -> None:
@@ -51,7 +51,7 @@ def sweep(store: int) -> None:
                 if try_lock(fd):
                     remove_tree(name, store)
             finally:
-                os.close(fd)
+                unlock(fd)
 
 
 def make_data(directory: int) -> None:

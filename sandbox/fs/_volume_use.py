@@ -2,7 +2,8 @@
 
 The lock is flock(2)'s, on the directory that holds a volume's document and its files: shared by all who use it, exclusive for a moment to fill
 or to remove it. That directory is seen by no container, so no program can hold the lock. It ends with its owner, however that ends;
-a forked child, which has a copy of the descriptor, closes it.
+a forked child, which has a copy of the descriptor, closes it. Whoever lets go says LOCK_UN, which counts for all copies: one may be in a child that
+was forked by another thread a moment ago.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class VolumeUse:
         try:
             removal()
         finally:
+            lock, self.lock = self.lock, -1
+            if lock >= 0:
+                unlock(lock)
             self.abandon()
 
     def abandon(self) -> None:
@@ -63,6 +67,14 @@ def try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(fd: int) -> None:
+    """Give a lock up, if there is one, for all copies of the descriptor, and close it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
 
 
 def is_there(name: str, parent: int, fd: int) -> bool:

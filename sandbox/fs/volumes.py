@@ -53,7 +53,7 @@ from sandbox.fs._volume_places import (
     sweep,
     write_document,
 )
-from sandbox.fs._volume_use import DIRECTORY, VolumeUse, is_there, try_lock
+from sandbox.fs._volume_use import DIRECTORY, VolumeUse, is_there, try_lock, unlock
 
 _SYSTEM_STORE: Final = "/var/lib/sandbox/volumes"
 _DATA_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -234,9 +234,9 @@ class VolumeStore:
                 if is_there(name, store, directory):
                     return VolumeUse(self._open_data(directory, name), directory)
             except BaseException:
-                os.close(directory)
+                unlock(directory)
                 raise
-            os.close(directory)
+            unlock(directory)
 
     def _use_anonymous(self, store: int, content: Content | None, announce: Announce) -> VolumeUse:
         sweep(store)
@@ -296,7 +296,7 @@ class VolumeStore:
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     remove_tree(place, store)
-                os.close(staging)
+                unlock(staging)
 
     def _below(self, data: int, subpath: str, name: str | None) -> int:
         try:
@@ -339,7 +339,7 @@ class VolumeStore:
         try:
             yield directory
         finally:
-            os.close(directory)
+            unlock(directory)
 
     def _made(self, store: int, name: str, labels: dict[str, str], options: dict[str, str]) -> VolumeInfo:
         """The volume *name*, made now if there is none."""
@@ -363,7 +363,7 @@ class VolumeStore:
             else:
                 return info
             finally:
-                os.close(staging)
+                unlock(staging)
 
     def _read(self, store: int, name: str, directory: int) -> VolumeInfo:
         mountpoint = f"{self.path}/{name}/{DATA}"
@@ -378,26 +378,29 @@ class VolumeStore:
             raise UsageError(f"volume: the document of {name!r} is damaged ({error}); remove the volume") from error
 
     def _remove(self, store: int, name: str, *, measure: bool = False) -> int:
-        with _mutex(store), self._directory(store, name) as directory:
+        with self._directory(store, name) as directory:
+            gone = self._move_away(store, name, directory)  # locked until it is gone: nobody sweeps it under our hands
+            size = disk_usage(directory) if measure else 0
+            try:
+                remove_tree(gone, store)
+            except PermissionError as error:
+                raise UnsupportedError(
+                    f"volume: files of {name!r} belong to ids that this user has not",
+                    feature="subids",
+                    remedy=f"remove {self.path}/{gone} as root, or in a container with subids=True",
+                ) from error
+            return size
+
+    def _move_away(self, store: int, name: str, directory: int) -> str:
+        """Take the volume's name from it, if nobody uses it."""
+        with _mutex(store):
             if not try_lock(directory):
                 raise VolumeInUseError(f"volume: {name!r} is in use by a container; close that first")
             if not is_there(name, store, directory):
                 raise VolumeNotFoundError(f"volume: no volume {name!r} in {self.path}")
-            size = disk_usage(directory) if measure else 0
             gone = GONE + os.urandom(8).hex()
             os.rename(name, gone, src_dir_fd=store, dst_dir_fd=store)
-            lock = os.dup(directory)  # of the same open file: nobody sweeps it under our hands
-        try:
-            remove_tree(gone, store)
-        except PermissionError as error:
-            raise UnsupportedError(
-                f"volume: files of {name!r} belong to ids that this user has not",
-                feature="subids",
-                remedy=f"remove {self.path}/{gone} as root, or in a container with subids=True",
-            ) from error
-        finally:
-            os.close(lock)
-        return size
+            return gone
 
     def _open_store(self, *, make: bool) -> int:
         if make:
@@ -424,7 +427,7 @@ def _mutex(directory: int) -> Generator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(fd)
+        unlock(fd)
 
 
 @contextlib.contextmanager

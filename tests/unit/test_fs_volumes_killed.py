@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sandbox.fs import VolumeStore
+from sandbox.fs import VolumeStore, volumes
 from sandbox.fs.volumes import Content
 from tests.support import repeats
 
@@ -68,3 +69,26 @@ def test_a_store_is_whole_after_each_kill(tmp_path: Path) -> None:
     assert seen >= {FILES}
     store.prune(all=True)
     assert os.listdir(store.path) == [".lock"]
+
+
+def test_a_child_that_is_forked_while_a_lock_is_held_does_not_keep_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, children, try_lock = VolumeStore(tmp_path / "volumes"), list[int](), volumes.try_lock
+    store.create("x")
+
+    def forking(fd: int) -> bool:
+        locked = try_lock(fd)
+        if (child := os.fork()) == 0:
+            signal.pause()
+        children.append(child)
+        return locked
+
+    monkeypatch.setattr(volumes, "try_lock", forking)
+    try:
+        assert not store.is_used("x")
+        monkeypatch.setattr(volumes, "try_lock", try_lock)
+        assert not store.is_used("x"), "and it does not wait for the child either"
+        store.remove("x")
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
