@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sandbox import SandboxError, UsageError
+from sandbox.cli import tables
 from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.run import one_line
 from sandbox.fs import VolumeInfo, VolumeStore
@@ -54,7 +55,7 @@ def _parser() -> Parser:
     listing = command("ls", _list, "list volumes")
     listing.add_argument("--quiet", "-q", action="store_true", help="names only")
     listing.add_argument("--filter", "-f", metavar="WHAT=VALUE", action="append", default=[], help="name=PART, label=NAME[=TEXT], dangling=BOOL")
-    listing.add_argument("--format", choices=("table", "json"), default="table", help="json: an object a line")
+    tables.add_format(listing)
     inspect = command("inspect", _inspect, "print all that is known of volumes, as JSON")
     inspect.add_argument("names", metavar="NAME", nargs="+")
     remove = command("rm", _remove, "remove volumes that no container has")
@@ -86,12 +87,9 @@ def _list(parsed: argparse.Namespace) -> int:
     store = VolumeStore()
     found = [info for info in _all(store) if _matches(info, filters, store)]
     if parsed.quiet:
-        lines = [info.name for info in found]
-    elif parsed.format == "json":
-        lines = [json.dumps(_row(info)) for info in found]
+        print("".join(f"{info.name}\n" for info in found), end="")
     else:
-        lines = ["DRIVER    VOLUME NAME", *(f"{'local':10}{info.name}" for info in found)]
-    print("".join(f"{line}\n" for line in lines), end="")
+        tables.show([_row(info) for info in found], {"DRIVER": "Driver", "VOLUME NAME": "Name"}, form=parsed.format)
     return 0
 
 
@@ -104,11 +102,10 @@ def _all(store: VolumeStore) -> Iterable[VolumeInfo]:
             _complain(str(error))
 
 
-def _row(info: VolumeInfo) -> dict[str, Any]:
+def _row(info: VolumeInfo) -> dict[str, str]:
     """What ``docker volume ls --format json`` says, as far as it is known without looking at all files."""
-    inspected = info.inspect()
     labels = ",".join(f"{name}={text}" for name, text in info.labels.items())
-    return {"Driver": inspected["Driver"], "Labels": labels, "Mountpoint": info.mountpoint, "Name": info.name, "Scope": inspected["Scope"]}
+    return {"Driver": "local", "Labels": labels, "Mountpoint": info.mountpoint, "Name": info.name, "Scope": "local"}
 
 
 def _to_filter(text: str) -> tuple[str, str]:
@@ -172,24 +169,10 @@ def _prune(parsed: argparse.Namespace) -> int:
     if len(labels) > 1 or any(name != "label" for name, _ in labels):
         raise WrongUseError("--filter: there is one label=NAME[=TEXT]")
     which = "all volumes" if parsed.all else "all anonymous volumes"
-    if not parsed.force and not _agrees(f"This removes {which} that no container has, with all that they hold. Go on? [y/N] "):
+    if not parsed.force and not tables.agrees(f"This removes {which} that no container has, with all that they hold. Go on?"):
         return 0
     pruned = VolumeStore().prune(all=parsed.all, label=labels[0][1] if labels else None)
     if pruned.names:
         print("Deleted Volumes:", *pruned.names, "", sep="\n")
-    print(f"Total reclaimed space: {_size(pruned.size)}")
+    print(f"Total reclaimed space: {tables.size(pruned.size, 4)}")
     return 0
-
-
-def _agrees(question: str) -> bool:
-    print(question, end="", flush=True)
-    return sys.stdin is not None and sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def _size(size: float) -> str:
-    """Bytes for people, as Docker writes them: decimal units, four digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.4g}{unit}"
-        size /= 1000
-    return f"{size:.4g}TB"

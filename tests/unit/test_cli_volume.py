@@ -40,11 +40,11 @@ def say(store: VolumeStore, capsys: pytest.CaptureFixture[str]) -> Say:
 
 
 def test_a_volume_is_made_listed_inspected_and_removed(store: VolumeStore, say: Say) -> None:
-    assert say("ls") == "DRIVER    VOLUME NAME\n"
+    assert say("ls") == "DRIVER   VOLUME NAME\n"
     assert say("create", "--label", "app=shop", "--label", "plain", "shop") == "shop\n"
     name = say("create").strip()
     assert len(name) == 64
-    assert say("ls").splitlines() == ["DRIVER    VOLUME NAME", *sorted((f"local     {name}", "local     shop"), key=lambda line: line[10:])]
+    assert say("ls").splitlines() == ["DRIVER   VOLUME NAME", *sorted((f"local    {name}", "local    shop"), key=lambda line: line[9:])]
     (found,) = json.loads(say("inspect", "shop"))
     assert sorted(found) == ["CreatedAt", "Driver", "Labels", "Mountpoint", "Name", "Options", "Scope"]
     assert (found["Name"], found["Labels"], found["Mountpoint"]) == ("shop", {"app": "shop", "plain": ""}, f"{store.path}/shop/_data")
