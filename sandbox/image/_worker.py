@@ -1,8 +1,8 @@
 """A layer unpacked by a process of its own, so that layers are unpacked in parallel, whatever Python's lock says.
 
 Theory of operation: `unpack_in_process` starts this interpreter anew (isolated: no environment variable and no current directory decides
-what it imports) with four descriptors: 0 is the compressed layer, 1 takes the answer, one is the directory, and one is a pipe on which
-nothing is ever sent. When that pipe closes, because the caller gave up or died in whatever way, the worker ends at once. The answer is one
+what it imports) with four descriptors: the compressed layer, the directory, standard output, which takes the answer, and a pipe on which nothing
+is ever sent. When that pipe closes, because the caller gave up or died in whatever way, the worker ends at once. The answer is one
 JSON document, what was unpacked or the error; no answer means that the worker was killed. The end of the answer's pipe is the end of the
 worker, with all its threads: then nobody writes into the directory any more. Its exit status is collected, and tells nothing: a
 host that ignores SIGCHLD, or reaps all children itself, is served as well.
@@ -128,8 +128,8 @@ class _Worker:
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             answer, answer_end = _pipe(ours, theirs)
             lifeline_end, lifeline = _pipe(theirs, ours)
-            # Not 0 to 2, which become something else there.
-            passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (directory, lifeline_end)]
+            # Not 0 to 2, which become something else there; an interpreter whose standard input is a directory does not even start.
+            passed = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (source, directory, lifeline_end)]
             for fd in passed:
                 theirs.callback(os.close, fd)
             path = [entry for entry in sys.path if os.path.isabs(entry)]
@@ -138,7 +138,13 @@ class _Worker:
             try:
                 # A group of its own: the terminal's ^C is for the caller, who ends the worker.
                 process = subprocess.Popen(
-                    command, stdin=source, stdout=answer_end, stderr=subprocess.DEVNULL, pass_fds=passed, cwd="/", process_group=0
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=answer_end,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=passed,
+                    cwd="/",
+                    process_group=0,
                 )
             except OSError as error:
                 raise SetupError(f"start {sys.executable} to unpack a layer", error.errno or 0, step="host") from error
@@ -151,7 +157,7 @@ class _Worker:
 
         said = b"".join(read_chunks(self._answer))
         if not said:
-            raise BrokenError("the process that unpacked a layer was killed")
+            raise BrokenError("the process that unpacked a layer ended without a word; somebody has killed it")
         words = json.loads(said)
         if "error" in words:
             raise _error(words)
@@ -213,11 +219,11 @@ def main(text: str) -> NoReturn:
     import json
     import threading
 
-    media_type, limits, keep_owners, rootfs, directory, lifeline = json.loads(text)
+    media_type, limits, keep_owners, rootfs, source, directory, lifeline = json.loads(text)
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     options = _Options(media_type, UnpackLimits(**limits), keep_owners, rootfs)
     try:
-        unpacked = _work(directory, options)
+        unpacked = _work(source, directory, options)
         said = {**asdict(unpacked, recurse=False), "diff_id": str(unpacked.diff_id)}
     except BaseException as error:  # noqa: BLE001  # whatever it is, the caller is told
         said = _words(error)
@@ -231,9 +237,9 @@ def _end_with(lifeline: int) -> NoReturn:
     os._exit(1)
 
 
-def _work(directory: int, options: _Options) -> Unpacked:
+def _work(source: int, directory: int, options: _Options) -> Unpacked:
     digest = hashlib.sha256()
-    chunks = _ahead(hashed(decompress(read_chunks(0), media_type=options.media_type), digest))
+    chunks = _ahead(hashed(decompress(read_chunks(source), media_type=options.media_type), digest))
     return unpack_hashed(chunks, digest, directory, limits=options.limits, keep_owners=options.keep_owners, rootfs=options.rootfs)
 
 

@@ -310,7 +310,7 @@ def _apply(member: Member, records: Records) -> None:
 
 def _sums_up(block: bytes, checksum: bytes) -> bool:
     """Whether the bytes of *block*, its checksum taken as blanks, sum up to *checksum*."""
-    promised = number(checksum, "checksum")
+    promised = number(checksum[:7] if checksum[7:] == b" " else checksum, "checksum")  # six digits, a NUL and a blank
     # The low half of Adler-32 is 1 + the sum, modulo 65521, at a tenth of sum()'s price. A checksum tells damage, and protects from nobody.
     if zlib.adler32(block) & 0xFFFF == (promised - 8 * 0x20 + sum(checksum) + 1) % 65521:
         return True
@@ -321,6 +321,9 @@ def _sums_up(block: bytes, checksum: bytes) -> bool:
 
 def number(field: bytes, what: str, *, signed: bool = False) -> int:
     """Read an octal or (GNU) base-256 field. Raises: ImageError."""
+    digits = field[:-1]
+    if digits.isdigit() and field[-1] in b"\0 " and b"8" not in digits and b"9" not in digits:
+        return int(digits, 8)  # nearly all
     if field[0] & 0x80:
         bits = len(field) * 8 - 1
         value = int.from_bytes(field, "big") & ((1 << bits) - 1)
