@@ -45,3 +45,16 @@ def test_all_is_well_when_nothing_failed_and_each_test_ran_somewhere(tmp_path: P
     write(tmp_path / "there.jsonl", ("tests/live/a.py::two", "passed", ""))
     assert results.main([str(tmp_path / "here.jsonl"), str(tmp_path / "there.jsonl")]) == 0
     assert capsys.readouterr().out.count("None.") == 2
+
+
+def test_the_table_of_the_round_before_is_kept_and_that_of_two_before_is_not(tmp_path: Path, hosts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = tmp_path / "tests.md"
+    write(tmp_path / "old.jsonl", ("tests/live/a.py::one", "passed", ""))
+    write(tmp_path / "older.jsonl", ("tests/live/a.py::one", "passed", ""))
+    for arguments in ([str(tmp_path / "older.jsonl")], ["--earlier", str(before), str(tmp_path / "old.jsonl")]):
+        results.main(arguments)
+        before.write_text(capsys.readouterr().out, encoding="utf-8")
+    results.main(["--earlier", str(before), *hosts])
+    below = capsys.readouterr().out.partition(results.EARLIER)[2]
+    assert "| old | 1 / 0 / 0 | not run | not run |" in below
+    assert "| older |" not in below

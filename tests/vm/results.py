@@ -1,6 +1,7 @@
-"""Write docs/reference/tests.md from what tests have said on each host: ``python -m tests.vm.results HOST.jsonl ...``.
+"""Write docs/reference/tests.md from what tests have said on each host: ``python -m tests.vm.results [--earlier PAGE] HOST.jsonl ...``.
 
 A line of such a file is what tests/conftest.py writes for a test: its name, its outcome, how long it took, and why it was skipped or how it failed.
+The logs go with the machine that they were written on: of PAGE, which was made from others, the table is kept, below that of these.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ on cgroup v2: as root; as uid 1000 with a delegated control group; as uid 1000 w
 
 A host may have been asked in parts, at different times: what failed and has been repaired since stands here as failed until it runs there again.
 """
+EARLIER: Final = "## The round before, of other commits"
 PASSED, FAILED, SKIPPED = OUTCOMES = ("passed", "failed", "skipped")
 DIRECTORIES: Final = ("tests/live", "tests/escape", "tests/faults")
 
@@ -48,7 +50,13 @@ def read(path: Path) -> Host:
     return found
 
 
-def page(hosts: Hosts) -> Iterator[str]:
+def rows(page: str) -> list[str]:
+    """The table of hosts of an earlier *page*, but not what that had of one before it."""
+    lines = page.partition(EARLIER)[0].splitlines()
+    return [line for line in lines if line.startswith("| ")]
+
+
+def page(hosts: Hosts, earlier: Sequence[str] = ()) -> Iterator[str]:
     """The lines of the page."""
     yield HEAD
     known = {test for host in hosts.values() for test in host}
@@ -59,6 +67,8 @@ def page(hosts: Hosts) -> Iterator[str]:
     yield from _section("Failed", [f"- {name}: `{line['test']}`" for name, host in hosts.items() for line in host.values() if line["outcome"] == FAILED])
     yield from _section("Skipped on every host", [f"- `{test}`" for test in skipped_everywhere(hosts)])
     yield from _section("Skipped, and why", list(_reasons(hosts)))
+    if earlier:
+        yield from _section(EARLIER.removeprefix("## "), earlier)
 
 
 def skipped_everywhere(hosts: Hosts) -> list[str]:
@@ -97,8 +107,11 @@ def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the page; 1 when a test has failed, or was skipped everywhere."""
+    earlier: list[str] = []
+    if arguments[0] == "--earlier":
+        earlier, arguments = rows(Path(arguments[1]).read_text(encoding="utf-8")), arguments[2:]
     hosts = {Path(argument).stem: read(Path(argument)) for argument in arguments}
-    sys.stdout.writelines(f"{line}\n" for line in page(hosts))
+    sys.stdout.writelines(f"{line}\n" for line in page(hosts, earlier))
     failed = any(line["outcome"] == FAILED for host in hosts.values() for line in host.values())
     return int(failed or bool(skipped_everywhere(hosts)))
 
