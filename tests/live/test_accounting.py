@@ -53,7 +53,7 @@ def test_figures_are_what_the_program_knows(box: Container, case: accuracy.Case,
 
 
 @accounted
-def test_a_second_run_inherits_nothing_of_the_first(box: Container) -> None:
+def test_a_second_run_inherits_nothing_of_the_first(box: Container, start_s: float) -> None:
     first = run(box, "pair", str(64 * MIB), memory="80M", accounting="full")
     killed = run(box, "heap", str(64 * MIB), memory="8M", accounting="full")
     assert first.ok
@@ -64,13 +64,14 @@ def test_a_second_run_inherits_nothing_of_the_first(box: Container) -> None:
         assert second.memory_peak is not None
         assert second.memory_peak < MIB, second
         assert second.max_rss < 2 * MIB, second
-        assert second.cpu_time < 0.02, second
+        assert second.cpu_time < 0.02 + start_s, second
+        assert start_s < first.cpu_time / 2, "it would be seen"
         assert second.pids_peak in {1, None}, second
         assert second.minor_faults < 200
 
 
 @accounted
-def test_nothing_of_ours_is_in_the_figures(box: Container) -> None:
+def test_nothing_of_ours_is_in_the_figures(box: Container, start_s: float) -> None:
     ours = bytearray(200 * MIB)  # what embeds the library is large
     box.exec([KNOWN, "nothing"], env={f"LARGE_{i}": "x" * 100_000 for i in range(10)}).check()  # init was
     box.write_bytes("/tmp/large", bytes(ours[: 8 * MIB]))
@@ -78,7 +79,7 @@ def test_nothing_of_ours_is_in_the_figures(box: Container) -> None:
     assert result.memory_peak is not None
     assert result.memory_peak < MIB, result
     assert result.max_rss < 1.25 * MIB, result
-    assert result.cpu_time < 0.02, result
+    assert result.cpu_time < 0.02 + start_s, result
 
 
 @accounted
