@@ -12,6 +12,7 @@ of files with several names that are not all inside.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -141,7 +142,7 @@ class _Packer:
 
     def _leaf(self, at: int, name: bytes, path: bytes, status: os.stat_result) -> None:
         if stat.S_ISREG(status.st_mode):
-            fd = os.open(name, _OPEN_FILE, dir_fd=at)
+            fd = _open_file(at, name)
             try:
                 self._file(fd, path)
             finally:
@@ -295,6 +296,26 @@ class _Packer:
         self._put(_block(kind, name, prefix, mode=mode, owner=owner, size=size, mtime=mtime, target=target[:100]))
 
 
+def _open_file(at: int, name: bytes) -> int:
+    """Open a file to read it; an ordinary user's own one also when its mode forbids that (Fedora's /etc/shadow is 0000)."""
+    try:
+        return os.open(name, _OPEN_FILE, dir_fd=at)
+    except PermissionError:
+        path = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    try:
+        # By the descriptor, so that it is this very file whose mode changes, whatever stands at its name by now.
+        itself, status = f"/proc/self/fd/{path}", os.fstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fsdecode(name))
+        os.chmod(itself, stat.S_IMODE(status.st_mode) | stat.S_IRUSR)
+        try:
+            return os.open(itself, os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.chmod(itself, stat.S_IMODE(status.st_mode))
+    finally:
+        os.close(path)
+
+
 def _split(path: bytes) -> tuple[bytes, bytes | None]:
     """Divide *path* between ustar's two fields; None: it does not fit."""
     if not path.isascii():
@@ -330,8 +351,6 @@ def _list_xattrs(fd: int) -> list[str]:
     try:
         return sorted(os.listxattr(fd))
     except OSError as error:
-        import errno
-
         if error.errno == errno.EOPNOTSUPP:
             return []
         raise
@@ -374,8 +393,6 @@ def _next_data(fd: int, offset: int, size: int) -> int:
     try:
         return os.lseek(fd, offset, os.SEEK_DATA) // _GRAIN * _GRAIN
     except OSError as error:
-        import errno
-
         if error.errno == errno.ENXIO:  # nothing but a hole up to the end
             return size
         raise

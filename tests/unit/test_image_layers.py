@@ -157,6 +157,13 @@ def test_times_are_clamped_and_owners_shifted(tmp_path: Path) -> None:
         packed(tmp_path, owner=None, shift=status.st_uid + 1)
 
 
+def test_an_own_file_that_nobody_may_read_is_packed(tmp_path: Path) -> None:
+    (tmp_path / "shadow").write_bytes(b"secret")
+    (tmp_path / "shadow").chmod(0)
+    assert b"secret" in packed(tmp_path)
+    assert stat.S_IMODE((tmp_path / "shadow").stat().st_mode) == 0
+
+
 def test_sockets_are_left_out(tmp_path: Path) -> None:
     import socket
 
