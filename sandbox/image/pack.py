@@ -5,7 +5,7 @@ what is no directory, file, link or FIFO when it is looked at is left out or ref
 upper directory is turned into what layers say: a device 0:0 into ``.wh.NAME``, an opaque directory into one that contains ``.wh..wh..opq``.
 
 Headers are ustar; a PAX header stands before a member only where ustar has no room for something: long or non-ASCII names, large
-sizes, extended attributes, holes. Times are whole seconds, owners are numbers. Blocks of zeros become holes when they are long,
+sizes, extended attributes, holes. Times are whole seconds, owners are numbers. Blocks of zeros become holes when there are many,
 whether the file system stores them or not: what is packed depends on content alone. Memory is bounded by the number
 of files with several names that are not all inside.
 """
@@ -34,6 +34,9 @@ _RECORD: Final = 10240  # POSIX: archives are written in records of 20 blocks
 _PIECE: Final = 1 << 18
 _GRAIN: Final = 1 << 16  # a hole is this long at least, and aligned to it
 _ZEROS: Final = bytes(_GRAIN)
+# A file with fewer zeros is packed whole: Docker and podman cannot put a layer with a sparse file together again, to save or to push it (their
+# tar-split notes headers, and writes content by the size of the file: "could not verify layer data"). Beyond that, a hole of a petabyte is cheaper.
+_MOST_ZEROS: Final = 64 << 20
 _MOST_HOLES: Final = 10_000  # a file with more of them is packed whole
 _MAX_ID: Final = 65535
 _HEADER: Final = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
@@ -202,7 +205,7 @@ class _Packer:
             raise ImageError(f"{shown(path)}: changed while it was packed")
         xattrs, _ = self._xattrs(fd, path)
         size = status.st_size
-        extents = _extents(fd, size) if size >= 2 * _GRAIN else None
+        extents = _extents(fd, size) if size >= _MOST_ZEROS else None
         if extents is None:
             self._member(path, b"0", status, size=size, xattrs=xattrs)
             self._content(fd, path, 0, size)
@@ -366,7 +369,7 @@ def _extents(fd: int, size: int) -> list[tuple[int, int]] | None:
             found.append((offset, length))
         if len(found) > _MOST_HOLES:
             return None
-    if sum(length for _, length in found) == size:
+    if size - sum(length for _, length in found) < _MOST_ZEROS:
         return None
     if not found or sum(found[-1]) < size:
         found.append((size, 0))  # GNU tar's own way to say that a file ends with a hole

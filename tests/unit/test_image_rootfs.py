@@ -113,6 +113,17 @@ def test_what_is_no_tar_and_what_is_too_large_is_refused(store: Store, tmp_path:
     assert store.images() == []
 
 
+def test_only_files_with_many_zeros_are_packed_as_sparse_ones(tmp_path: Path, store: Store):
+    (tmp_path / "root").mkdir()
+    for name, size in (("some", 1 << 20), ("many", 1 << 30)):
+        with open(tmp_path / "root" / name, "wb") as file:
+            file.truncate(size)
+    image = import_rootfs(tmp_path / "root", store=store)
+    assert os.path.getsize(f"{image.layers[0]}/many") == 1 << 30
+    with tarfile.open(Path(store.path, "blobs/sha256", image.config.diff_ids[0].hex)) as tar:
+        assert {info.name: info.issparse() for info in tar if info.isreg()} == {"some": False, "many": True}
+
+
 def test_an_odd_source_date_epoch_is_refused(store: Store, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "tomorrow")
     with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH"):
