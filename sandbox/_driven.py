@@ -102,7 +102,7 @@ class Driven(Container):
         text = text_of(o["text"], o["encoding"], o["errors"])
         return prepare_run(self, argv, o)[1], text
 
-    def run(self, prepared: Prepared, text: Text, o: dict[str, Any], reactor: Reactor, on_end: Callable[[Run], None]) -> Run:
+    def begin(self, prepared: Prepared, text: Text, o: dict[str, Any], reactor: Reactor, on_end: Callable[[Run], None]) -> Run:
         """Start what `exec` runs, with all of its arguments, as `prepare` has checked them."""
         to_bool(o["check"], what="check")
         stdin, data = o["stdin"], o["input"]

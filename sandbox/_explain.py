@@ -8,14 +8,15 @@ from sandbox import _host
 from sandbox._compile import compile_plan
 from sandbox._ids import allot, shape
 from sandbox._spec import ContainerSpec
-from sandbox._start import first_number, open_sources
+from sandbox._start import open_sources
+from sandbox._users import number_of
 from sandbox.cg import Limits
 
 
 def explain(spec: ContainerSpec) -> str:
     """The plan in words; opens the sources, starts nothing."""
     host = _host.host()
-    ids = shape(privileged=host.privileged, uid=first_number(spec.user), subids=spec.subids)
+    ids = shape(privileged=host.privileged, uid=number_of(spec.user, spec.filesystem.root), subids=spec.subids)
     with open_sources(spec, host, ids, announce=lambda path: None) as fsplan:
         compiled = compile_plan(spec, host, fsplan)
     example = allot(ids)

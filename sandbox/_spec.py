@@ -6,16 +6,20 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Final, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from attrs import frozen
+from attrs import field, frozen
 
 from sandbox import ns
 from sandbox._types import StrPath, to_bool, to_env, to_inside_path, to_items, to_text
 from sandbox.cg import Limits
-from sandbox.errors import ImageError, UnsupportedError, UsageError
+from sandbox.errors import ImageError, UsageError
 from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Root, Scratch, Tmpfs, Volume, to_host_name
 from sandbox.sec import Rlimits, Security
+
+if TYPE_CHECKING:
+    from sandbox._imaged.origin import Origin
+    from sandbox.image import Image, Store
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_USER: Final = "1000:1000"  # of a view of the host; "sandbox" in its /etc/passwd
@@ -24,35 +28,53 @@ NPROC: Final = 4096  # processes of one user in one container, when nothing else
 Mount = Bind | Tmpfs | Volume
 
 
-def to_root(image: StrPath | Directory | Layers | None) -> Root:
-    """What *image* names: None is a view of the host, a path (with a slash) a directory."""
+def to_root(image: StrPath | Directory | Layers | Image | None, store: Store | StrPath | None = None) -> tuple[Root, Origin | None]:
+    """What *image* names: None is a view of the host; a path a directory; anything else an image of *store*, which is the second value then.
+
+    A path object is a path, and a text that begins with ``/``, ``./`` or ``../``, or that has a slash and is there. What has none is never one.
+    """
     if image is None:
-        return HostView()
+        return HostView(), None
     if isinstance(image, (Directory, Layers)):
-        return image
+        return image, None
     if not isinstance(image, (str, os.PathLike)):
-        raise UsageError(f"image: {image!r} is not a path, a reference, or None for a view of the host")
+        return _of_image(image)
     path = os.fsdecode(to_text(image, what="image"))
     if not path:
-        raise UsageError("image: empty; give a directory, or None for a view of the host's programs")
+        raise UsageError("image: empty; give an image, a directory, or None for a view of the host's programs")
+    if isinstance(image, str) and _is_reference(path):
+        from sandbox._imaged.origin import find
+
+        origin = find(path, store)
+        return origin.root, origin
+    return _to_directory(path), None
+
+
+def _is_reference(text: str) -> bool:
+    if text.startswith(("/", "./", "../")) or text in (".", ".."):
+        return False
+    return "/" not in text or not os.path.isdir(text)
+
+
+def _of_image(image: object) -> tuple[Root, Origin]:
+    from sandbox._imaged.origin import of_image
+    from sandbox.image import Image
+
+    if not isinstance(image, Image):
+        raise UsageError(f"image: {image!r} is not an image, its name, a path, or None for a view of the host")
+    origin = of_image(image)
+    return origin.root, origin
+
+
+def _to_directory(path: str) -> Directory:
     try:
         is_directory = stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
-        _refuse_missing(path, error, is_reference=isinstance(image, str) and "/" not in path and path not in (".", ".."))
+        words = "no such directory" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UsageError(f"image: {path}: {words}; give the directory of an unpacked root file system") from error
     if not is_directory:
         raise ImageError(f"image: {path} is a file; give the directory of an unpacked root file system")
     return Directory(path)
-
-
-def _refuse_missing(path: str, error: OSError, *, is_reference: bool) -> NoReturn:
-    if is_reference:
-        raise UnsupportedError(
-            f"image {path!r}: there is no image store yet, and no directory of that name",
-            feature="images",
-            remedy="unpack the image and give its directory, with a slash in the path",
-        )
-    words = "no such directory" if isinstance(error, FileNotFoundError) else error.strerror
-    raise UsageError(f"image: {path}: {words}; give the directory of an unpacked root file system") from error
 
 
 def to_mounts(mounts: Iterable[Mount | str]) -> tuple[Mount, ...]:
@@ -82,6 +104,8 @@ def filesystem(
     security: Security,
     private_ipc: bool,
     private_net: bool,
+    origin: Origin | None = None,
+    workdir: str = "/",
 ) -> FilesystemSpec:
     """The file systems of a container from the facade's words."""
     if read_only and scratch is not None:
@@ -89,14 +113,19 @@ def filesystem(
     layer = None if read_only else scratch or Scratch()
     masks: dict[str, Any] = {} if security.masks else {"masked": (), "read_only_paths": ()}
     sysfs = None if private_net else False
+    if isinstance(root, Layers):
+        taken = {mount.target for mount in mounts}
+        masks |= {"workdir": workdir, "writable_places": () if origin is None else tuple(path for path in origin.volumes if path not in taken)}
     return FilesystemSpec(
         root=root, scratch=layer, mounts=mounts, shm=shm, mqueue=private_ipc, sysfs=sysfs, suid=not security.no_new_privs, **masks
     )
 
 
-def to_environment(env: Mapping[str, str] | Iterable[tuple[str, str]] | None) -> tuple[tuple[str, str], ...]:
-    """The container's variables: what the caller says over PATH and LANG (HOME is added with the user)."""
-    base = {"PATH": DEFAULT_PATH, "LANG": "C.UTF-8"}
+def to_environment(
+    env: Mapping[str, str] | Iterable[tuple[str, str]] | None, of_image: Iterable[tuple[str, str]] = ()
+) -> tuple[tuple[str, str], ...]:
+    """The container's variables: what the caller says over what the image says over PATH and LANG (HOME is added with the user)."""
+    base = {"PATH": DEFAULT_PATH, "LANG": "C.UTF-8", **dict(of_image)}
     base.update(to_env(env or ()))
     return tuple(base.items())
 
@@ -118,6 +147,7 @@ class ContainerSpec:
     strict: bool = True
     subids: bool = False  # as an ordinary user: the ids of /etc/subuid too
     joins_net: bool = False  # it gets the network namespace of another container
+    image: Image | None = field(default=None, eq=False)  # what it says is in the other fields already
 
     @property
     def host_view(self) -> bool:
@@ -125,8 +155,10 @@ class ContainerSpec:
         return isinstance(self.filesystem.root, HostView)
 
 
-def to_user(user: int | str | None, root: Root) -> str:
-    """The default user: 1000:1000 in a view of the host, root in a directory."""
+def to_user(user: int | str | None, root: Root, origin: Origin | None = None) -> str:
+    """The default user: 1000:1000 in a view of the host, root in a directory, in an image whom it says."""
+    if user is None and origin is not None:
+        return origin.user
     if user is None:
         return DEFAULT_USER if isinstance(root, HostView) else "0:0"
     if isinstance(user, bool) or not isinstance(user, (int, str)) or user == "":
@@ -157,15 +189,16 @@ def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own 
     arguments["mounts"] = to_mounts(arguments["mounts"])  # now: a relative source is of the directory that is current now
     env = arguments["env"]
     arguments["env"] = None if env is None else to_env(env)
-    root = to_root(arguments.pop("image"))
+    root, origin = to_root(arguments.pop("image"), arguments.pop("store"))
     try:
-        return _cached_build(root, **arguments)
+        return _cached_build(root, origin, **arguments)
     except TypeError:  # something that cannot be a key: either checked below, or refused there in words
-        return _build(root, **arguments)
+        return _build(root, origin, **arguments)
 
 
 def _build(
     root: Root,
+    origin: Origin | None,
     *,
     net: str | None,
     joins_net: bool,
@@ -189,22 +222,23 @@ def _build(
     if not isinstance(rlimits, (Rlimits, type(None))):
         raise UsageError(f"rlimits: {rlimits!r} is not an Rlimits; give Rlimits(nofile=64), say")
     own_limits = Limits(**limits)
-    if own_limits.memory is not None and own_limits.memory < LEAST_MEMORY:
-        raise UsageError(f"memory: {own_limits.memory} bytes is less than a program takes to start; give at least {LEAST_MEMORY}")
+    _check_memory(own_limits.memory)
     shared = _to_share(share, net)
     walls = security if isinstance(security, Security) else Security(security)
     name = to_host_name(hostname)
-    layer = scratch if scratch is None or isinstance(scratch, Scratch) else Scratch(copy=True) if scratch == "copy" else Scratch(scratch)
+    directory = origin.cwd if cwd is None and origin is not None else to_cwd(cwd)
     return ContainerSpec(
         filesystem=filesystem(
             root,
             mounts=to_mounts(mounts),
             read_only=to_bool(read_only, what="read_only"),
-            scratch=layer,
+            scratch=_to_scratch(scratch),
             shm=shm,
             security=walls,
             private_ipc="ipc" not in shared,
             private_net="net" not in shared and not joins_net,
+            origin=origin,
+            workdir=directory,
         ),
         namespaces=_to_namespaces(ns.Uts(name, domainname), (*shared, "net") if joins_net else shared, time_offsets),
         security=walls,
@@ -212,13 +246,23 @@ def _build(
         rlimits=rlimits or Rlimits(),
         net=net,
         hostname=name,
-        env=to_environment(env),
-        cwd=to_cwd(cwd),
-        user=to_user(user, root),
+        env=to_environment(env, () if origin is None else origin.env),
+        cwd=directory,
+        user=to_user(user, root, origin),
         strict=to_bool(strict, what="strict"),
         subids=to_bool(subids, what="subids"),
         joins_net=joins_net,
+        image=None if origin is None else origin.image,
     )
+
+
+def _to_scratch(value: Any) -> Scratch | None:  # noqa: ANN401 - of the caller's
+    return value if value is None or isinstance(value, Scratch) else Scratch(copy=True) if value == "copy" else Scratch(value)
+
+
+def _check_memory(memory: int | None) -> None:
+    if memory is not None and memory < LEAST_MEMORY:
+        raise UsageError(f"memory: {memory} bytes is less than a program takes to start; give at least {LEAST_MEMORY}")
 
 
 # Typed: 1 and True are equal, but one of the two is refused.

@@ -17,6 +17,7 @@ from sandbox._arguments import Prepared
 from sandbox._clone import cloned, groups_of
 from sandbox._compile import Compiled, Host, compile_plan
 from sandbox._ids import Ids, allot, shape
+from sandbox._imaged.use import using
 from sandbox._launch import driver
 from sandbox._leaves import Leaves
 from sandbox._run import MEMORY_HINT
@@ -25,7 +26,7 @@ from sandbox._spares import Kind, Spare, spares
 from sandbox._spec import ContainerSpec
 from sandbox._sys.constants import CLONE_NEWNET
 from sandbox._sys.floor import check_floor
-from sandbox._users import MAX_FILE, Identity, known, resolve
+from sandbox._users import Identity, identify, number_of
 from sandbox._wiring import Wiring
 from sandbox.cg import (
     LEAF_ACCOUNTING,
@@ -269,11 +270,12 @@ class _Starting:
         return self.blueprint is not None
 
     def _ids(self) -> Ids:
-        spec, found = self.spec, shape(privileged=self.host.privileged, uid=first_number(self.spec.user))
+        uid = 0 if self.host.privileged else number_of(self.spec.user, self.spec.filesystem.root)
+        spec, found = self.spec, shape(privileged=self.host.privileged, uid=uid)
         if not spec.subids or self.host.privileged:  # root's have a range of their own in any case
             return found
         made: list[Ids] = []
-        self._or_degrade(lambda: made.append(shape(privileged=False, uid=first_number(spec.user), subids=True)), "subids")
+        self._or_degrade(lambda: made.append(shape(privileged=False, uid=uid, subids=True)), "subids")
         return made[0] if made else found
 
     def start(self, stack: contextlib.ExitStack) -> Steps[tuple[Session, Ids, Group | None]]:
@@ -332,7 +334,7 @@ class _Starting:
         if group is not None:
             stack.callback(self.leaves.clear, group)
             self.leaves.prepare(group, first) if self.is_limited else self.leaves.common(group)
-        self.identity = _identify(self.spec, fsplan, ids)
+        self.identity = identify(self.spec, fsplan, ids)
         yield session
         session.await_ready()
         return session, ids, group
@@ -443,8 +445,10 @@ def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
 
 def start_steps(spec: ContainerSpec, *, net_of: int | None = None) -> Steps[Started]:
     """As `start`, for those who must not wait: gives each session at whose init it would wait, until `Session.take_start` says that it is ready."""
-    starting = _Starting(spec, net_of)
     with contextlib.ExitStack() as stack:
+        if spec.image is not None:
+            stack.enter_context(using(spec.image))
+        starting = _Starting(spec, net_of)
         session, ids, group = yield from starting.start(stack)
         degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
         return Started(
@@ -455,23 +459,6 @@ def start_steps(spec: ContainerSpec, *, net_of: int | None = None) -> Steps[Star
 
 def open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = _announce) -> fs.FsPlan:
     return fs.ops(spec.filesystem, privileged=host.privileged, ids=ids.count, only_id=ids.only, id_mapping=_host.can_map, announce=announce)
-
-
-def _identify(spec: ContainerSpec, fsplan: fs.FsPlan, ids: Ids) -> Identity | None:
-    """The container's user by the files of its root, unless the caller mounts something over them; None: to be asked inside."""
-    if any(mount.target == "/etc" or mount.target.startswith("/etc/") for mount in spec.filesystem.mounts):
-        return None
-    if spec.host_view:
-        return known(spec.user, spec.filesystem.root)
-    try:
-        return resolve(spec.user, passwd=lambda: fsplan.read("/etc/passwd", MAX_FILE), group=lambda: fsplan.read("/etc/group", MAX_FILE), ids=ids)
-    except UsageError:  # it may yet be put there
-        return None
-
-
-def first_number(user: str) -> int:
-    word = user.partition(":")[0]
-    return int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
 
 
 def _skipped(session: Session) -> list[str]:

@@ -7,13 +7,16 @@ A number is always a number, whatever a file says (CVE-2016-3697, CVE-2024-40635
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
 from sandbox._ids import Ids
 from sandbox.errors import UsageError
-from sandbox.fs import HostView, Root
+from sandbox.fs import FsPlan, HostView, Layers, Root, read_file
+
+if TYPE_CHECKING:
+    from sandbox._spec import ContainerSpec
 
 MAX_FILE: Final = 1 << 20
 MAX_GROUPS: Final = 64
@@ -38,6 +41,29 @@ def known(user: str, root: Root) -> Identity | None:
     if isinstance(root, HostView) and user == f"{root.uid}:{root.gid}":
         return Identity(root.uid, root.gid, (root.gid,), f"/home/{root.user}")
     return None
+
+
+def identify(spec: ContainerSpec, fsplan: FsPlan, ids: Ids) -> Identity | None:
+    """The container's user by the files of its root, unless the caller mounts something over them; None: to be asked inside."""
+    if any(mount.target == "/etc" or mount.target.startswith("/etc/") for mount in spec.filesystem.mounts):
+        return None
+    if spec.host_view:
+        return known(spec.user, spec.filesystem.root)
+    try:
+        return resolve(spec.user, passwd=lambda: fsplan.read("/etc/passwd", MAX_FILE), group=lambda: fsplan.read("/etc/group", MAX_FILE), ids=ids)
+    except UsageError:  # it may yet be put there
+        return None
+
+
+def number_of(user: str, root: Root) -> int:
+    """The uid of *user* as far as it is known before there is a container: of a number, or of a name in layers; else 0."""
+    word = user.partition(":")[0]
+    if word.isascii() and word.isdigit():
+        return int(word) if len(word) < 10 else 0
+    if not isinstance(root, Layers):
+        return 0
+    row = next((row for row in _lines(read_file(root, "/etc/passwd", MAX_FILE), 4) if row[0] == word), None)
+    return int(row[2]) if row is not None and row[2].isascii() and row[2].isdigit() and len(row[2]) < 10 else 0
 
 
 def _lines(text: bytes, fields: int) -> list[list[str]]:

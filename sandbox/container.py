@@ -12,6 +12,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from sandbox._files.face import MAX_READ, FileAccess
+from sandbox._imaged.face import ImageAccess
 from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_signal
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from sandbox._users import Identity
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
-    from sandbox.fs import Scratch
+    from sandbox.fs import Directory, Layers, Scratch
+    from sandbox.image import Image, Store
     from sandbox.monitoring import Monitor
     from sandbox.process import Process, Result
     from sandbox.sec import Rlimits, Security
@@ -32,11 +34,12 @@ MAX_PREPARED: Final = 64
 MAX_KEPT: Final = 16384
 
 
-class Container(FileAccess):
+class Container(FileAccess, ImageAccess):
     """A container. Nothing happens before ``with``, `create` or `start`.
 
-    image: None: a read-only view of the host's programs and libraries; a path: a directory used as the root (never
-        written to).
+    image: None: a read-only view of the host's programs and libraries; a path (a text with a slash in it, or a path object): a directory used
+        as the root (never written to); a name as ``"debian:12"``, or an `Image`: an image of *store* (None: the user's own), whose ENV, WORKDIR,
+        USER and VOLUMEs hold unless something else is said here.
     memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices: limits on all programs together; see `Limits`.
     net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's.
     share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host.
@@ -56,8 +59,9 @@ class Container(FileAccess):
 
     def __init__(
         self,
-        image: StrPath | None = None,
+        image: StrPath | Image | Directory | Layers | None = None,
         *,
+        store: Store | StrPath | None = None,
         memory: Size | None = None,
         swap: Size | None = None,
         cpus: float | None = None,
@@ -90,7 +94,7 @@ class Container(FileAccess):
         limits: dict[str, Any] = {"memory": memory, "swap": swap, "cpus": cpus, "cpu_weight": cpu_weight, "cpuset": cpuset, "pids": pids}
         limits |= {"io_weight": io_weight, "io_max": io_max, "hugetlb": hugetlb, "devices": devices}
         self.spec: ContainerSpec = _spec.build(
-            image=image,
+            image=image, store=store,
             **limits,
             net=net.spec.net if isinstance(net, Container) else net,
             joins_net=isinstance(net, Container),
@@ -104,8 +108,7 @@ class Container(FileAccess):
             read_only=read_only,
             scratch=scratch,
             shm=shm,
-            security=security,
-            rlimits=rlimits,
+            security=security, rlimits=rlimits,
             strict=strict, time_offsets=time_offsets, subids=subids,
         )
         self._net_of = net if isinstance(net, Container) else None
@@ -117,7 +120,8 @@ class Container(FileAccess):
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"pid={self._started.session.pid}" if self._started else "not started"
-        return f"Container({self.spec.filesystem.root!r}, {state})"
+        image = self.spec.image
+        return f"Container({self.spec.filesystem.root if image is None else image!r}, {state})"
 
     # ---- Life ----
 

@@ -29,6 +29,7 @@ from sandbox._spec import ContainerSpec
 from sandbox._types import Argument, Size, StrPath
 from sandbox.aio._bridge import bridge, wait_in_bridge
 from sandbox.aio._hub import Deaf, Hub, hub
+from sandbox.aio._imaged import ImageAccess
 from sandbox.aio._monitor import Monitor
 from sandbox.aio._options import Bounds, ContainerOptions, ExecOptions, PopenOptions, RunOptions
 from sandbox.aio._process import Opening, Process
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from sandbox.cg.introspect import Introspection
 
 
-class Container:
+class Container(ImageAccess):
     """A container, for asyncio. Takes the arguments of `sandbox.Container`; nothing happens before ``async with``, `create` or `start`.
 
     It is no loop's own: it may be created in one loop and closed in another. Within one loop, any number of tasks may use it at once;
@@ -156,7 +157,7 @@ class Container:
         """
         arguments = complete("exec", options)
         prepare = await self._preparing(argv, arguments)
-        result = await self._run(lambda reactor, on_end: self.driven.run(*prepare(), arguments, reactor, on_end))
+        result = await self._run(lambda reactor, on_end: self.driven.begin(*prepare(), arguments, reactor, on_end))
         return result.check() if arguments["check"] else result
 
     async def _preparing(self, argv: Sequence[Argument], arguments: dict[str, Any]) -> Callable[[], tuple[Prepared, Text]]:

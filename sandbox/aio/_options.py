@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 from sandbox._files.limits import Progress
 from sandbox._types import Size, StrPath
 from sandbox.fs import Bind, Scratch, Tmpfs, Volume
+from sandbox.image import Store
 from sandbox.sec import Rlimits, Security
 
 
@@ -25,6 +26,7 @@ class _Shared(TypedDict, total=False):
 
 
 class _Container(TypedDict, total=False):
+    store: Store | StrPath | None
     cpu_weight: int | None
     cpuset: str | Iterable[int] | None
     io_weight: int | None

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sandbox.fs._host import host_trees
+from sandbox.fs._layers import read_file
 from sandbox.fs._names import name_ops, to_host_name
 from sandbox.fs._open import FsPlan, ops
 from sandbox.fs._specs import (
@@ -59,6 +60,7 @@ __all__ = [
     "parse_mount",
     "parse_tmpfs",
     "parse_volume",
+    "read_file",
     "to_host_name",
     "to_mount",
 ]

@@ -41,14 +41,19 @@ class _Directory:
     layers: tuple[int, ...]  # positions in the list of layers, the uppermost first
 
 
-def write_merged(layers: Sequence[str], tar: tarfile.TarFile, *, owner: tuple[int, int] | None = None) -> None:
-    """Write the root that *layers* (paths, the lowest first) make into *tar*; *owner* stands for all owners (None: as they are)."""
+def write_merged(
+    layers: Sequence[str], tar: tarfile.TarFile, *, owner: tuple[int, int] | None = None, upper: int | None = None, shift: int = 0
+) -> None:
+    """Write the root that *layers* (paths, the lowest first) make into *tar*; *owner* stands for all owners (None: as they are).
+
+    *upper*: a descriptor of one more layer above them, from whose owners *shift* is taken off.
+    """
     with ExitStack() as stack:
-        roots: list[int] = []
+        roots: list[int] = [] if upper is None else [upper]
         for path in reversed(layers):
             roots.append(os.open(path, _DIRECTORY))
             stack.callback(os.close, roots[-1])
-        writer = _Writer(tar, owner)
+        writer = _Writer(tar, owner, shift=0 if upper is None else shift)
         pending = [_Directory("", tuple(range(len(roots))))] if roots else []
         while pending:
             directory = pending.pop()
@@ -62,7 +67,7 @@ def _visit(roots: Sequence[int], directory: _Directory, writer: _Writer) -> list
         for layer in directory.layers:
             fds[layer] = openat2(directory.path or ".", _DIRECTORY, dir_fd=roots[layer], resolve=_RESOLVE)
             stack.callback(os.close, fds[layer])
-        writer.directory(directory.path, fds[directory.layers[0]])
+        writer.directory(directory.path, fds[directory.layers[0]], directory.layers[0])
         found = _merge(fds)
         below: list[_Directory] = []
         for name in sorted(found):
@@ -122,11 +127,12 @@ class _Writer:
 
     tar: tarfile.TarFile
     owner: tuple[int, int] | None
+    shift: int = 0  # of the uppermost layer's owners
     first_names: dict[tuple[int, int], str] = field(factory=dict[tuple[int, int], str])
 
-    def directory(self, path: str, fd: int) -> None:
+    def directory(self, path: str, fd: int, layer: int) -> None:
         """Write a directory."""
-        info = self._info(f"{path}/" if path else "./", os.fstat(fd), tarfile.DIRTYPE)
+        info = self._info(f"{path}/" if path else "./", os.fstat(fd), tarfile.DIRTYPE, layer)
         info.pax_headers = _kept_xattrs(fd)
         self.tar.addfile(info)
 
@@ -135,28 +141,29 @@ class _Writer:
         status = found.status
         key = status.st_dev, status.st_ino
         if status.st_nlink > 1 and key in self.first_names:
-            info = self._info(path, status, tarfile.LNKTYPE)
+            info = self._info(path, status, tarfile.LNKTYPE, found.layer)
             info.linkname = self.first_names[key]
             self.tar.addfile(info)
             return
         self.first_names[key] = path
         if stat.S_ISLNK(status.st_mode):
-            info = self._info(path, status, tarfile.SYMTYPE)
+            info = self._info(path, status, tarfile.SYMTYPE, found.layer)
             info.linkname = os.readlink(name, dir_fd=parent)
             self.tar.addfile(info)
         elif stat.S_ISFIFO(status.st_mode):
-            self.tar.addfile(self._info(path, status, tarfile.FIFOTYPE))
+            self.tar.addfile(self._info(path, status, tarfile.FIFOTYPE, found.layer))
         elif stat.S_ISREG(status.st_mode):
             with open(os.open(name, _FILE, dir_fd=parent), "rb") as file:
-                info = self._info(path, status, tarfile.REGTYPE)
+                info = self._info(path, status, tarfile.REGTYPE, found.layer)
                 info.size = status.st_size
                 info.pax_headers = _kept_xattrs(file.fileno())
                 self.tar.addfile(info, file)
 
-    def _info(self, path: str, status: os.stat_result, kind: bytes) -> tarfile.TarInfo:
+    def _info(self, path: str, status: os.stat_result, kind: bytes, layer: int) -> tarfile.TarInfo:
         info = tarfile.TarInfo(path)
         info.type, info.mode, info.mtime = kind, stat.S_IMODE(status.st_mode), int(status.st_mtime)
-        info.uid, info.gid = self.owner or (status.st_uid, status.st_gid)
+        shift = 0 if layer else self.shift
+        info.uid, info.gid = self.owner or (status.st_uid - shift, status.st_gid - shift)
         return info
 
 

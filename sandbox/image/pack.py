@@ -17,7 +17,7 @@ import hashlib
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final
 
 from attrs import define, field
@@ -56,17 +56,19 @@ def pack(
     clamp_mtime: int | None = None,
     whiteouts: bool = True,
     owner: tuple[int, int] | None = None,
+    leave_out: Collection[bytes] = (),
 ) -> Digest:
     """Write the tree behind the descriptor *directory* as a tar, in pieces, to *write*; its digest is the layer's diffID.
 
     *shift* is taken off all owners; *owner* stands for all of them instead (what an ordinary user packs is root's in the layer). *clamp_mtime*:
     no time is later than that, in seconds since the epoch (SOURCE_DATE_EPOCH). *whiteouts*: the tree is an overlay's upper layer; without, it is
-    a whole root file system, and a device 0:0 is a device, which like all devices and sockets is left out. The tree should be at rest: a
+    a whole root file system, and a device 0:0 is a device, which like all devices and sockets is left out. *leave_out*: paths, without a slash
+    at the beginning, that are not looked at, with what is in them. The tree should be at rest: a
     file that becomes shorter while it is read is an error.
 
     Raises: ImageError: the tree cannot be a layer. OSError: it cannot be read. What *write* raises.
     """
-    packer = _Packer(write, shift=shift, clamp_mtime=clamp_mtime, whiteouts=whiteouts, owner=owner)
+    packer = _Packer(write, shift=shift, clamp_mtime=clamp_mtime, whiteouts=whiteouts, owner=owner, leave_out=frozenset(leave_out))
     packer.tree(directory)
     return packer.finish()
 
@@ -87,6 +89,7 @@ class _Packer:
     clamp_mtime: int | None = field(kw_only=True)
     whiteouts: bool = field(kw_only=True)
     owner: tuple[int, int] | None = field(kw_only=True)
+    leave_out: frozenset[bytes] = field(kw_only=True)
     _hash: Hash = field(factory=hashlib.sha256)
     _size: int = 0
     _linked: dict[tuple[int, int], tuple[bytes, int]] = field(factory=dict[tuple[int, int], tuple[bytes, int]])  # its first name, names to come
@@ -131,6 +134,8 @@ class _Packer:
 
     def _entry(self, level: _Level, name: bytes) -> _Level | None:
         path = level.path + b"/" + name if level.path else name
+        if path in self.leave_out:
+            return None
         if name.startswith(b".wh."):
             raise ImageError(f"{shown(path)}: a layer cannot have this name, which would hide another file")
         status = os.stat(name, dir_fd=level.fd, follow_symlinks=False)

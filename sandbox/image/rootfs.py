@@ -6,7 +6,7 @@ import hashlib
 import os
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import IO, TYPE_CHECKING, cast
@@ -153,16 +153,39 @@ def export(image: str | Reference | Digest | Image, target: Target, *, store: St
     A path is replaced when all is written. In a store of an ordinary user the owners that layers name are lost: all is root's.
     Raises: UsageError: *target* is a terminal, or cannot be opened; ImageNotFoundError.
     """
-    from sandbox.image._merged import write_merged
     from sandbox.image.images import Image
 
     store = store or Store()
     found = store.get(image.id if isinstance(image, Image) else image)
-    with store.use(found), writing_to(target) as write:
-        file = cast("IO[bytes]", _Stream(write))
+    with store.use(found):
+        export_layers(found.layers, target)
+
+
+def export_layers(layers: Sequence[str], target: Target, *, upper: int | None = None, shift: int = 0, max_size: int | None = None) -> None:
+    """As `export`, of layers by their paths, the lowest first, and of what a container has written over them: the directory behind *upper*.
+
+    *shift* is taken off the owners of the latter. Raises: LimitError: more than *max_size* bytes.
+    """
+    from sandbox.image._merged import write_merged
+
+    with writing_to(target) as write:
+        file = cast("IO[bytes]", _Stream(write if max_size is None else _bounded(write, max_size)))
         owner = None if os.geteuid() == 0 else (0, 0)
         with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
-            write_merged(found.layers, tar, owner=owner)
+            write_merged(layers, tar, owner=owner, upper=upper, shift=shift)
+
+
+def _bounded(write: Callable[[bytes], object], most: int) -> Callable[[bytes], object]:
+    written = 0
+
+    def write_on(data: bytes) -> object:
+        nonlocal written
+        written += len(data)
+        if written > most:
+            raise LimitError(f"export: more than {most} bytes (max_size)", limit="max_size")
+        return write(data)
+
+    return write_on
 
 
 @define

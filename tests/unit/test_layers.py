@@ -21,7 +21,7 @@ LAYERS = {
     2: {
         "aio", "container", "estimates", "features", "measurements", "measuring", "monitoring", "noise", "pool",
         "process", "_arguments", "_beginning", "_box", "_clone", "_compile", "_driven", "_duplex", "_explain",
-        "_files", "_host", "_ids", "_interact", "_keeper", "_leases", "_leaves", "_plot", "_pump", "_reactor",
+        "_files", "_host", "_imaged", "_ids", "_interact", "_keeper", "_leases", "_leaves", "_plot", "_pump", "_reactor",
         "_refusals", "_result", "_run", "_runs", "_session", "_sinks", "_spares", "_spawner", "_spec", "_start",
         "_streams", "_tables", "_turns", "_users", "_wiring",
     },
