@@ -213,15 +213,23 @@ def check_names(references: Iterable[Reference]) -> list[str]:
     for reference in references:
         if not isinstance(reference, Reference):
             raise UsageError(f"image: {reference!r} is not a Reference; read it with Reference.parse")
-        found.append(key_of(Reference.parse(str(reference))))
+        _check_name(reference)
+        found.append(key_of(reference))
     return found
+
+
+def _check_name(reference: Reference) -> None:
+    """See that what somebody has put together is a name, and none that reads as a digest. Raises: UsageError."""
+    Reference.parse(str(reference))
+    if reference.familiar.partition(":")[0] in _ALGORITHM.values():
+        raise UsageError(f"image: {reference} would be taken for a digest; give another name")
 
 
 def require_tag(reference: Reference) -> None:
     """Raises: UsageError: a digest is part of it; what a digest names is not ours to say."""
     if reference.digest is not None:
         raise UsageError(f"image: {reference} has a digest, and so cannot be given to an image; give name:tag")
-    Reference.parse(str(reference))
+    _check_name(reference)
 
 
 def require_record(root: Root, image_id: Digest) -> Record:

@@ -194,8 +194,13 @@ class Root:
             os.chmod(name, 0o700, dir_fd=self.fileno())
 
     def open_file(self, name: str) -> int:
-        """A descriptor to read *name* by, the caller's own. Raises: OSError."""
-        return os.open(name, _OPEN_FILE, dir_fd=self.fileno())
+        """A descriptor to read *name* by, the caller's own. Raises: OSError; ImageError: it is a link, which nobody makes there."""
+        try:
+            return os.open(name, _OPEN_FILE, dir_fd=self.fileno())
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise ImageError(f"image store: {name} is a symbolic link; it is not followed") from None
+            raise
 
     def open_directory(self, name: str) -> int:
         """A descriptor of the directory *name*, the caller's own. Raises: OSError."""
