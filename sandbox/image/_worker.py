@@ -36,9 +36,18 @@ if TYPE_CHECKING:
 
 __all__ = ["unpack_in_process"]
 
-# `-S` and the caller's own path: `site` takes time, and may find another version of this package.
-_BOOT: Final = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sandbox.image._worker import main; main(sys.argv[2])"
-_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# `-S` and the caller's own path: `site` takes time, and may find another version of this package. The package without its `__init__`: that loads the
+# store and what speaks with registries, half of the time in which a worker starts.
+_BOOT: Final = """
+import json, sys, types
+sys.path[:] = json.loads(sys.argv[1])
+package = sys.modules["sandbox.image"] = types.ModuleType("sandbox.image")
+package.__path__ = [sys.argv[3]]
+from sandbox.image._worker import main
+main(sys.argv[2])
+"""
+_PACKAGE: Final = os.path.dirname(os.path.abspath(__file__))
+_ROOT: Final = os.path.dirname(os.path.dirname(_PACKAGE))
 _SMALL: Final = 1 << 17  # compressed: unpacked sooner than an interpreter starts
 _AHEAD: Final = 8  # pieces, of a megabyte at most, that are read before they are written
 
@@ -134,7 +143,7 @@ class _Worker:
                 theirs.callback(os.close, fd)
             path = [entry for entry in sys.path if os.path.isabs(entry)]
             text = json.dumps([*asdict(options).values(), *passed])
-            command = [sys.executable, "-I", "-S", "-c", _BOOT, json.dumps([*path, _ROOT]), text]
+            command = [sys.executable, "-I", "-S", "-c", _BOOT, json.dumps([*path, _ROOT]), text, _PACKAGE]
             try:
                 # A group of its own: the terminal's ^C is for the caller, who ends the worker.
                 process = subprocess.Popen(
