@@ -8,6 +8,7 @@ import random
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -25,6 +26,12 @@ from tests.tars import archive, directory, file, hard_link, header, pax, symlink
 pytestmark = pytest.mark.unprivileged
 MIB = 1 << 20
 ROOT = os.geteuid() == 0
+
+
+@pytest.fixture(autouse=True)
+def holes_in_small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in files with very many zeros, so that trees of tests can be small."""
+    monkeypatch.setattr(sys.modules["sandbox.image.pack"], "_MOST_ZEROS", 1 << 17)
 
 
 def packed(path: Path, **options) -> bytes:
