@@ -32,7 +32,7 @@ _OCI: Final = {MediaType.DOCKER_LAYER_GZIP.value: MediaType.OCI_LAYER_GZIP.value
 def diff(live: Started) -> list[Change]:
     """See `Container.diff`."""
     image = image_of(live, "diff")
-    with opened(live) as upper:
+    with opened(live) as upper, _reading("diff"):
         return _changes(image, upper)
 
 
@@ -68,7 +68,9 @@ def commit(live: Started, name: str | Reference | None, *, author: str, message:
     store = Store(image.store)
     with store.lease() as lease:
         with opened(live) as upper, at_rest(live, pause=to_bool(pause, what="pause")):
-            layer = _layer(store, lease, upper) if _changes(image, upper) else None
+            with _reading("commit"):
+                is_changed = bool(_changes(image, upper))
+            layer = _layer(store, lease, upper) if is_changed else None
         step = History(created_by="sandbox commit", comment=message, empty_layer=layer is None)
         config = evolve(image.config, settings=settings, author=author or image.config.author)
         return _image(store, lease, image, layer, config=config, step=step, names=names)
