@@ -326,3 +326,21 @@ def test_skippable_frames_of_zstd_are_skipped() -> None:
 def test_levels_and_kinds_that_do_not_exist_are_refused(kind: str, level: int | None) -> None:
     with pytest.raises(UsageError, match="compression"):
         list(compress([b"x"], kind, level))
+
+
+@given(kind=st.sampled_from([kind for kind in KINDS if kind != "none"]), damage=st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=4)), max_size=3), cut=st.integers(0, 30))
+@settings(max_examples=repeats(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_compression_is_an_image_error_or_all_the_content(kind: str, damage: list[tuple[int, bytes]], cut: int) -> None:
+    whole = bytearray(b"".join(compress([CONTENT], kind)))
+    for at, put in damage:
+        whole[at % len(whole) : at % len(whole) + len(put)] = put
+    data = bytes(whole[: len(whole) - cut])
+    try:
+        found = unzipped(data, 100)
+    except ImageError:
+        return
+    # Checksums cover content, not headers; without the magic number it is a plain file.
+    assert found in (CONTENT, data)
+
+
+CONTENT = random.Random(1).randbytes(2000) + bytes(20_000)
