@@ -34,8 +34,8 @@ HEAD: Final = """# Inside other containers
 Made by `python -m tests.nested.table`, which starts each of these outer containers and runs `tests/vm/features.py` inside: every cell is a real
 container in a container, under `strict=True`. Not edited by hand. `tests/nested/test_nested.py` holds the main ones.
 
-**In short**: `docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined` lets everything but limits work, for root and for any
-other user, without a single capability; limits take `--cgroupns=host --volume /sys/fs/cgroup:/sys/fs/cgroup` as well, and to be root. Where Docker confines by
+**In short**: `docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined` lets everything but limits and a range of ids work, for
+root and for any other user, without a single capability; `subids=True` takes a range in the outer container's /etc/subuid; limits take `--cgroupns=host --volume /sys/fs/cgroup:/sys/fs/cgroup` as well, and to be root. Where Docker confines by
 AppArmor (Ubuntu, Debian), add `--security-opt apparmor=unconfined`. `--cap-add SYS_ADMIN` is not needed; with it, root's containers get ids of their
 own, and then what is mounted must lie on a file system that can be id-mapped: a volume, or a tmpfs, but not the overlay that Docker's own root is.
 
