@@ -121,10 +121,10 @@ class Beginning:
         try:
             yield
         except BaseException:
+            self._closed = True  # first: an interrupt may come again in here, and `close` would use what is closed
             if self._starting is not None:
                 self._starting.close()
             self._drop_pidfd(kill=True)
-            self._closed = True
             raise
 
     def _on_event(self, channel: Channel, *, stay: bool = True) -> bool:
@@ -194,8 +194,10 @@ class Beginning:
     def _drop_pidfd(self, *, kill: bool) -> None:
         close_all(self._opened)
         self._opened = []
-        if kill:
-            self.kill()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        try:
+            if kill:
+                self.kill()
+        finally:
+            if self.pidfd >= 0:
+                os.close(self.pidfd)
+                self.pidfd = -1

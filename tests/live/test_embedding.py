@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
+import sandbox._beginning
 from sandbox import Container
 from tests.leak.killed import run_and_kill
 from tests.support import needs, patience
@@ -388,6 +389,28 @@ def test_closing_a_program_of_a_stopped_init_is_an_error_in_bounded_time(monkeyp
 
 
 @needs("root")
+def test_an_interrupt_amid_the_end_of_a_start_is_what_the_caller_gets(monkeypatch: pytest.MonkeyPatch, no_leftovers: None) -> None:
+    """Ctrl-C once while a container is made, and once more while that is undone."""
+    beginning = sandbox._beginning.Beginning
+    kill = beginning.kill
+    interrupts = iter([KeyboardInterrupt])
+
+    def interrupted_kill(self: sandbox._beginning.Beginning) -> None:
+        kill(self)
+        for interrupt in interrupts:
+            raise interrupt
+
+    def interrupted(*_: object, **__: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(beginning, "kill", interrupted_kill)
+        patched.setattr(beginning, "_on_event", interrupted)
+        with pytest.raises(KeyboardInterrupt), Container():
+            pass
+    assert sandbox.run(["true"]).ok
+
+
 def test_an_init_holds_nothing_of_other_containers() -> None:
     with contextlib.ExitStack() as stack:
         containers = [stack.enter_context(Container(memory="64M")) for _ in range(12)]
