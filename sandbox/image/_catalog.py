@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import os
 import re
+import time
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,11 +17,12 @@ from sandbox.image import _layers
 from sandbox.image._blobs import read_document
 from sandbox.image._disk import Root, blob_name
 from sandbox.image.digest import Digest
-from sandbox.image.documents import Config, Manifest, decode, encode, parse_config, parse_document
+from sandbox.image.documents import Config, Index, Manifest, decode, encode, parse_config, parse_document
 from sandbox.image.images import Image
 from sandbox.image.reference import Reference
 
 _ID: Final = re.compile(r"[0-9a-f]{4,128}", re.ASCII)  # the first digits of an id, as git wants at least
+_SMALL: Final = 1 << 17  # bytes of documents whose meaning is remembered
 _ALGORITHM: Final = {64: "sha256", 128: "sha512"}
 
 
@@ -55,6 +60,8 @@ class Named:
 
 
 Names = dict[str, Named]
+_KNOWN: Final[dict[tuple[int, ...], tuple[str, Named]]] = {}  # by device, inode, times and size
+_KNOWN_LIMIT: Final = 10_000
 
 
 def image_name(image_id: Digest) -> str:
@@ -81,7 +88,37 @@ def key_of(reference: Reference) -> str:
 
 def names(root: Root) -> Names:
     """All names, sorted, each with what it stands for."""
-    return dict(sorted(Named.decode(data) for entry in root.names("names") if (data := root.read(f"names/{entry}")) is not None))
+    found: Names = {}
+    fd = root.open_directory("names")
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # somebody has just taken it away
+                    name, named = _named(root, entry)
+                    found[name] = named
+    finally:
+        os.close(fd)
+    return dict(sorted(found.items()))
+
+
+def _named(root: Root, entry: os.DirEntry[str]) -> tuple[str, Named]:
+    """Read a name, or know it from the last time: a container's start shall not grow with the number of names.
+
+    Names are replaced by new files, never written in: a file of the same number and times is the same, if it was a second old when it was read.
+    """
+    status = entry.stat(follow_symlinks=False)
+    key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+    if (known := _KNOWN.get(key)) is not None:
+        return known
+    data = root.read(f"names/{entry.name}")
+    if data is None:
+        raise FileNotFoundError(entry.name)
+    found = Named.decode(data)
+    if time.time() - status.st_ctime > 1.0:
+        if len(_KNOWN) >= _KNOWN_LIMIT:
+            _KNOWN.clear()
+        _KNOWN[key] = found
+    return found
 
 
 def record(root: Root, image_id: Digest) -> Record | None:
@@ -103,9 +140,28 @@ def records(root: Root) -> dict[Digest, Record]:
 # ---- Documents ----
 
 
+def _parsed_document(data: bytes) -> Manifest | Index:
+    """Parse a manifest or index, or know it from the last time: with 120 layers it takes a millisecond."""
+    return _cached_document(data) if len(data) <= _SMALL else parse_document(data, what="manifest")
+
+
+@functools.lru_cache(64)
+def _cached_document(data: bytes) -> Manifest | Index:
+    return parse_document(data, what="manifest")
+
+
+def _parsed_config(data: bytes) -> Config:
+    return _cached_config(data) if len(data) <= _SMALL else parse_config(data)
+
+
+@functools.lru_cache(64)
+def _cached_config(data: bytes) -> Config:
+    return parse_config(data)
+
+
 def read_manifest(root: Root, digest: Digest) -> Manifest:
     """Raises: ImageError: it is not there, or no manifest."""
-    document = parse_document(read_document(root, digest), what=f"manifest {digest}")
+    document = _parsed_document(read_document(root, digest))
     if not isinstance(document, Manifest):
         raise ImageError(f"{digest} is an index of several images; add one of its manifests")
     return document
@@ -114,7 +170,7 @@ def read_manifest(root: Root, digest: Digest) -> Manifest:
 def read_config(root: Root, manifest: Manifest) -> Config:
     """Raises: ImageError: it is not there, or does not fit the manifest."""
     digest = manifest.config.digest
-    config = parse_config(read_document(root, digest), what=f"configuration {digest}")
+    config = _parsed_config(read_document(root, digest))
     if len(config.diff_ids) != len(manifest.layers):
         raise ImageError(f"configuration {digest}: {len(config.diff_ids)} layers, and its manifest has {len(manifest.layers)}")
     return config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from attrs import frozen
@@ -144,8 +144,8 @@ def unlink(root: Root, diff_id: Digest) -> None:
             return
 
 
-def _candidates(diff_id: Digest) -> list[str]:
-    return [diff_id.hex[:length] for length in range(_SHORTEST, len(diff_id.hex) + 1)]
+def _candidates(diff_id: Digest) -> Iterator[str]:
+    return (diff_id.hex[:length] for length in range(_SHORTEST, len(diff_id.hex) + 1))
 
 
 def _target(root: Root, name: str) -> str | None:
