@@ -110,9 +110,9 @@ def test_a_directory_that_is_a_link_in_the_image_stays_one(make, context):
 
 
 def test_modes_are_kept_or_told(make):
-    image = make("FROM scratch\nCOPY src /a\nCOPY --chmod=0640 src /b\nCOPY --chmod=u=rwX,go=rX src /c\nCOPY --chmod=+t,a-w src/x.py /d")
+    image = make("FROM scratch\nCOPY src /a\nCOPY --chmod=0750 src /b\nCOPY --chmod=u=rwX,go=rX src /c\nCOPY --chmod=+t,a-w src/x.py /d")
     assert [stat.S_IMODE(status(image, path).st_mode) for path in ("a/x.py", "b/x.py", "b/sub", "c/sub", "c/sub/s.md", "d")] == [
-        0o755, 0o640, 0o640, 0o755, 0o644, 0o1555,
+        0o755, 0o750, 0o750, 0o755, 0o644, 0o1555,
     ]  # fmt: skip
 
 
