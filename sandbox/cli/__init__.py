@@ -18,7 +18,7 @@ usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a con
        sandbox build [options] CONTEXT                    make an image from a Dockerfile
        sandbox doctor [--json]                            say what this host offers, and what is missing
        sandbox images|history|tag|rmi|df                  the images that are here, and what they take
-       sandbox image ls|inspect|history|tag|rm|prune|verify
+       sandbox image ls|inspect|history|tag|rm|prune|verify|bootstrap
        sandbox volume create|ls|inspect|rm|prune          directories that are kept by name
        sandbox save | load                                images into an archive, and out of one
        sandbox import | export                            an image of a root file system, and back

@@ -1,4 +1,4 @@
-"""``sandbox save``, ``load``, ``import`` and ``export``: images as files, and root file systems as images."""
+"""``sandbox save``, ``load``, ``import``, ``export`` and ``image bootstrap``: images as files, and root file systems as images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Final
 from sandbox import SandboxError
 from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.run import WRONG_USE, one_line
-from sandbox.image import Platform, Store, export, import_rootfs, load, save
+from sandbox.image import Platform, bootstrap, export, import_rootfs, load, save
 
-__all__ = ["main_export", "main_import", "main_load", "main_save"]
+__all__ = ["main_bootstrap", "main_export", "main_import", "main_load", "main_save"]
 
 FAILED: Final = 1
 STDIN: Final = 0
@@ -81,9 +81,30 @@ def main_export(arguments: Sequence[str]) -> int:
     parser.add_argument("image", metavar="IMAGE")
 
     def run(options: argparse.Namespace) -> None:
-        export(options.image, STDOUT if options.output is None else options.output, store=Store())
+        export(options.image, STDOUT if options.output is None else options.output)
 
     return _carry_out(parser, arguments, run)
+
+
+def main_bootstrap(arguments: Sequence[str]) -> int:
+    """Make an image of a distribution's packages."""
+    parser = _parser("image bootstrap", "Make an image of the packages of Debian or Ubuntu, with debootstrap, and print its id.")
+    parser.add_argument("--suite", metavar="NAME", help="such as bookworm, where the image's name does not tell it")
+    parser.add_argument("--mirror", metavar="URL", help="where packages come from (default: debootstrap's own)")
+    parser.add_argument("--variant", help="minbase (default), buildd or standard; as an ordinary user: fakechroot")
+    parser.add_argument("--include", metavar="PACKAGE,...", type=_list, default=[], help="more packages")
+    parser.add_argument("--components", metavar="NAME,...", type=_list, default=[], help="such as main,contrib")
+    parser.add_argument("--keyring", metavar="FILE", help="the keys that the mirror is signed with")
+    parser.add_argument("name", metavar="NAME", help="what the image is called: debian:12, ubuntu:24.04, or anything with --suite")
+
+    def run(options: argparse.Namespace) -> None:
+        print(bootstrap(**vars(options)).id)
+
+    return _carry_out(parser, arguments, run)
+
+
+def _list(text: str) -> list[str]:
+    return text.split(",")
 
 
 def _parser(command: str, description: str) -> Parser:

@@ -37,6 +37,10 @@ def image(arguments: Sequence[str]) -> int:
         from sandbox.cli import main
 
         return main(arguments)
+    if arguments and arguments[0] == "bootstrap":
+        from sandbox.cli.archives import main_bootstrap
+
+        return main_bootstrap(arguments[1:])
     if arguments and arguments[0] in _IN_IMAGE:
         return _run(arguments[0], arguments[1:], prefix="image ")
     if arguments and arguments[0] in ("-h", "--help"):
@@ -367,6 +371,7 @@ _COMMANDS: Final[dict[str, Callable[[Parser], Carry]]] = {
     "df": _df,
 }
 _TEXTS: Final = {
+    "bootstrap": "make an image of a distribution's packages",
     "images": "list images",
     "ls": "list images",
     "history": "show how an image was made",
@@ -378,4 +383,4 @@ _TEXTS: Final = {
     "verify": "hash all blobs again, and compare the unpacked layers with them",
     "df": "show what images, volumes and the build cache take on disk",
 }
-_IN_IMAGE: Final = ("history", "inspect", "ls", "prune", "rm", "tag", "verify")
+_IN_IMAGE: Final = ("bootstrap", "history", "inspect", "ls", "prune", "rm", "tag", "verify")

@@ -104,7 +104,24 @@ def test_archives_are_neither_written_to_a_terminal_nor_read_from_one(store: Sto
     assert b"terminal" in done.stderr
 
 
+def test_bootstrap_asks_debootstrap(tmp_path: Path, store: Store, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/debootstrap"
+    program.write_text('#!/bin/sh\necho "E: asked for $*" >&2\nexit 1\n')
+    program.chmod(0o755)
+    for name in ("fakechroot", "fakeroot"):
+        (tmp_path / "bin" / name).write_text('#!/bin/sh\n[ "$1" = -s ] && shift 2\nexec "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    code, said = failure(store, "image", "bootstrap", "--include", "git,curl", "--mirror", "http://localhost/debian", "debian:12")
+    assert code == 1
+    assert "--include=git,curl bookworm" in said
+    assert failure(store, "image", "bootstrap", "alpine:3")[0] == 1
+    assert failure(store, "image", "bootstrap")[0] == 2
+
+
 def test_help_lists_the_options(store: Store):
-    for command, option in (("save", "--format"), ("load", "--platform"), ("import", "--message"), ("export", "--output")):
-        done = sandbox(store, command, "--help")
+    options = {"save": "--format", "load": "--platform", "import": "--change", "export": "--output", "image bootstrap": "--mirror"}
+    for command, option in options.items():
+        done = sandbox(store, *command.split(), "--help")
         assert (done.returncode, option in done.stdout.decode()) == (0, True)
