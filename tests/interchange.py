@@ -24,6 +24,7 @@ from typing import Final
 
 from attrs import define, field, frozen
 
+from sandbox import Container
 from sandbox.image import Image, Settings, Store, export, import_rootfs, load, save
 from tests.support import why_not
 
@@ -152,17 +153,9 @@ class Workshop:
         buffer = io.BytesIO()
         export(image, buffer, store=store)
         _same(of_tar(buffer.getvalue()), self.expected)
-        check_runs(image, buffer.getvalue(), self.new("root"))
-
-
-def check_runs(image: Image, root: bytes, place: Path) -> None:
-    """Run what the image says, in its root."""
-    import sandbox
-
-    place.mkdir(mode=0o755)
-    call("tar", "-x", "--numeric-owner", "-C", place, data=root)
-    found = sandbox.run([*(image.settings.entrypoint or ()), *(image.settings.cmd or ())], place)
-    assert (found.ok, found.stdout.decode()) == (True, SAID), found
+        with Container(image, store=store) as container:
+            found = container.run()
+        assert (found.ok, found.stdout.decode()) == (True, SAID), found
 
 
 def _same(found: Listing, expected: Listing) -> None:
