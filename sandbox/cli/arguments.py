@@ -11,7 +11,10 @@ from typing import Final, NoReturn
 
 from sandbox.errors import UsageError
 
-DESCRIPTION: Final = "Run a program in a container of its own, which is removed afterwards. Without --root it sees the host's programs, read-only."
+DESCRIPTION: Final = """\
+Run a program in a container of its own, which is removed afterwards. Without --root and --image it sees the host's programs, read-only. With
+--image, PROGRAM and its arguments take the place of the image's CMD, and without them it runs what the image says.
+"""
 EPILOG: Final = """\
 SIZE is bytes or 64K, 64M, 1.5G (binary multiples); TIME is seconds or 500ms, 3s, 2m, 1h.
 
@@ -50,7 +53,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = build()
     parsed = parse_words(parser, arguments)
-    if not parsed.program and not parsed.explain:
+    if parsed.image is None and (parsed.entrypoint is not None or parsed.pull is not None):
+        raise WrongUseError("--entrypoint and --pull: only with --image")
+    if not parsed.program and not parsed.explain and parsed.image is None:
         raise WrongUseError("no program; give one after the options, as in: sandbox run -- ls -l")
     return parsed
 
@@ -81,6 +86,7 @@ def build() -> Parser:
     _add_limits(parser)
     _add_surroundings(parser)
     _add_streams(parser)
+    _add_image(parser)
     _add_files(parser)
     _add_security(parser)
     _add_ours(parser)
@@ -146,6 +152,13 @@ def _add_streams(parser: Parser) -> None:
         "--interactive", "-i", action=argparse.BooleanOptionalAction, default=True, help="pass standard input on (the default); --no-...: it is empty"
     )
     group.add_argument("--output-limit", metavar="SIZE", help="bytes on each of stdout and stderr, which become pipes; then everything is killed")
+
+
+def _add_image(parser: Parser) -> None:
+    group = parser.add_argument_group("image")
+    group.add_argument("--image", metavar="NAME", help="run in a container of this image, such as debian:12")
+    group.add_argument("--entrypoint", metavar="PROGRAM", help="instead of the image's ENTRYPOINT and CMD; '' takes both away")
+    group.add_argument("--pull", metavar="WHEN", choices=("missing", "always", "never"), help="get the image: missing, always, never (the default)")
 
 
 def _add_files(parser: Parser) -> None:

@@ -33,6 +33,9 @@ class Request:
     interactive: bool
     report: str | None  # a file; "-" is standard error
     explain: bool
+    image: str | None = None
+    entrypoint: str | None = None  # instead of the image's
+    pull: str = "never"  # or "missing", "always"
 
 
 def to_request(parsed: Namespace, environ: Mapping[str, str]) -> Request:
@@ -48,6 +51,9 @@ def to_request(parsed: Namespace, environ: Mapping[str, str]) -> Request:
         interactive=parsed.interactive,
         report="-" if parsed.report else parsed.json,
         explain=parsed.explain,
+        image=parsed.image,
+        entrypoint=parsed.entrypoint,
+        pull=parsed.pull or "never",
     )
 
 
@@ -55,7 +61,7 @@ def container_options(parsed: Namespace, environ: Mapping[str, str]) -> dict[str
     """What is said of the container: arguments of `Container`."""
     memory, swap = _memory(parsed.memory, parsed.memory_swap)
     container: dict[str, Any] = {
-        "image": _root(parsed.root),
+        "image": _root(parsed.root, getattr(parsed, "image", None)),
         "memory": memory,
         "swap": swap,
         "cpus": _given("--cpus", parsed.cpus, to_number),
@@ -185,12 +191,19 @@ def _memory(memory: str | None, both: str | None) -> tuple[str | int | None, int
     return size, swap
 
 
-def _root(path: str | None) -> str | None:
+def _root(path: str | None, image: str | None) -> str | None:
+    """What `Container` gets as its image: the name of one never means a directory, nor a directory an image."""
+    if path is not None and image is not None:
+        raise UsageError("--image and --root: give one of the two")
+    if image is not None:
+        if image.startswith(("/", ".")) or not image:
+            raise UsageError(f"--image: {image!r} is not a name; a directory is given with --root")
+        return image
     if path is None:
         return None
     if not path:
         raise UsageError("--root: empty; give a directory")
-    return path if "/" in path else f"./{path}"  # a directory, whatever it is called; never the name of an image
+    return path if path.startswith("/") else f"./{path}"  # a directory, whatever it is called; never the name of an image
 
 
 def _network(word: str | None) -> str | None:
@@ -249,7 +262,7 @@ def _files(parsed: Namespace) -> dict[str, Any]:
         return {"mounts": mounts, "read_only": True}
     if parsed.scratch is not None:
         return {"mounts": mounts, "scratch": to_bytes("--scratch", parsed.scratch)}
-    if parsed.root is not None:
+    if parsed.root is not None or getattr(parsed, "image", None) is not None:
         return {"mounts": mounts}
     own = () if any(each.target == "/tmp" for each in mounts) else (Tmpfs("/tmp"),)  # noqa: S108 - a path inside
     return {"mounts": [*mounts, *own], "read_only": True}

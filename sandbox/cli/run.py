@@ -17,7 +17,20 @@ from typing import Any, Final, Self, TypeVar
 
 from attrs import define, field
 
-from sandbox import DEVNULL, PIPE, Container, Process, ProgramNotFoundError, Result, SandboxError, SetupError, Status, UnsupportedError
+from sandbox import (
+    DEVNULL,
+    PIPE,
+    Container,
+    ImageNotFoundError,
+    Process,
+    ProgramNotFoundError,
+    Result,
+    SandboxError,
+    SetupError,
+    Status,
+    UnsupportedError,
+    UsageError,
+)
 from sandbox.cli import options
 from sandbox.cli.report import Report
 
@@ -83,12 +96,13 @@ def one_line(text: str) -> str:
 
 
 def _explain(request: options.Request) -> int:
-    print(Container(**request.container).explain())
+    container = Container(**request.container)
+    print(container.explain())
     for name, value in request.program_options.items():
         if value is not None:
             print(f"limit {name} = {value:g} s")
-    if request.program:
-        print(f"run {request.program!r}")
+    if request.program or request.image is not None:
+        print(f"run {program_of(container, request)!r}")
     return 0
 
 
@@ -120,10 +134,34 @@ def with_groups(work: Callable[[], T]) -> T:
 
 
 def _in_container(request: options.Request, forwarding: Forwarding, *, accounting: bool) -> Result:
-    with Container(**request.container) as container:
+    with _made(request) as container:
         for line in () if request.container["strict"] else container.degraded:
             _warn(line)
         return _program(container, request, forwarding, accounting=accounting)
+
+
+def _made(request: options.Request) -> Container:
+    """The container; its image is pulled before, if that was asked for and it is not there, or always."""
+    if request.image is None or request.pull == "never":
+        return Container(**request.container)
+    if request.pull == "missing":
+        with contextlib.suppress(ImageNotFoundError):
+            return Container(**request.container)
+    from sandbox.image import pull
+
+    return Container(**{**request.container, "image": pull(request.image)})
+
+
+def program_of(container: Container, request: options.Request) -> tuple[Any, ...]:
+    """What is run: of an image, what it says, or what the command line says in its place."""
+    if request.image is None:
+        return request.program
+    if request.entrypoint is not None:
+        words = (request.entrypoint, *request.program) if request.entrypoint else request.program
+        if not words:
+            raise UsageError("--entrypoint '': then nothing is left to run; give a program")
+        return words
+    return tuple(container.command(request.program or None))
 
 
 def _program(container: Container, request: options.Request, forwarding: Forwarding, *, accounting: bool) -> Result:
@@ -149,17 +187,17 @@ def _program(container: Container, request: options.Request, forwarding: Forward
 
 def _started(container: Container, request: options.Request, accounting: bool, **streams: Any) -> Process:  # noqa: ANN401 - popen's own
     """Start the program; for a report with a control group of its own, where one can be had."""
-    arguments = {**request.program_options, **streams}
+    arguments, argv = {**request.program_options, **streams}, program_of(container, request)
     with contextlib.suppress(UnsupportedError):
         if accounting:
-            return container.popen(request.program, accounting=True, **arguments)
+            return container.popen(argv, accounting=True, **arguments)
     try:
-        return container.popen(request.program, **arguments)
+        return container.popen(argv, **arguments)
     except UnsupportedError as error:
         if request.container["strict"]:
             raise
         _warn(f"without a control group, for {error}")
-        return container.popen(request.program, accounting=False, **arguments)
+        return container.popen(argv, accounting=False, **arguments)
 
 
 def _warn(text: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import sandbox
 from sandbox import Bind, Container, ImageError, ImageNotFoundError, Status, Tmpfs, UsageError
+from sandbox.cli import main
 from sandbox.image import Healthcheck, Image, Settings, Store
 from tests.rootfs import busybox, put_image, write_layer
 from tests.support import known, needs
@@ -301,3 +302,58 @@ def test_health_is_what_the_images_check_says(make: Make, store: Store) -> None:
         make(healthcheck=check)
         with Container("app", store=store) as c, pytest.raises(UsageError, match="no HEALTHCHECK"):
             c.health()
+
+
+# ---- The command line ----
+
+
+@pytest.fixture
+def command(store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``sandbox run`` in this process, with the test's own store."""
+    monkeypatch.setenv("SANDBOX_IMAGES", store.path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["run", "--no-interactive", *arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_run_image_runs_what_the_image_says_or_the_command_line(make: Make, command: Callable[..., tuple[int, str, str]]) -> None:
+    make(entrypoint=("echo", "-n"), cmd=("a",), env=("A=1",))
+    assert command("--image", "app") == (0, "a", "")
+    assert command("--image", "app", "--", "b", "c") == (0, "b c", "")
+    assert command("--image", "app", "--entrypoint", "sh", "--", "-c", "echo $A; exit 3") == (3, "1\n", "")
+    assert command("--image", "app", "--entrypoint", "", "--", "pwd") == (0, "/\n", "")
+    assert command("--image", "app", "--entrypoint", "sh", "--read-only", "--", "-c", "echo x >/x")[0] == 1
+    code, out_, _ = command("--image", "app", "--explain")
+    assert (code, "NewOverlay" in out_, "run ('echo', '-n', 'a')" in out_) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--image", "nothing:1"], 125, "sandbox pull nothing:1"),
+        (["--image", "app", "--root", "/"], 125, "one of the two"),
+        (["--image", "./app"], 125, "--root"),
+        (["--entrypoint", "sh", "true"], 2, "only with --image"),
+        (["--pull", "always", "true"], 2, "only with --image"),
+        (["--image", "app", "--pull", "sometimes"], 2, "sometimes"),
+    ],
+)
+def test_what_run_image_refuses(command: Callable[..., tuple[int, str, str]], arguments: list[str], code: int, says: str) -> None:
+    got, _, told = command(*arguments)
+    assert (got, says in told) == (code, True), told
+
+
+def test_an_image_is_pulled_when_that_is_asked_for(make: Make, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def pull(name: str) -> Image:
+        asked.append(name)
+        return make(cmd=("echo", "pulled"))
+
+    monkeypatch.setattr("sandbox.image.pull", pull)
+    assert command("--image", "app")[0] == 125
+    assert [command("--image", "app", "--pull", when)[1] for when in ("missing", "missing", "always", "never")] == ["pulled\n"] * 4
+    assert asked == ["app", "app"]

@@ -62,12 +62,19 @@ EXAMPLES = {
     "--explain": None,
 }
 SAME = {"--interactive", "--help"}  # the default, and what never gets here
+OF_IMAGES = {"--image", "--entrypoint", "--pull"}
 WITHOUT_EFFECT = {"--env-file"}  # of an empty file
 
 
 def test_no_option_is_forgotten() -> None:
     names = {action.option_strings[0] for action in build()._actions if action.option_strings}
-    assert names == (EXAMPLES.keys() | SAME) - {"--no-interactive"}
+    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES) - {"--no-interactive"}
+
+
+def test_the_options_of_images_have_their_meaning() -> None:
+    changed = request("--image", "app", "--entrypoint", "sh", "--pull", "always")
+    assert (changed.image, changed.entrypoint, changed.pull, changed.container["image"]) == ("app", "sh", "always", "app")
+    assert "read_only" not in changed.container
 
 
 @pytest.mark.parametrize("name", EXAMPLES.keys() - WITHOUT_EFFECT)
