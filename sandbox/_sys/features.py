@@ -234,7 +234,8 @@ class Obstacle:
 @Probe
 def userns_obstacle() -> Obstacle | None:
     """What keeps this process from making user namespaces; None when nothing does."""
-    for check in (_userns_missing, _userns_sealed, _userns_sysctls, _userns_apparmor, _userns_chroot):
+    # Debian's patch refuses before flags are looked at, as a seccomp filter does: its setting comes first.
+    for check in (_userns_missing, _userns_sysctls, _userns_sealed, _userns_apparmor, _userns_chroot):
         if (obstacle := check()) is not None:
             return obstacle
     return None

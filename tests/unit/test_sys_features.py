@@ -130,9 +130,12 @@ def test_max_user_namespaces_0_is_named_for_root_too(monkeypatch):
 
 def test_debians_switch_is_named_and_does_not_bind_root(monkeypatch):
     numbers(monkeypatch, max_user_namespaces=100, unprivileged_userns_clone=0)
+    monkeypatch.setattr(features.calls, "unshare", refuse(1))  # as that kernel does, before it looks at the flags
     with features.pretend(privileged=False):
         assert "unprivileged_userns_clone" in reason()
     features.forget()
+    monkeypatch.undo()
+    numbers(monkeypatch, max_user_namespaces=100, unprivileged_userns_clone=0)
     with features.pretend(privileged=True):
         assert features.userns_obstacle() is None
 
