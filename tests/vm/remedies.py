@@ -17,6 +17,10 @@ from typing import Any, Final
 CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
+class UnhelpfulError(Exception):
+    """What the doctor says does not help. Cases after this one see what was made missing."""
+
+
 def doctor(what: str, *, user: bool = False) -> tuple[bool, dict[str, Any]]:
     """Whether a container works, and the finding about *what*."""
     who = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"] if user else []
@@ -30,14 +34,19 @@ def shell(command: str) -> None:
 
 
 def remedy(what: str, missing: str, *, user: bool = False, take: Callable[[str], str] = lambda text: text.partition("as root: ")[2].partition(",")[0]) -> str:
-    """Make it missing by the shell command *missing*, and do what the doctor says."""
+    """Make it missing by the shell command *missing*, and do what the doctor says. Raises: UnhelpfulError."""
     shell(missing)
     works, found = doctor(what, user=user)
     command = take(found["remedy"])
     before = f"{found['state']}, a container {'works' if works else 'does not work'}"
+    if not command:
+        raise UnhelpfulError(f"{before}; nothing to do in {found['remedy']!r} ({found['value']})")
     shell(command)
     works, after = doctor(what, user=user)
-    return f"{before}; did: {command}; {after['state']}, a container {'works' if works else 'does not work'}"
+    told = f"{before}; did: {command}; {after['state']}, a container {'works' if works else 'does not work'}"
+    if after["state"] != "ok" or not works:
+        raise UnhelpfulError(told)
+    return told
 
 
 def cgroups() -> str:
@@ -87,7 +96,7 @@ def main(names: Sequence[str]) -> int:
     for name in names or CASES:
         try:
             print(f"{name}: {CASES[name]()}", flush=True)
-        except (subprocess.CalledProcessError, OSError, StopIteration) as error:
+        except (UnhelpfulError, subprocess.CalledProcessError, OSError, StopIteration) as error:
             print(f"{name}: FAILS: {error}", flush=True)
             failed = True
     return failed
