@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 __all__ = ["main"]
@@ -20,6 +21,8 @@ usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a con
        sandbox images|history|tag|rmi|df                  the images that are here, and what they take
        sandbox image ls|inspect|history|tag|rm|prune|verify|bootstrap
        sandbox volume create|ls|inspect|rm|prune          directories that are kept by name
+       sandbox pull | push                                images from registries, and to them
+       sandbox login | logout                             who we are to a registry
        sandbox save | load                                images into an archive, and out of one
        sandbox import | export                            an image of a root file system, and back
        sandbox --version
@@ -88,6 +91,10 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:
             from sandbox.cli.images import main_of
 
             return main_of(command)
+        case "login" | "logout" | "pull" | "push":
+            from sandbox.cli.registry import main as carry_out
+
+            return partial(carry_out, command)
         case "run":
             from sandbox.cli.run import main as found
         case "save":
