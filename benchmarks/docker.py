@@ -20,7 +20,7 @@ IMAGE = "sandbox-benchmark"
 def add(peers: Field, p: Programs, stack: ExitStack, *, live: bool) -> None:
     """Start the daemon and add ``docker run``, or with *live* ``docker exec``; *stack* stops it. Needs: root."""
     try:
-        client = _daemon(p, stack)
+        client = daemon(p.scratch, stack)
         _import(client, p)
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         peers.refused.append(Refused("docker", str(error)))
@@ -39,11 +39,12 @@ def _always(command: list[str]) -> Callable[[], Callable[[], list[str]]]:
     return lambda: lambda: command
 
 
-def _daemon(p: Programs, stack: ExitStack) -> list[str]:
+def daemon(scratch: str, stack: ExitStack) -> list[str]:
+    """Start one with all that it keeps below *scratch*, until *stack* ends; how its client is called. Raises: RuntimeError. Needs: root."""
     for program in ("dockerd", "docker"):
         if shutil.which(program) is None:
             raise RuntimeError(f"{program} is not installed")
-    home = os.path.join(p.scratch, "docker")
+    home = os.path.join(scratch, "docker")
     os.makedirs(home, exist_ok=True)
     stack.callback(_tidy, home)
     socket = f"unix://{home}/socket"
