@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,21 @@ import pytest
 
 from sandbox.errors import ImageError, ImageNotFoundError, RegistryError, UsageError
 from sandbox.image import Digest, Patience, Progress, Stage, Store, pull
-from tests.faulty_registry import CONFIG, INDEX, LAYER, MANIFEST, FaultyRegistry, changed, digest_of, redirect, served, status, tar_of, truncated
+from tests.faulty_registry import (
+    CONFIG,
+    INDEX,
+    LAYER,
+    MANIFEST,
+    FaultyRegistry,
+    Handler,
+    changed,
+    digest_of,
+    redirect,
+    served,
+    status,
+    tar_of,
+    truncated,
+)
 
 pytestmark = pytest.mark.unprivileged
 QUICK = Patience(connect_s=5, answer_s=2, stall_s=2, attempts=4, first_delay_s=0.001, most_delay_s=0.002)
@@ -364,3 +379,27 @@ def test_memory_stays_flat(server: FaultyRegistry, store: Store) -> None:
     ours, workers = map(int, done.stdout.split())
     assert ours < 100
     assert workers < 100
+
+
+def test_whoever_is_killed_while_pulling_leaves_a_store_that_is_whole(server: FaultyRegistry, store: Store) -> None:
+    """At requests and within blobs; the next pull goes on, the last one ends it."""
+    server.put_image("app", "many", [tar_of({f"f{number}": os.urandom(200_000)}) for number in range(6)])
+    clients: list[subprocess.Popen[bytes]] = []
+
+    def kill_after(count: int) -> Callable[[Handler], None]:
+        def act(handler: Handler) -> None:
+            truncated(count)(handler)
+            handler.wfile.flush()
+            clients[-1].kill()
+
+        return act
+
+    for count in (0, 65_536, 190_000):
+        server.plan("GET", "/blobs/", served, kill_after(count))
+        clients.append(subprocess.Popen([sys.executable, "-c", PULLING, f"{server.host}/app:many", store.path], stdout=subprocess.DEVNULL))
+        assert clients[-1].wait() == -signal.SIGKILL
+        assert store.verify() == []
+        assert store.images() == []
+    image = get(server, store, "app:many")
+    assert len(image.layers) == 6
+    assert store.verify() == []
