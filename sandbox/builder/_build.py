@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Final, cast
 
@@ -18,10 +18,10 @@ from attrs import define, field
 
 from sandbox.builder._copying import Sources
 from sandbox.builder._hashes import Hashes
-from sandbox.builder._job import Job, Options
+from sandbox.builder._job import Job, Options, StoppedError
 from sandbox.builder._plan import Plan, earlier_stage, make_plan, platform_of
 from sandbox.builder._source import MAX_DOCKERFILE
-from sandbox.builder._stage import StageRun, StoppedError
+from sandbox.builder._stage import StageRun
 from sandbox.builder._state import Scope, State, expand_word, platform_names
 from sandbox.builder._workshop import Workshop
 from sandbox.builder.events import Event, EventKind
@@ -205,8 +205,13 @@ class Building:
     def run(self, names: tuple[Reference, ...]) -> Image:
         """Build all that is needed, and add the image."""
         with ThreadPoolExecutor(min(MAX_THREADS, len(self.plan.stages)), thread_name_prefix="build") as pool:
-            for stage in self.plan.stages:
-                self._states[stage.index] = pool.submit(self._stage, stage)
+            try:
+                for stage in self.plan.stages:
+                    self._states[stage.index] = pool.submit(self._stage, stage)
+                wait(self._states.values())
+            except BaseException:  # an interrupt: the pool waits for its threads
+                self.job.stop()
+                raise
         state = self._outcome()
         labels = dict(state.settings.labels) | dict(self.job.options.labels)
         state.set(labels=tuple(labels.items()))
@@ -228,7 +233,7 @@ class Building:
             scope = Scope(self.job.options.build_args, self._arguments(), self._platforms(state))
             return StageRun(self.job, stage, state, scope, lambda name: self._sources(stage, name), base).run()
         except BaseException:
-            self.job.stopping.set()
+            self.job.stop()
             raise
 
     def _arguments(self) -> dict[str, str]:
@@ -266,8 +271,8 @@ class Building:
             if future is None:  # a trigger of ONBUILD names it, which nobody knew before the base image was there
                 raise ImageError(f"the stage {name!r} was not built: no line of this Dockerfile needs it")
             return Sources(self.job.tree_of(future.result()), is_preserving=True)
-        if name == "scratch":
-            raise ImageError("nothing can be taken from scratch")
+        if name == "scratch" or name.lower() == stage.base.name:
+            raise ImageError(f"nothing can be taken from {'scratch' if name == 'scratch' else 'the stage itself'}")
         return Sources(self.job.tree_of(self.job.hold(self._image(name, self.job.options.platform))), is_preserving=True)
 
     def _image(self, name: str, platform: Platform) -> Image:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from attrs import define, field, frozen
 
+from sandbox import Container
 from sandbox.builder._copying import Sources
 from sandbox.builder._hashes import Hashes
 from sandbox.builder._state import LayerRef, State
 from sandbox.builder._tree import Tree
 from sandbox.builder._workshop import Workshop
 from sandbox.builder.events import Event
-from sandbox.errors import ImageError
+from sandbox.errors import ImageError, SandboxError
 from sandbox.image import Config, Descriptor, Digest, Image, Lease, Manifest, MediaType, Platform, Reference, Step, Store
+
+
+class StoppedError(SandboxError):
+    """Another stage failed, or the caller was interrupted; what this one has come to is of no use."""
 
 
 @frozen(eq=False)
@@ -54,12 +59,36 @@ class Job:
     tell: Callable[[Event], None]
     stack: ExitStack
     stopping: threading.Event = field(factory=threading.Event)
+    _running: set[Container] = field(factory=set[Container], init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
     def report(self, event: Event) -> None:
         """Tell of *event*; one at a time, whichever stage it is of."""
         with self._lock:
             self.tell(event)
+
+    # ---- Stopping ----
+
+    def stop(self) -> None:
+        """Let no stage begin another step, and end what runs."""
+        with self._lock:
+            self.stopping.set()
+            running = list(self._running)
+        for container in running:
+            container.kill()
+
+    @contextmanager
+    def runs(self, container: Container) -> Generator[None]:
+        """While *container* runs, `stop` ends it. Raises: StoppedError: the build was stopped already."""
+        with self._lock:
+            if self.stopping.is_set():
+                raise StoppedError
+            self._running.add(container)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(container)
 
     @property
     def time(self) -> str:
@@ -95,7 +124,7 @@ class Job:
         note = self.store.put_document(self.lease, Config(Platform(), (), created=self.time).encode())
         self.store.remember(self.lease, key, Step(note) if layer is None else Step(note, layer.blob, layer.diff_id))
 
-    def add_layer(self, write: Callable[[Callable[[bytes], object]], None]) -> LayerRef:
+    def add_layer(self, write: Callable[[Callable[[bytes], object]], object]) -> LayerRef:
         """Make a layer of the tar that *write* writes, and unpack it."""
         with self.store.write_blob(self.lease) as writer:
             write(writer.write)

@@ -9,16 +9,12 @@ from attrs import define
 
 from sandbox.builder._copying import Sources
 from sandbox.builder._files import Done, copy_files, make_working_dir
-from sandbox.builder._job import Job
+from sandbox.builder._job import Job, StoppedError
+from sandbox.builder._running import Running
 from sandbox.builder._settings import apply, history_of
 from sandbox.builder._state import Scope, State
 from sandbox.builder.events import Event, EventKind
 from sandbox.builder.instructions import Copy, Instruction, Run, Stage, Words, parse_triggers
-from sandbox.errors import SandboxError
-
-
-class StoppedError(SandboxError):
-    """Another stage failed; what this one has come to is of no use."""
 
 
 @define(eq=False)
@@ -64,11 +60,14 @@ class StageRun:
             case Copy():
                 return copy_files(self.job, self.state, step, self.sources)
             case Run():
-                raise step.statement.error("RUN is not carried out yet: it waits for containers of images")
+                return Running(self.job, self.state, step, self.sources, self._output).done()
             case Words():
                 return make_working_dir(self.job, self.state, step)
             case _:
                 raise step.statement.error(f"{step.statement.keyword} cannot stand here")
+
+    def _output(self, data: bytes) -> None:
+        self._tell(EventKind.OUTPUT, "", data=data)
 
     def _tell(self, kind: EventKind, text: str, *, data: bytes = b"", seconds: float = 0.0) -> None:
         self.job.report(Event(kind, self.stage.name, self._number, self._total, text, data, seconds))
