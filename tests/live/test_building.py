@@ -118,6 +118,7 @@ def test_a_command_that_fails_says_where_and_how(make):
 def test_limits_hold(make):
     with pytest.raises(DockerfileError) as caught:
         make("RUN sleep 100\n", timeout=0.3)
+    assert caught.value.result is not None
     assert caught.value.result.status.name == "TIMEOUT"
 
 
@@ -125,6 +126,7 @@ def test_limits_hold(make):
 def test_memory_is_limited(make):
     with pytest.raises(DockerfileError) as caught:
         make("RUN head -c 100000000 /dev/zero | tail -c 90000000 > /dev/null\n", memory="32M")
+    assert caught.value.result is not None
     assert caught.value.result.status.name == "MEMORY_LIMIT"
 
 
