@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
+import stat
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import pytest
 
 from sandbox.errors import ImageInUseError, ImageNotFoundError
 from sandbox.image import Digest, Image, Reference, Step, Store
-from tests.images import files_of, layer, layers, make, put
+from tests.images import Layer, files_of, layer, layers, make, put
 
 pytestmark = pytest.mark.unprivileged
 
@@ -330,3 +334,32 @@ def test_an_image_that_never_was_is_not_removed(store: Store) -> None:
         with pytest.raises(ImageNotFoundError):
             store.remove(name)
     assert files_of(store) == before
+
+
+def test_a_layer_of_all_kinds_verifies_and_goes_without_a_rest(store: Store) -> None:
+    """Links, FIFOs, whiteouts, set-id bits, what its owner may not read: as root, and as an ordinary user."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, kind, mode, target in [
+            (".", tarfile.DIRTYPE, 0o555, ""),
+            ("closed", tarfile.DIRTYPE, 0o000, ""),
+            ("closed/file", tarfile.REGTYPE, 0o000, ""),
+            ("closed/below", tarfile.DIRTYPE, 0o555, ""),
+            ("closed/below/file", tarfile.REGTYPE, 0o6755, ""),
+            ("hard", tarfile.LNKTYPE, 0o644, "closed/below/file"),
+            ("soft", tarfile.SYMTYPE, 0o777, "/etc/passwd"),
+            ("fifo", tarfile.FIFOTYPE, 0o622, ""),
+            ("opaque", tarfile.DIRTYPE, 0o755, ""),
+            ("opaque/.wh..wh..opq", tarfile.REGTYPE, 0o644, ""),
+            (".wh.gone", tarfile.REGTYPE, 0o644, ""),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.type, member.mode, member.linkname = kind, mode, target
+            archive.addfile(member)
+    part = Layer(buffer.getvalue(), gzip.compress(buffer.getvalue()))
+    with store.lease() as lease:
+        image = put(store, lease, [part], ["odd"])
+    assert stat.S_IMODE(os.stat(image.layers[0]).st_mode) == 0o555
+    assert store.verify() == []
+    assert store.remove("odd").deleted == (image.id,)
+    assert left(store) == []
