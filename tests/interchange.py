@@ -29,6 +29,7 @@ from sandbox.image import Image, Settings, Store, export, import_rootfs, load, s
 from tests.support import why_not
 
 NAME: Final = "registry.example/interchange/box:1"
+ZSTD_NAME: Final = "registry.example/interchange/zstd:1"
 SAID: Final = "one\ntwo\n"
 COMMAND: Final = ("/bin/sh", "-c", "cat /data/one /data/link && test ! -e /data/gone")
 PATHS: Final = {"docker": "docker-archive:{0}", "oci": "oci-archive:{0}", "oci-dir": "oci:{0}"}  # as skopeo and podman call them
@@ -226,6 +227,17 @@ def podman_runs(shop: Workshop, form: str) -> None:
     assert shop.podman("run", "--rm", "--network=none", *limits, shop.image.id.hex) == SAID
 
 
+def docker_runs_zstd(shop: Workshop, form: str) -> None:
+    """As `docker_runs`, with layers that came compressed in a way that it cannot read."""
+    target = shop.new("zstd")
+    call("skopeo", "copy", "-q", "--dest-compress-format=zstd", shop.reference("docker"), f"oci:{target}:{ZSTD_NAME}", cwd=shop.path)
+    (image,) = load(target, store=shop.store)
+    assert "zstd" in shop.store.read_document(image.manifest).decode()
+    save([ZSTD_NAME], target / "saved", format=form, store=shop.store)
+    shop.docker("load", "-q", "-i", target / "saved")
+    assert shop.docker("run", "--rm", "--network=none", ZSTD_NAME) == SAID
+
+
 def docker_runs(shop: Workshop, form: str) -> None:
     """Loaded under its name, it says what it should."""
     shop.docker("load", "-q", "-i", shop.saved(form))
@@ -298,7 +310,7 @@ class Case:
     @property
     def lacks(self) -> str:
         """Why it cannot be tried here; "" when it can."""
-        programs = {"docker": ["dockerd"], "podman": ["podman", "runc"]}.get(self.program, [self.program])
+        programs = {"docker": ["dockerd", "skopeo"], "podman": ["podman", "runc"]}.get(self.program, [self.program])
         return "; ".join(f"{name}: {why}" for name in (*programs, "busybox") if (why := why_not(f"program:{name}")))
 
 
@@ -308,6 +320,7 @@ CASES: Final = (
     Case("umoci", "reads", "oci-dir", umoci_reads),
     *(Case("podman", "runs", form, podman_runs) for form in FORMS),
     Case("docker", "runs", "docker", docker_runs),
+    Case("docker", "runs zstd", "docker", docker_runs_zstd),
     *(Case("skopeo", "writes", form, skopeo_writes) for form in FORMS),
     Case("umoci", "writes", "oci-dir", umoci_writes),
     *(Case("podman", "writes", form, podman_writes) for form in FORMS),
@@ -324,6 +337,7 @@ ROWS: Final = (
     ("umoci", "reads", "umoci unpacks what we save: the same tree"),
     ("podman", "runs", "podman loads (or pulls) and runs what we save, under its name and id"),
     ("docker", "runs", "docker loads and runs what we save, under its name and id"),
+    ("docker", "runs zstd", "docker loads and runs what we save of an image that came with layers of zstd"),
     ("skopeo", "writes", "we load and run what skopeo copies"),
     ("umoci", "writes", "we load and run what umoci packs"),
     ("podman", "writes", "we load and run what podman saves"),

@@ -27,6 +27,7 @@ from sandbox._types import Size, StrPath
 from sandbox.errors import ImageError, UsageError
 from sandbox.image._members import MAX_SPOOL, Members, Source, checked_name, open_members, read, write_all
 from sandbox.image._taking import blob_chunks, take_entry, take_saved
+from sandbox.image.compression import decompress
 from sandbox.image.digest import Digest
 from sandbox.image.documents import MAX_ENTRIES, Descriptor, Index, Manifest, Platform, decode, encode, parse_document
 from sandbox.image.images import Image
@@ -192,6 +193,12 @@ class _Chosen:
     def blobs(self) -> list[Descriptor]:
         return [self.manifest.config, *self.manifest.layers, self.pointer]
 
+    @property
+    def unreadable(self) -> list[tuple[Descriptor, Digest]]:
+        """Layers that Docker before 23 cannot decompress: an archive for it has them plain too, by their diffIDs."""
+        pairs = zip(self.manifest.layers, self.image.config.diff_ids, strict=True)
+        return [(layer, diff_id) for layer, diff_id in pairs if layer.media_type.endswith("zstd")]
+
 
 def _choose(store: Store, wanted: Iterable[str | Reference | Digest | Image]) -> list[_Chosen]:
     """Look all images up: each once, with the names that it was asked for by."""
@@ -242,6 +249,10 @@ def _save_tar(store: Store, chosen: Sequence[_Chosen], tar: TarWriter, *, docker
         tar.add(REPOSITORIES_FILE, _repositories(chosen))
     for blob in _blobs(chosen):
         tar.stream(blob_path(blob.digest), blob.size, blob_chunks(store, blob.digest))
+    if docker:
+        for diff_id, layer in {diff_id: layer for one in chosen for layer, diff_id in one.unreadable}.items():
+            size = sum(map(len, decompress(blob_chunks(store, layer.digest))))  # which stands before the content
+            tar.stream(blob_path(diff_id), size, decompress(blob_chunks(store, layer.digest)))
     tar.finish()
 
 
@@ -250,14 +261,12 @@ def _blobs(chosen: Sequence[_Chosen]) -> list[Descriptor]:
 
 
 def _manifest_file(chosen: Sequence[_Chosen]) -> bytes:
-    found = [
-        {
-            "Config": blob_path(one.manifest.config.digest),
-            "RepoTags": [name.familiar for name in one.names] or None,
-            "Layers": [blob_path(layer.digest) for layer in one.manifest.layers],
-        }
-        for one in chosen
-    ]
+    found: list[dict[str, object]] = []
+    for one in chosen:
+        plain = {layer.digest: diff_id for layer, diff_id in one.unreadable}
+        layers = [blob_path(plain.get(layer.digest, layer.digest)) for layer in one.manifest.layers]
+        names = [name.familiar for name in one.names] or None
+        found.append({"Config": blob_path(one.manifest.config.digest), "RepoTags": names, "Layers": layers})
     return json.dumps(found, separators=(",", ":")).encode()
 
 

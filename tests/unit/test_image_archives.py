@@ -22,6 +22,7 @@ from sandbox.image._members import checked_name
 from sandbox.image.archives import parse_manifest_file
 from tests.archives import Entry, archive, blob, docker_entries, layout_entries, member, two_layers
 from tests.images import make
+from tests.support import known
 
 pytestmark = pytest.mark.unprivileged
 SECRET = b"never seen"
@@ -111,6 +112,21 @@ def test_what_is_saved_is_loaded_as_it_was(tmp_path: Path, store: Store, form: s
     assert loaded[second.id].names == ("docker.io/library/other:1",)
     assert (loaded[first.id].manifest, loaded[second.id].manifest) == (first.manifest, second.manifest)
     assert words(loaded[first.id]) == words(first)
+
+
+def test_layers_of_zstd_are_in_an_archive_of_docker_plain_too(tmp_path: Path, store: Store):
+    zstandard = pytest.importorskip("zstandard")
+    parts = two_layers()
+    entries = [(name, zstandard.compress(data) if name == "1/layer.tar" else data) for name, data in docker_entries(parts, ["app:1"])]
+    (image,) = load(io.BytesIO(archive(entries)), store=store)
+    save([image], tmp_path / "saved", store=store)
+    with tarfile.open(tmp_path / "saved") as tar:
+        found = {info.name: known(tar.extractfile(info)).read() for info in tar}
+    (listed,) = json.loads(found["manifest.json"])
+    assert [found[name] for name in listed["Layers"]] == [part.tar for part in parts]
+    assert load(tmp_path / "saved", store=Store(tmp_path / "there"))[0].manifest == image.manifest
+    kept = [(name, data) for name, data in found.items() if name not in ("oci-layout", "index.json")]
+    assert load(io.BytesIO(archive(kept)), store=Store(tmp_path / "docker"))[0].id == image.id
 
 
 def test_the_same_images_give_the_same_bytes(store: Store):
