@@ -190,10 +190,15 @@ class Group:
 
         v2's CLONE_INTO_CGROUP checks that the caller may write ``cgroup.procs`` of the leaf and of the common ancestor
         of init's group and the leaf. No cgroup file system may then be writable inside. Call it before `make_leaf`.
+
+        Raises: UnsupportedError: we may not. SetupError: anything else, as when somebody has removed the group.
         """
         self._uid = uid
         if self._container is not None:
-            os.chown(f"{self._container}/cgroup.procs", uid, -1)
+            try:
+                os.chown(f"{self._container}/cgroup.procs", uid, -1)
+            except OSError as error:
+                raise files.refusal(f"give {self._container}/cgroup.procs to uid {uid}", error) from error
 
     def make_leaf(self, name: str, limits: Limits | None = None, *, controllers: frozenset[str] | None = None) -> Leaf:
         """Make a fresh group for one program.

@@ -40,16 +40,34 @@ def delegate() -> str:
     if has_owner():
         raise UsageError("delegate() comes too late: this process has control groups already; call it before the first container with limits")
     _ask(unit)
-    deadline = time.monotonic() + PATIENCE_S
-    while not _is_in(unit):  # the call only queues a job
-        if time.monotonic() > deadline:
-            raise _unsupported(f"systemd did not move this process into {unit} within {PATIENCE_S:.0f} s")
-        time.sleep(0.005)
+    _await(unit)
     forget_owner()
     moved = detect(refresh=True).unified
     if moved is None or not os.access(moved.start, os.W_OK):
         raise _unsupported(f"systemd made {unit}, but it is not ours to write to")
     return moved.start
+
+
+def _await(unit: str) -> None:
+    """Wait until the job that was queued is done.
+
+    We may be moved before our helpers are. Whoever enables controllers then makes systemd fail to move the others (EBUSY: no internal
+    processes): it gives the scope up, and removes every group in it that is empty, between our mkdir and the first use.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not _is_in(unit) or (state := _state(unit)) == "activating":
+        if time.monotonic() > deadline:
+            raise _unsupported(f"systemd did not move this process into {unit} within {PATIENCE_S:.0f} s")
+        time.sleep(0.005)
+    if state != "active":
+        raise _unsupported(f"systemd made {unit}, and gave it up: it is {state}")
+
+
+def _state(unit: str) -> str:
+    """Ask what became of *unit*. A manager has one thread: it does not answer while it moves processes."""
+    escaped = "".join(letter if letter.isalnum() else f"_{ord(letter):02x}" for letter in unit)  # as sd_bus_path_encode(3) does
+    said = _busctl("get-property", _MANAGER[0], f"{_MANAGER[1]}/unit/{escaped}", f"{_MANAGER[0]}.Unit", "ActiveState")
+    return said.partition(" ")[2].strip().strip('"')
 
 
 def _is_in(unit: str) -> bool:
@@ -59,18 +77,21 @@ def _is_in(unit: str) -> bool:
 
 
 def _ask(unit: str) -> None:
+    pids = [str(pid) for pid in (os.getpid(), *sorted(helpers()))]
+    properties = ("PIDs", "au", str(len(pids)), *pids, "Delegate", "b", "true", "Description", "s", "sandbox: control groups of containers")
+    _busctl("--quiet", "call", *_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "3", *properties, "0")
+
+
+def _busctl(*words: str) -> str:
     import subprocess  # needed by few
 
-    pids = [str(pid) for pid in (os.getpid(), *sorted(helpers()))]
     bus = "--system" if os.geteuid() == 0 else "--user"
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    properties = ("PIDs", "au", str(len(pids)), *pids, "Delegate", "b", "true", "Description", "s", "sandbox: control groups of containers")
-    call = ("call", *_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", "3", *properties, "0")
     if not os.path.isdir("/run/systemd/system"):
         raise _unsupported("systemd does not run this host")
     try:
         done = subprocess.run(
-            ["busctl", bus, f"--timeout={PATIENCE_S:.0f}", "--quiet", *call],
+            ["busctl", bus, f"--timeout={PATIENCE_S:.0f}", *words],
             env={**os.environ, "XDG_RUNTIME_DIR": runtime, "LC_ALL": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -84,6 +105,7 @@ def _ask(unit: str) -> None:
         raise _unsupported("systemd does not answer") from None
     if done.returncode:
         raise _unsupported(f"systemd refuses: {done.stderr.strip() or f'busctl ended with {done.returncode}'}")
+    return done.stdout
 
 
 def _unsupported(reason: str) -> UnsupportedError:

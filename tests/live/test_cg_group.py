@@ -16,7 +16,7 @@ from sandbox.cg import CpuFormat, Group, Host, Leaf, Limits, close_owner, detect
 from sandbox.cg import group as group_module
 from sandbox.cg import tree as tree_module
 from sandbox.cg.group import LEAF_ACCOUNTING
-from sandbox.errors import ClosedError, UnsupportedError
+from sandbox.errors import ClosedError, SetupError, UnsupportedError
 from tests.support import needs
 
 pytestmark = needs("root", "cgroup:memory", "cgroup:pids")
@@ -258,6 +258,15 @@ def test_on_v2_own_gives_what_clone_into_cgroup_asks_for(v2_only: Host):
         owned = {str(path.relative_to(container)) for path in container.rglob("*") if path.stat().st_uid == 12345}
         assert owned == {"cgroup.procs", "payload/exec-1/cgroup.procs"}
         leaf.remove()
+
+
+def test_on_v2_a_group_that_somebody_has_removed_is_told_in_words(v2_only: Host):
+    with Group("c1", controllers=BUILT_IN) as group:
+        container = Path(group.paths()[0])
+        for directory in (container / "init", container / "payload", container):
+            directory.rmdir()
+        with pytest.raises(SetupError, match="to uid 12345: ENOENT"):
+            group.own(12345)
 
 
 def test_on_v2_programs_are_paused_and_killed_init_is_not(v2_only: Host):

@@ -53,6 +53,27 @@ print(cg.delegate() == start)
     assert done.stdout == "True\n", done.stderr
 
 
+def test_who_goes_on_at_once_does_not_make_systemd_give_the_scope_up() -> None:
+    """systemd moves one process after the other; controllers that are enabled before the last would keep it out (EBUSY)."""
+    code = """
+import subprocess, sandbox
+from sandbox import cg
+from sandbox.cg.tree import count_as_ours
+helpers = [subprocess.Popen(["sleep", "1000"]) for _ in range(8)]
+for helper in helpers:
+    count_as_ours(helper.pid)
+start = cg.delegate()
+print(sandbox.run(["true"], memory="64M").status)
+inside = [open(f"/proc/{helper.pid}/cgroup").read().strip().partition("::")[2] for helper in helpers]
+for helper in helpers:
+    helper.kill()
+    helper.wait()
+print(all(start.endswith(path.removesuffix("/sandbox-supervisor")) for path in inside) or inside)
+"""
+    done = python(code)
+    assert done.stdout.splitlines() == ["Status.EXITED", "True"], (done.stdout, done.stderr)
+
+
 def test_the_command_line_asks_by_itself() -> None:
     argv = [sys.executable, "-m", "sandbox", "run", "--memory", "64M", "--", "sh", "-c", "cat /proc/self/cgroup"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
