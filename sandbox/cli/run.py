@@ -149,7 +149,8 @@ def _made(request: options.Request) -> Container:
             return Container(**request.container)
     from sandbox.image import pull
 
-    return Container(**{**request.container, "image": pull(request.image)})
+    options_of_it: dict[str, Any] = {**request.container, "image": pull(request.image)}
+    return Container(**options_of_it)
 
 
 def program_of(container: Container, request: options.Request) -> tuple[Any, ...]:

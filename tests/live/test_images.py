@@ -357,3 +357,36 @@ def test_an_image_is_pulled_when_that_is_asked_for(make: Make, command: Callable
     assert command("--image", "app")[0] == 125
     assert [command("--image", "app", "--pull", when)[1] for when in ("missing", "missing", "always", "never")] == ["pulled\n"] * 4
     assert asked == ["app", "app"]
+
+
+# ---- Other faces ----
+
+
+@pytest.mark.usefixtures("libuv_has_its_pipe")
+def test_the_same_words_are_awaited_in_asyncio(make: Make, store: Store, aio_run: Callable[..., None], tmp_path: Path) -> None:
+    make(entrypoint=("echo",), cmd=("a",), healthcheck=Healthcheck(("CMD", "true")), labels=(("l", "1"),), exposed_ports=("80/tcp",))
+
+    async def main() -> None:
+        async with sandbox.aio.Container("app", store=store) as c:
+            assert ((await c.run()).stdout, (await c.run(["b"], text=True)).stdout, c.command()) == (b"a\n", "b\n", ["echo", "a"])
+            assert ((await c.health()).ok, (await c.wait_healthy(5)).ok, await c.stop(5)) == (True, True, True)
+            await c.exec(["sh", "-c", "echo x >/new"], check=True)
+            assert [str(change) for change in await c.diff()] == ["A /new"]
+            made = await c.commit("made", changes=['CMD ["b"]'])
+            await c.export(tmp_path / "root.tar")
+            assert (c.image is not None, c.labels, c.exposed_ports) == (True, {"l": "1"}, ("80/tcp",))
+        async with sandbox.aio.Container(made) as c:
+            assert (await c.run()).stdout == b"b\n"
+            assert (await c.exec(["cat", "/new"])).stdout == b"x\n"
+
+    aio_run(main())
+
+
+def test_a_pool_has_containers_of_an_image(make: Make, store: Store) -> None:
+    image = make({"which": "1"})
+    with sandbox.Pool(image, size=1) as pool:
+        for _ in range(3):
+            assert pool.exec(["cat", "/which"]).stdout == b"1"
+        with pytest.raises(sandbox.ImageInUseError):
+            store.remove("app")
+    store.remove("app")
