@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sandbox import aio, cg, errors, features, fs, image, noise, ns, sec
+    from sandbox import aio, builder, cg, errors, features, fs, image, noise, ns, sec
     from sandbox._files.limits import CopyProgress
     from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
+    from sandbox.builder import build
     from sandbox.cg import Limits
     from sandbox.cg.details import Details
     from sandbox.container import Container, run
@@ -48,6 +49,7 @@ _HOMES: Final = {
     "sandbox._files.limits": "CopyProgress",
     "sandbox._interact": "Chunk Interaction Party Verdict interact",
     "sandbox._start": "shut_down",
+    "sandbox.builder": "build",
     "sandbox.cg": "Limits",
     "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
@@ -64,7 +66,7 @@ _HOMES: Final = {
     "sandbox.sec": "Rlimits Security",
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES: Final = frozenset(("aio", "cg", "errors", "features", "fs", "image", "noise", "ns", "sec"))
+_PACKAGES: Final = frozenset(("aio", "builder", "cg", "errors", "features", "fs", "image", "noise", "ns", "sec"))
 
 __all__ = [
     "DEVNULL",
@@ -115,6 +117,8 @@ __all__ = [
     "VolumeInUseError",
     "VolumeNotFoundError",
     "aio",
+    "build",
+    "builder",
     "cg",
     "compare",
     "errors",
