@@ -155,7 +155,10 @@ def _find(program: str, remedy: str) -> str:
 
 def _as_root(plan: Plan, program: str, directory: str) -> str:
     target = f"{directory}/root"
-    _run(plan.argv(program, target), target)
+    # In mounts of its own: debootstrap mounts /proc and /sys into the new root, and one that is killed would leave them to this host, and to whoever
+    # removes the directory.
+    alone = [_find("unshare", "apt install util-linux"), "--mount", "--propagation", "private"]
+    _run([*alone, *plan.argv(program, target)], target)
     clean(target)
     return target
 
@@ -210,7 +213,7 @@ def _run(argv: Sequence[str], target: str) -> None:
     said = done.stdout.decode(errors="replace").strip().splitlines()
     with contextlib.suppress(OSError), open(f"{target}/debootstrap/debootstrap.log", encoding="utf-8", errors="replace") as log:
         said += log.read(1 << 20).strip().splitlines()[-3:]
-    raise ImageError(f"{os.path.basename(argv[0])} ended with {done.returncode}: {'; '.join(said[-6:]) or 'it said nothing'}"[:2000])
+    raise ImageError(f"debootstrap ended with {done.returncode}: {'; '.join(said[-6:]) or 'it said nothing'}"[:2000])
 
 
 def clean(root: str) -> None:

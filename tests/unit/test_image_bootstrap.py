@@ -10,6 +10,7 @@ import pytest
 
 from sandbox.errors import ImageError, UnsupportedError, UsageError
 from sandbox.image import Store, bootstrap
+from tests.support import needs
 
 pytestmark = pytest.mark.unprivileged
 
@@ -89,6 +90,15 @@ def test_what_is_made_on_the_way_is_removed(store: Store, programs: Path, tmp_pa
     with pytest.raises(ImageError):
         bootstrap("debian:12", store=store)
     assert os.listdir(tmp_path / "tmp") == []
+
+
+@needs("root")
+def test_what_debootstrap_mounts_is_gone_with_it(store: Store, programs: Path):
+    put_program(programs, "debootstrap", '#!/bin/sh\nmkdir -p "$3/proc"\nmount -t proc proc "$3/proc"\nkill -9 $$\n')
+    before = Path("/proc/self/mountinfo").read_text()
+    with pytest.raises(ImageError, match="ended with"):
+        bootstrap("debian:12", store=store)
+    assert Path("/proc/self/mountinfo").read_text() == before
 
 
 def test_the_last_words_of_debootstrap_are_told(store: Store, programs: Path):
