@@ -54,7 +54,8 @@ class Compiled:
 def setup_ops(spec: ContainerSpec, host: Host, fsplan: FsPlan, file_targets: frozenset[str]) -> tuple[tuple[plan.Op, ...], tuple[plan.Op, ...]]:
     """What init carries out, in order, early and late: namespaces, names, file systems, and last the walls that forbid all that."""
     spaces = ns.pieces(spec.namespaces, privileged=host.privileged)
-    names = fsplan.names(spec.hostname)
+    known = spec.resolver
+    names = fsplan.names(spec.hostname, hosts=known.hosts, nameservers=known.nameservers, search=known.search)
     early, late = fsplan.early_ops(names), fsplan.late_ops(names)
     first = (plan.Unshare(spaces.unshare_flags), *(op for op in spaces.early_ops if op != plan.MakePrivate()))  # fs begins with that
     limits, walls = _walls(spec, host, file_targets)

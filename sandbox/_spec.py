@@ -14,7 +14,7 @@ from sandbox import ns
 from sandbox._types import StrPath, to_bool, to_env, to_inside_path, to_items, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UsageError
-from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Root, Scratch, Tmpfs, Volume, to_host_name
+from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Resolver, Root, Scratch, Tmpfs, Volume, host_resolver, to_host_name
 from sandbox.sec import Rlimits, Security
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ DEFAULT_USER: Final = "1000:1000"  # of a view of the host; "sandbox" in its /et
 LEAST_MEMORY: Final = 1 << 20  # bytes: what execve itself charges to a group, with room to spare
 NPROC: Final = 4096  # processes of one user in one container, when nothing else was said: RLIMIT_NPROC counts per user namespace
 Mount = Bind | Tmpfs | Volume
+_ALONE: Final = Resolver()
 
 
 def to_root(image: StrPath | Directory | Layers | Image | None, store: Store | StrPath | None = None) -> tuple[Root, Origin | None]:
@@ -146,6 +147,7 @@ class ContainerSpec:
     user: str
     strict: bool = True
     subids: bool = False  # as an ordinary user: the ids of /etc/subuid too
+    resolver: Resolver = _ALONE  # of the host, if its network is
     joins_net: bool = False  # it gets the network namespace of another container
     image: Image | None = field(default=None, eq=False)  # what it says is in the other fields already
 
@@ -187,6 +189,8 @@ def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own 
         if not isinstance(value, (tuple, str, Bind, Tmpfs, Volume)):
             arguments[name] = to_items(value, what=name, like=like)
     arguments["mounts"] = to_mounts(arguments["mounts"])  # now: a relative source is of the directory that is current now
+    if arguments["net"] == "host":
+        arguments["resolver"] = host_resolver()  # as it is now
     env = arguments["env"]
     arguments["env"] = None if env is None else to_env(env)
     root, origin = to_root(arguments.pop("image"), arguments.pop("store"))
@@ -217,6 +221,7 @@ def _build(
     strict: bool,
     time_offsets: tuple[float, float] | None,
     subids: bool = False,
+    resolver: Resolver = _ALONE,
     **limits: Any,  # noqa: ANN401 - the fields of Limits
 ) -> ContainerSpec:
     if not isinstance(rlimits, (Rlimits, type(None))):
@@ -252,6 +257,7 @@ def _build(
         strict=to_bool(strict, what="strict"),
         subids=to_bool(subids, what="subids"),
         joins_net=joins_net,
+        resolver=resolver,
         image=None if origin is None else origin.image,
     )
 

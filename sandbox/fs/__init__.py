@@ -15,6 +15,7 @@ from sandbox.fs._host import host_trees
 from sandbox.fs._layers import read_file
 from sandbox.fs._names import name_ops, to_host_name
 from sandbox.fs._open import FsPlan, ops
+from sandbox.fs._resolver import Resolver, host_resolver
 from sandbox.fs._specs import (
     MASKED_PATHS,
     READ_ONLY_PATHS,
@@ -47,12 +48,14 @@ __all__ = [
     "Layers",
     "Mount",
     "PrunedVolumes",
+    "Resolver",
     "Root",
     "Scratch",
     "Tmpfs",
     "Volume",
     "VolumeInfo",
     "VolumeStore",
+    "host_resolver",
     "host_trees",
     "name_ops",
     "no_overlay",

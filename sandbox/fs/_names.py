@@ -49,8 +49,8 @@ def _name_ops(
 ) -> tuple[Op, ...]:
     name = to_host_name(hostname)
     own = "" if any(entry == name for _, entry in hosts) else f"127.0.1.1\t{name}\n"
-    lines = "".join(f"{_to_address(address)}\t{to_host_name(entry, what='hosts', most=253)}\n" for address, entry in hosts)
-    resolv = "".join(f"nameserver {_to_address(address)}\n" for address in nameservers)
+    lines = "".join(f"{to_address(address)}\t{to_host_name(entry, what='hosts', most=253)}\n" for address, entry in hosts)
+    resolv = "".join(f"nameserver {to_address(address)}\n" for address in nameservers)
     if search:
         resolv += f"search {' '.join(to_host_name(domain, what='search', most=253) for domain in search)}\n"
     texts = (f"{name}\n", _HOSTS_HEAD + own + lines, resolv)
@@ -58,7 +58,8 @@ def _name_ops(
     return tuple(WriteFile(f"{directory}/{name}", text.encode("ascii"), slot) for name, text in zip(NAME_FILES, texts, strict=True))
 
 
-def _to_address(value: str) -> str:
+def to_address(value: str) -> str:
+    """Check an address of IPv4 or IPv6, without a zone. Raises: UsageError."""
     import socket
 
     for family in (socket.AF_INET, socket.AF_INET6):
