@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from typing import Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from attrs import define, field
 
@@ -29,6 +28,9 @@ from sandbox.builder.ignore import Patterns
 from sandbox.builder.instructions import Dockerfile, Stage, parse
 from sandbox.errors import DockerfileError, ImageError, ImageNotFoundError, UsageError
 from sandbox.image import Image, Platform, Reference, Store, pull
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 MAX_THREADS: Final = 8
 StrPath = str | os.PathLike[str]
@@ -200,10 +202,12 @@ class Building:
     dockerfile: Dockerfile
     plan: Plan
     names: dict[str, str]
-    _states: dict[int, Future[State]] = field(factory=dict[int, "Future[State]"], init=False)
+    _states: dict[int, Future[State]] = field(factory=dict[int, Any], init=False)
 
     def run(self, names: tuple[Reference, ...]) -> Image:
         """Build all that is needed, and add the image."""
+        from concurrent.futures import ThreadPoolExecutor, wait  # with what it loads, a tenth of what a rebuild takes
+
         with ThreadPoolExecutor(min(MAX_THREADS, len(self.plan.stages)), thread_name_prefix="build") as pool:
             try:
                 for stage in self.plan.stages:

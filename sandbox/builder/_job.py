@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
-from sandbox import Container
 from sandbox.builder._copying import Sources
 from sandbox.builder._hashes import Hashes
 from sandbox.builder._state import LayerRef, State
@@ -20,6 +20,9 @@ from sandbox.builder._workshop import Workshop
 from sandbox.builder.events import Event
 from sandbox.errors import ImageError, SandboxError
 from sandbox.image import Config, Descriptor, Digest, Image, Lease, Manifest, MediaType, Platform, Reference, Step, Store
+
+if TYPE_CHECKING:
+    from sandbox import Container
 
 
 class StoppedError(SandboxError):
@@ -59,7 +62,7 @@ class Job:
     tell: Callable[[Event], None]
     stack: ExitStack
     stopping: threading.Event = field(factory=threading.Event)
-    _running: set[Container] = field(factory=set[Container], init=False)
+    _running: set[Container] = field(factory=set[Any], init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 
     def report(self, event: Event) -> None:

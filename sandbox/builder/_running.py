@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import shlex
 import stat
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field, frozen
 
-from sandbox import Bind, Container, Result, Scratch, Tmpfs
 from sandbox.builder._copying import Sources
 from sandbox.builder._job import Job, StoppedError, digest_of
 from sandbox.builder._layer import Item, item_of, key_of
@@ -31,7 +29,9 @@ from sandbox.builder.instructions import Run
 from sandbox.errors import DockerfileError, ImageError, UsageError
 from sandbox.image import Config, Descriptor, Digest, Image, MediaType, Platform, Settings
 
-_MARKER: Final = re.compile(r"\d*<<-?(\S+)", re.ASCII)
+if TYPE_CHECKING:  # a step that the cache has needs no container
+    from sandbox import Bind, Container, Result, Tmpfs
+
 _SCRIPTS: Final = "/dev/sandbox-build"
 MAX_OUTPUT: Final = 1 << 40
 
@@ -145,6 +145,8 @@ class Running:
         return key_of(self._items(one), self.job.hashes) if one.origin is not None else ""
 
     def _mounts(self, mounted: list[_Mounted]) -> list[Bind | Tmpfs]:
+        from sandbox import Bind, Tmpfs
+
         mounts: list[Bind | Tmpfs] = []
         for one in mounted:
             mounts += self._mount(one)
@@ -160,6 +162,8 @@ class Running:
         return one.spec.id in self.job.options.secrets
 
     def _mount(self, one: _Mounted) -> list[Bind | Tmpfs]:
+        from sandbox import Bind, Tmpfs
+
         spec = one.spec
         match spec.kind:
             case "tmpfs":
@@ -190,6 +194,8 @@ class Running:
 
     def _secret_file(self, one: _Mounted) -> Bind:
         """A secret at a place of its own: a file in the build's directory, which is removed right after the step."""
+        from sandbox import Bind
+
         path = os.path.join(self.job.workshop.directory(), "secret")
         spec = one.spec
         _write(path, self.job.options.secrets[spec.id], 0o400 if spec.mode is None else spec.mode, owner=(spec.uid, spec.gid))
@@ -226,6 +232,8 @@ class Running:
             self.job.store.remove(image.id)
 
     def _container(self, image: Image, mounts: list[Bind | Tmpfs]) -> Container:
+        from sandbox import Container, Scratch
+
         options = self.job.options
         return Container(
             image,
