@@ -109,7 +109,7 @@ def test_the_last_words_of_debootstrap_are_told(store: Store, programs: Path):
 
 
 def test_without_debootstrap_the_remedy_is_told(store: Store, monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(importlib.import_module("sandbox.image.bootstrap"), "_PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.import_module("sandbox.image._bootstrap"), "_PATH", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UnsupportedError, match="apt install debootstrap") as caught:
         bootstrap("debian:12", store=store)
@@ -157,7 +157,7 @@ def test_what_fakechroot_leaves_is_mended(tmp_path: Path):
         (root / name).write_text("stand-in")
         (root / f"{name}.REAL").write_text("real")
     (root / "var/lib/dpkg/diversions").write_text("/a\n/a.x\ndash\n/sbin/ldconfig\n/sbin/ldconfig.REAL\nfakechroot\n")
-    importlib.import_module("sandbox.image.bootstrap").mend(str(root))
+    importlib.import_module("sandbox.image._bootstrap").mend(str(root))
     assert [os.readlink(root / "etc" / name) for name in ("link", "top", "other")] == ["/lib/x", "/", f"{root}-and-more"]
     assert (root / "dev").is_dir()
     assert not (root / "dev").is_symlink()

@@ -85,7 +85,7 @@ class Collector(ast.NodeVisitor):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in ("import_module", "__import__") and node.args:
             argument = node.args[0]
-            self.add(argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else "?", node.lineno)
+            self.add(text_of(argument), node.lineno)
         self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> None:
@@ -109,6 +109,15 @@ class Collector(ast.NodeVisitor):
 
     def add(self, target: str, line: int) -> None:
         self.found.append(Import(self.module, target, line, self.typing_only, late=self.depth > 0))
+
+
+def text_of(argument: ast.expr) -> str:
+    """The name of a module as far as it is written down; "?" stands for what is computed."""
+    if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+        return argument.value
+    parts = argument.values if isinstance(argument, ast.JoinedStr) else []
+    begins = parts[0].value if parts and isinstance(parts[0], ast.Constant) else ""
+    return f"{begins.rpartition('.')[0]}.?" if isinstance(begins, str) and "." in begins else "?"
 
 
 def imports_of(source: str, module: str, *, is_package: bool = False) -> list[Import]:
@@ -189,6 +198,8 @@ def test_modules_import_each_other_without_a_cycle(imports: list[Import]):
         ("sandbox.cg.v1", "from sandbox import Container", "face"),
         ("sandbox.cg.v1", "importlib.import_module(name)", "computed"),
         ("sandbox.cg.v1", "importlib.import_module('sandbox.container')", "layer 1 imports layer 2"),
+        ("sandbox.cg.v1", "importlib.import_module(f'sandbox.ns.{name}')", "layer 1"),
+        ("sandbox.cg.v1", "importlib.import_module(f'{name}.ns')", "computed"),
         ("sandbox.cg.v1", "import sandbox._new", "without a layer"),
         ("sandbox.cli", "from sandbox._sys import mount", "not _sys"),
         ("sandbox.cli", "from sandbox.container import _plan_of", "not _plan_of"),
@@ -206,6 +217,7 @@ def test_a_breach_is_seen(module: str, source: str, why: str):
         ("sandbox.errors", "if TYPE_CHECKING:\n    from sandbox.process import Result"),
         ("sandbox.container", "from sandbox.cg import Limits"),
         ("sandbox.cg.v1", "from . import files"),
+        ("sandbox.cg", "import_module(f'sandbox.cg.{name}')"),
         ("sandbox.cli", "import sandbox"),
         ("sandbox.cli", "from sandbox import Container"),
         ("sandbox.cli", "from sandbox.cg import Limits"),
