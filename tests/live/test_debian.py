@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sandbox import Container
+from sandbox import PIPE, Container
+from sandbox.builder import build
 from sandbox.image import Image, Store, bootstrap, load, pull, push, save
 from tests.live.test_registry_debian import serving
 from tests.support import needs, why_not
@@ -77,3 +80,66 @@ def test_apt_installs_a_package_in_it(store: Store, debian: Image):
             done = container.exec(argv, env={"DEBIAN_FRONTEND": "noninteractive"}, timeout=300)
             assert done.ok, (done, done.stdout[-2000:], done.stderr[-2000:])
         assert container.exec(["hello"]).stdout == b"Hello, world!\n"
+
+
+DOCKERFILE = """\
+FROM debian:12
+RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-pip
+RUN mkdir -p /srv/app/wheels
+COPY *.whl /srv/app/wheels/
+COPY requirements.txt /srv/app/
+RUN pip install --no-index --find-links /srv/app/wheels --break-system-packages -r /srv/app/requirements.txt
+WORKDIR /srv/app
+COPY app.py .
+EXPOSE 8000
+ENV WORD=hello
+CMD ["python3", "app.py"]
+"""
+APP = """\
+import http.server, os
+import greetings
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(greetings.greet(os.environ["WORD"], self.path).encode())
+
+print("listening", flush=True)
+http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+CLIENT = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/world', timeout=60).read().decode())"
+
+
+def write_wheel(directory: Path) -> None:
+    """A distribution of one module, as pip takes it."""
+    info = "greetings-1.0.dist-info"
+    files = {
+        "greetings.py": "def greet(word, path):\n    return word + path\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: greetings\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(directory / "greetings-1.0-py3-none-any.whl", "w") as wheel:
+        for name, text in files.items():
+            wheel.writestr(name, text)
+
+
+def test_an_application_in_python_is_built_serves_and_is_built_again_at_once(store: Store, debian: Image, tmp_path: Path):
+    assert debian.names
+    write_wheel(tmp_path)
+    for name, text in {"Dockerfile": DOCKERFILE, "app.py": APP, "requirements.txt": "greetings==1.0\n"}.items():
+        (tmp_path / name).write_text(text)
+    image = build(tmp_path, tags=["app:1"], network="host", store=store, timeout=600)
+    assert image.settings.exposed_ports == ("8000/tcp",)
+    with Container("app:1", store=store, memory="256M", pids=32) as container:
+        server = container.popen(container.command(), stdout=PIPE)
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"listening\n"
+        assert container.exec(["python3", "-c", CLIENT], text=True, check=True).stdout == "hello/world\n"
+        server.kill()
+        server.wait()
+    began = time.monotonic()
+    assert build(tmp_path, tags=["app:1"], network="host", store=store).id == image.id
+    assert time.monotonic() - began < 10
+    store.remove("app:1")
