@@ -62,6 +62,7 @@ class _Expansion:
     raw_quotes: bool
     at: int = 0
     depth: int = 0
+    brought: int = 0  # characters, by variables
 
     def pieces(self, stop: str = "", *, is_pattern: bool = False) -> Iterator[tuple[str, bool]]:
         """Give what it expands to, piece by piece, and of each whether it may be split at blanks; ends at the letter *stop*."""
@@ -117,7 +118,15 @@ class _Expansion:
         raise ExpansionError('a quote (") that does not end', begin)
 
     def _variable(self) -> str:
+        """The value of one; all of a text's together are bounded, or a dozen lines like ``ENV A=$A$A$A$A`` would take all memory."""
         begin = self.at
+        value = self._value(begin)
+        self.brought += len(value)
+        if self.brought > _MAX:
+            raise ExpansionError(f"variables that bring more than {_MAX} characters", begin)
+        return value
+
+    def _value(self, begin: int) -> str:
         self.at += 1
         if self.text[self.at : self.at + 1] == "{":
             self.at += 1

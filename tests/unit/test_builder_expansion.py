@@ -205,3 +205,13 @@ def test_no_pattern_crashes(pattern, path):
         return
     assert isinstance(found, re.Pattern)
     found.fullmatch(path)
+
+
+@pytest.mark.parametrize("text", ["$a$a$a", '"$a$a$a"', "${a}${a}${a}", "${none:-$a$a}$a"])
+def test_variables_of_one_text_bring_a_bounded_amount(text: str) -> None:
+    half = "x" * (1 << 19)
+    assert expand("$a$a", {"a": half}) == half * 2
+    with pytest.raises(ExpansionError, match="more than 1048576 characters"):
+        expand(text, {"a": half})
+    with pytest.raises(ExpansionError, match="more than 1048576 characters"):
+        expand_words(text, {"a": half})
