@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _complain(text: str) -> None:
-    print(f"sandbox volume: {one_line(text)}", file=sys.stderr)
+    print(f"sandbox volume: {one_line(text.removeprefix('volume: '))}", file=sys.stderr)
 
 
 def _parser() -> Parser:

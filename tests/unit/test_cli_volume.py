@@ -115,3 +115,7 @@ def test_what_cannot_be_is_told_in_a_line(store: VolumeStore, say: Say) -> None:
     assert "\x1b" not in say("rm", "\x1b[31m", code=1)
     assert main(["volume", "ls", "-q"]) == 0
     assert main(["volume", "--help"]) == main(["volume", "ls", "--help"]) == 0
+
+
+def test_what_is_wrong_is_said_to_be_about_volumes_once(say: Say) -> None:
+    assert say("rm", "none", code=1).startswith("sandbox volume: no volume")
