@@ -29,6 +29,8 @@ usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a con
 
 'sandbox run --help', and so on, list the options.
 """
+FAILED: Final = 1
+FAILED_RUN: Final = 125  # where lower codes are the program's
 WRONG_USE: Final = 2
 
 
@@ -43,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # sandbox ... | head: nobody reads on, and the interpreter's last flush must not complain either
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141  # 128 + SIGPIPE, what a shell reports of any other program
+    except OSError as error:  # what we print cannot be written: the disk is full ... Failures at work are reported by the commands themselves
+        print(f"sandbox: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED_RUN if arguments[:1] == ["run"] else FAILED
     except KeyboardInterrupt:  # `sandbox run` handles signals by itself once it has begun
         return 130  # 128 + SIGINT
     return code

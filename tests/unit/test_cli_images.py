@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -225,3 +227,11 @@ def test_ages(seconds: float, text: str) -> None:
 def test_a_date_that_is_none_is_none(text: str) -> None:
     assert isinstance(tables.ago(text), str)
     assert isinstance(tables.at(text), str)
+
+
+@pytest.mark.parametrize("words", [["images"], ["volume", "ls"], ["df"], ["--help"]])
+def test_output_that_cannot_be_written_is_told_in_one_line(store: Store, words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "sandbox", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.endswith("No space left on device\n")
