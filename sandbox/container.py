@@ -186,6 +186,11 @@ class Container(FileAccess, ImageAccess):
         return self._session().pid
 
     @property
+    def network(self) -> Network | None:
+        """The `Network` that it was given, if any."""
+        return self._network
+
+    @property
     def address(self) -> str | None:
         """Its address in its `Network`; None: it is in none."""
         live = self._live()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import Network
+from sandbox import Container, Network, Pool
 from sandbox.errors import ClosedError, UnsupportedError, UsageError
 from sandbox.net import mac_of
 from sandbox.net.rtnetlink import bridge, routes, templates
@@ -53,6 +53,14 @@ def test_ipv6_is_refused_by_its_name() -> None:
 def test_a_network_that_reaches_outside_is_refused_in_words() -> None:
     with pytest.raises(UnsupportedError, match="internal=True"):
         Network().create()
+
+
+def test_a_pool_refuses_networks() -> None:
+    net = Network(internal=True)
+    with pytest.raises(UsageError, match="net=None"):
+        Pool(net=net)
+    with pytest.raises(UsageError, match="net=None"):
+        Pool(Container(net=net))
 
 
 def test_what_was_not_created_has_no_subnet() -> None:
