@@ -21,6 +21,7 @@ from benchmarks import docker, floor, leftovers, ours, peers
 from benchmarks.measure import Case, Samples, interleave, timed
 from benchmarks.programs import Programs
 from benchmarks.report import Report, Table
+from sandbox import UnsupportedError
 
 
 @frozen
@@ -124,6 +125,22 @@ def measure_run(s: Setting, report: Report) -> None:
         if s.with_docker:
             docker.add(field, p, stack, live=False)
         _both_modes(s, report, "run", "bwrap", field)
+
+
+def measure_net(s: Setting, report: Report) -> None:
+    """A whole container on a warm network, beside one with loopback only; and its start alone."""
+    p = s.programs
+    with ExitStack() as stack:
+        try:
+            net = ours.network(stack)
+        except UnsupportedError as error:
+            report.refuse([peers.Refused("sandbox, network", str(error))])
+            return
+        field = peers.Field()
+        for name, where in (("loopback", None), ("network", net)):
+            field.cases.append(Case(f"whole, {name}", timed(ours.whole(p.root, net=where))))
+            field.cases.append(Case(f"start, {name}", ours.start_of(p.root, net=where)))
+        _both_modes(s, report, "net", "whole, loopback", field)
 
 
 SETTLE_MANY_S = 0.5  # what the kernel still frees of the containers before
@@ -406,6 +423,7 @@ GROUPS: dict[str, Callable[[Setting, Report], None]] = {
     "exec": measure_exec,
     "pool": measure_pool,
     "run": measure_run,
+    "net": measure_net,
     "many": measure_many,
     "threads": measure_threads,
     "import": measure_import,

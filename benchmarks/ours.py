@@ -32,6 +32,24 @@ def live(stack: ExitStack, root: str, **options: Any) -> sandbox.Container:  # n
     return stack.enter_context(sandbox.Container(root, **options))
 
 
+def network(stack: ExitStack) -> sandbox.Network:
+    """A network that containers have joined before; *stack* closes it."""
+    net = stack.enter_context(sandbox.Network(internal=True))
+    with sandbox.Container(net=net):
+        return net
+
+
+def start_of(root: str, **options: Any) -> Callable[[], float]:  # noqa: ANN401 - Container's own
+    """Start a container and close it; the start is what counts."""
+
+    def started() -> float:
+        begin = time.perf_counter()
+        with sandbox.Container(root, **options):
+            return time.perf_counter() - begin
+
+    return started
+
+
 def pool(stack: ExitStack, root: str, **options: Any) -> sandbox.Pool:  # noqa: ANN401 - Container's own
     """A pool of two containers over *root*; *stack* closes it."""
     return stack.enter_context(sandbox.Pool(root, size=2, **options))

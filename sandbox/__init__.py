@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sandbox.measurements import Comparison, Measurement, Ratio
     from sandbox.measuring import compare, measure
     from sandbox.monitoring import Monitor, Sample
+    from sandbox.network import Endpoint, Network
     from sandbox.pool import Lease, Leases, Pool, PoolStats
     from sandbox.process import Process, Result, Status
     from sandbox.sec import Rlimits, Security
@@ -60,6 +61,7 @@ _HOMES: Final = {
     "sandbox.measurements": "Comparison Measurement Ratio",
     "sandbox.measuring": "compare measure",
     "sandbox.monitoring": "Monitor Sample",
+    "sandbox.network": "Endpoint Network",
     "sandbox._types": "DEVNULL PIPE STDOUT",
     "sandbox.pool": "Lease Leases Pool PoolStats",
     "sandbox.process": "Process Result Status",
@@ -82,6 +84,7 @@ __all__ = [
     "CopyProgress",
     "Details",
     "DockerfileError",
+    "Endpoint",
     "Estimate",
     "ImageError",
     "ImageInUseError",
@@ -93,6 +96,7 @@ __all__ = [
     "Limits",
     "Measurement",
     "Monitor",
+    "Network",
     "Party",
     "Pool",
     "PoolStats",

@@ -175,12 +175,12 @@ class Box(Container):
         return self._used_s > OWING * quota * PERIOD_S
 
 
-def check_spec(spec: ContainerSpec) -> None:
+def check_spec(spec: ContainerSpec, *, in_network: bool) -> None:
     """Refuse what different users of a container would share whatever is done between them.
 
     Raises: UsageError.
     """
-    if spec.joins_net or spec.net is not None:
+    if in_network or spec.joins_net or spec.net is not None:
         raise UsageError("net: containers of a pool have a network namespace of their own (net=None), or sockets of one run would meet the next")
     if shared := [kind for kind in _OURS if isinstance(getattr(spec.namespaces, kind), ns.Host)]:
         raise UsageError(f"share: {shared} is the host's; in a pool, the next run would see what this one leaves there")

@@ -438,6 +438,17 @@ class NewOverlay(Op):
 
 
 @frozen
+class Socket(Op):
+    """socket(2) into slot *out*: it belongs to the network namespace that the process is in just then."""
+
+    CODE: ClassVar[int] = 35
+    out: Slot
+    domain: int
+    type: int
+    protocol: int = 0
+
+
+@frozen
 class IdMap:
     """One line of uid_map or gid_map: *count* ids from *inside* on are those from *outside* on."""
 

@@ -357,3 +357,6 @@ class Session(Beginning):
                 channel.close()
             self._drop_pidfd(kill=False)
         return False
+
+
+Attach = Callable[[Session], Callable[[], object]]  # connects it to networks before its first program; what that returns lets go

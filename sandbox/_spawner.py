@@ -36,7 +36,7 @@ class Helpers:
     @contextlib.contextmanager
     def helper(self, planned: plan.Plan) -> Generator[int]:
         """Start a process that has carried out *planned* and waits until the block ends; gives its pid."""
-        session = _start(planned, wire.CREATE_DIRECT)
+        session = start_helper(planned, wire.CREATE_DIRECT)
         try:
             yield session.pid
         finally:
@@ -57,7 +57,7 @@ class Helpers:
         prepared = build_spec(_exec_options(argv, options), _container(), lambda _: _SELF)
         wiring = wire_up(PIPE if data is not None else streams[0], streams[1], streams[2], {}, tty=False)
         try:
-            session = _start(planned, 0)
+            session = start_helper(planned, 0)
         except BaseException:
             wiring.close()
             raise
@@ -79,7 +79,8 @@ class _NoLeaves:
         raise AssertionError(leaf)
 
 
-def _start(planned: plan.Plan, flags: int) -> Session:
+def start_helper(planned: plan.Plan, flags: int) -> Session:
+    """Start a process that has carried out *planned*; without CREATE_DIRECT it is an init, which takes requests."""
     check_floor()
     names = tuple(planned.fds)
     slots = codec.SlotTable(names)

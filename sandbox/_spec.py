@@ -284,7 +284,7 @@ def _to_share(share: Iterable[str], net: str | None) -> tuple[str, ...]:
     if net == "host":
         kinds.add("net")
     elif net is not None:
-        raise UsageError(f"net: {net!r} is not None, 'host' or a Container")
+        raise UsageError(f"net: {net!r} is not None, 'host', a Container or a Network")
     return tuple(sorted(kinds))
 
 

@@ -21,7 +21,7 @@ from sandbox._imaged.use import using
 from sandbox._launch import driver
 from sandbox._leaves import Leaves
 from sandbox._run import MEMORY_HINT
-from sandbox._session import Session
+from sandbox._session import Attach, Session
 from sandbox._spares import Kind, Spare, spares
 from sandbox._spec import ContainerSpec
 from sandbox._sys.constants import CLONE_NEWNET
@@ -433,9 +433,9 @@ class _Starting:
         raise AssertionError("unreachable")
 
 
-def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
-    """Start a container. Raises what `Container.create` says; nothing is left behind then."""
-    steps = start_steps(spec, net_of=net_of)
+def start(spec: ContainerSpec, *, net_of: int | None = None, attach: Attach | None = None) -> Started:
+    """Start a container, as *attach* has it connected. Raises what `Container.create` says; nothing is left behind then."""
+    steps = start_steps(spec, net_of=net_of, attach=attach)
     try:
         while True:
             next(steps)  # what it would wait for, it waits for by itself
@@ -443,13 +443,15 @@ def start(spec: ContainerSpec, *, net_of: int | None = None) -> Started:
         return cast("Started", done.value)
 
 
-def start_steps(spec: ContainerSpec, *, net_of: int | None = None) -> Steps[Started]:
+def start_steps(spec: ContainerSpec, *, net_of: int | None = None, attach: Attach | None = None) -> Steps[Started]:
     """As `start`, for those who must not wait: gives each session at whose init it would wait, until `Session.take_start` says that it is ready."""
     with contextlib.ExitStack() as stack:
         if spec.image is not None:
             stack.enter_context(using(spec.image))
         starting = _Starting(spec, net_of)
         session, ids, group = yield from starting.start(stack)
+        if attach is not None:
+            stack.callback(attach(session))
         degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
         return Started(
             session, starting.spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves

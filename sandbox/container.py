@@ -18,7 +18,7 @@ from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 
 if TYPE_CHECKING:
     from sandbox._arguments import Prepared
-    from sandbox._session import Session
+    from sandbox._session import Attach, Session
     from sandbox._spec import ContainerSpec, Mount
     from sandbox._start import Started
     from sandbox._users import Identity
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sandbox.fs import Directory, Layers, Scratch
     from sandbox.image import Image, Store
     from sandbox.monitoring import Monitor
+    from sandbox.network import Network
     from sandbox.process import Process, Result
     from sandbox.sec import Rlimits, Security
 
@@ -41,7 +42,8 @@ class Container(FileAccess, ImageAccess):
         as the root (never written to); a name as ``"debian:12"``, or an `Image`: an image of *store* (None: the user's own), whose ENV, WORKDIR,
         USER and VOLUMEs hold unless something else is said here.
     memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices: limits on all programs together; see `Limits`.
-    net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's.
+    net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's; a `Network`: an
+        interface of its own in that.
     share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host.
     mounts: `Bind`, `Tmpfs`, `Volume`, or Docker's strings ("src:/dst:ro", "type=volume,source=name,target=/dst").
     read_only: no writable layer at all; scratch: size of the writable layer, a `Scratch`, or "copy": no overlay over the directory, but a
@@ -72,8 +74,7 @@ class Container(FileAccess, ImageAccess):
         io_max: Any = None,  # noqa: ANN401 - see Limits
         hugetlb: Any = None,  # noqa: ANN401
         devices: Iterable[str] | None = None,
-        net: Container | str | None = None,
-        share: Iterable[str] = (),
+        net: Container | Network | str | None = None, share: Iterable[str] = (),
         mounts: Iterable[Mount | str] = (),
         env: Mapping[str, str] | None = None,
         cwd: StrPath | None = None,
@@ -96,7 +97,7 @@ class Container(FileAccess, ImageAccess):
         self.spec: ContainerSpec = _spec.build(
             image=image, store=store,
             **limits,
-            net=net.spec.net if isinstance(net, Container) else net,
+            net=net if net is None or isinstance(net, str) else _net_of(net),
             joins_net=isinstance(net, Container),
             share=share,
             mounts=mounts,
@@ -112,6 +113,7 @@ class Container(FileAccess, ImageAccess):
             strict=strict, time_offsets=time_offsets, subids=subids,
         )
         self._net_of = net if isinstance(net, Container) else None
+        self._network: Network | None = None if net is None or isinstance(net, (str, Container)) else net
         self._started: Started | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -138,7 +140,7 @@ class Container(FileAccess, ImageAccess):
             if self._started is None:
                 join = None if self._net_of is None else self._net_of.pid
                 try:
-                    self._started = start(self.spec, net_of=join)
+                    self._started = start(self.spec, net_of=join, attach=self._attach)
                 except OSError as error:
                     raise_shortage(error, "make a container")
                     raise
@@ -182,6 +184,21 @@ class Container(FileAccess, ImageAccess):
     def pid(self) -> int:
         """The pid of its init, as this process sees it. For looking only: signals go through `kill`."""
         return self._session().pid
+
+    @property
+    def network(self) -> Network | None:
+        """The `Network` that it was given, if any."""
+        return self._network
+
+    @property
+    def address(self) -> str | None:
+        """Its address in its `Network`; None: it is in none."""
+        live = self._live()
+        return None if self._network is None else self._network.address_of(live.session)
+
+    @property
+    def _attach(self) -> Attach | None:
+        return None if self._network is None else partial(self._network.attach, hostname=self.spec.hostname)
 
     @property
     def degraded(self) -> tuple[str, ...]:
@@ -387,6 +404,15 @@ class Container(FileAccess, ImageAccess):
     def cgroup(self) -> Introspection:
         """The container's control files as typed attributes: ``c.cgroup.memory.limit_in_bytes`` (v1), ``c.cgroup.memory.max`` (v2)."""
         return self._live().group().files
+
+
+def _net_of(net: Any) -> Any:  # noqa: ANN401 - what is neither is refused in words
+    """What the plan says of it: a container of a network is made as one with loopback only, and is then connected."""
+    if isinstance(net, Container):
+        return net.spec.net
+    from sandbox.network import Network
+
+    return None if isinstance(net, Network) else net
 
 
 def prepare_run(container: Container, argv: Sequence[Argument], o: Mapping[str, Any]) -> tuple[Started, Prepared]:

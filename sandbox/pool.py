@@ -78,8 +78,9 @@ class Pool(Executor):
     ) -> None:
         if isinstance(image, Container) and options:
             raise UsageError(f"{min(options)}: say that to the Container which the pool's are to be like")
-        spec = image.spec if isinstance(image, Container) else Container(image, **options).spec
-        check_spec(spec)
+        like = image if isinstance(image, Container) else Container(image, **options)
+        spec = like.spec
+        check_spec(spec, in_network=like.network is not None)
         self.size = len(os.sched_getaffinity(0)) if size is None else to_count(size, what="size", most=MOST)
         self.max_idle = self.size if max_idle is None else to_count(max_idle, what="max_idle", least=0, most=MOST)
         #: why containers are replaced after each use; "" when they need not be

@@ -136,6 +136,7 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.SetTimes: lambda o, s: _U16(s.number(o.at)) + text(o.path) + struct.pack("<qI", o.seconds, o.nanoseconds),
     plan.Remove: lambda o, s: _U16(s.number(o.at)) + text(o.path) + bytes([o.recursive]),
     plan.NewOverlay: _new_overlay,
+    plan.Socket: lambda o, s: _U16(s.number(o.out)) + _U32(o.domain) + _U32(o.type) + _U32(o.protocol),
     plan.CopyTree: lambda o, s: _U16(s.number(o.src)) + _U16(s.number(o.at)) + text(o.path),
 }
 

@@ -39,6 +39,7 @@ from sandbox.monitoring import MAX_ROWS
 if TYPE_CHECKING:
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
+    from sandbox.network import Network
 
 
 class Container(ImageAccess):
@@ -133,6 +134,16 @@ class Container(ImageAccess):
     def pid(self) -> int:
         """The pid of its init, as this process sees it. For looking only."""
         return self.driven.pid
+
+    @property
+    def network(self) -> Network | None:
+        """The `Network` that it was given, if any."""
+        return self.driven.network
+
+    @property
+    def address(self) -> str | None:
+        """Its address in its `Network`; None: it is in none."""
+        return self.driven.address
 
     @property
     def degraded(self) -> tuple[str, ...]:

@@ -1,7 +1,4 @@
-"""Networks: published ports, subnets and addresses, as plain values.
-
-There is nothing yet that makes a network of them: `Container` takes None, "host" or another container as its *net*.
-"""
+"""Networks: published ports, subnets and addresses, as plain values. `sandbox.Network` makes one of them; ports are not published yet."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ int copy_tree(int from, int to) {
 #define setdomainname(name, size) ((void)(size), stub_call("setdomainname", AT_FDCWD, name, NULL))
 #define setns(fd, kind) ((void)(kind), stub_call("setns", fd, NULL, NULL))
 #define fcntl(fd, ...) stub_opens("fcntl", fd, NULL)
-#define socket(...) stub_opens("socket", AT_FDCWD, NULL)
+#define socket(domain, type, protocol) ((void)(domain), (void)(type), (void)(protocol), stub_opens("socket", AT_FDCWD, NULL))
 #define ioctl(fd, code, argument) ((void)(argument), stub_call("ioctl", fd, NULL, NULL))
 #define prctl(option, cap, ...) stub_capabilities(option, (unsigned long)(cap))
 

@@ -23,7 +23,7 @@ FIELDS: dict[str, SearchStrategy[object]] = {
     **dict.fromkeys(("at", "src", "same_as"), PLACES),
     **dict.fromkeys(("path", "name", "target", "fstype"), TEXTS),
     **dict.fromkeys(("set", "clear", "propagation", "resolve", "keep", "handled_fs", "handled_net", "scoped"), U64),
-    **dict.fromkeys(("uid", "gid", "attrs", "kind"), U32),
+    **dict.fromkeys(("uid", "gid", "attrs", "kind", "domain", "type", "protocol"), U32),
     **dict.fromkeys(("offset", "start"), U64),
     "size": st.integers(0, 1 << 20),
     "seconds": st.integers(-(2**63), 2**63 - 1),

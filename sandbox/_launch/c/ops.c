@@ -905,6 +905,14 @@ static int op_setns(struct ops *o, struct reader *r) {
     return r->bad || fd < 0 ? fail(EPROTO) : setns(fd, (int)kind);
 }
 
+static int op_socket(struct ops *o, struct reader *r) {
+    uint16_t out = rd_uint16(r);
+    uint32_t domain = rd_uint32(r), type = rd_uint32(r), protocol = rd_uint32(r);
+    if (r->bad)
+        return fail(EPROTO);
+    return slot_put(o, out, socket((int)domain, (int)type | SOCK_CLOEXEC, (int)protocol));
+}
+
 static int op_unlink(struct ops *o, struct reader *r) {
     int dir = slot_get(o, rd_uint16(r));
     const char *path = rd_str(r), *name;
@@ -956,7 +964,7 @@ static op_fn *const TABLE[] = {
     [16] = op_chdir,      [17] = op_write_proc, [18] = op_drop_bounding, [19] = op_no_new_privs,   [20] = op_landlock,
     [21] = op_seccomp,    [22] = op_close,      [23] = op_mask,          [24] = op_read_only_path, [25] = op_sethook,
     [26] = op_bind_mount, [27] = op_setns,      [28] = op_unlink,        [29] = op_unmount,        [30] = op_set_times,
-    [31] = op_remove,     [32] = op_write_from, [33] = op_copy_tree,     [34] = op_new_overlay,
+    [31] = op_remove,     [32] = op_write_from, [33] = op_copy_tree,     [34] = op_new_overlay,    [35] = op_socket,
 };
 
 static int run_one(struct ops *o, struct reader *block) {

@@ -1,0 +1,72 @@
+"""A namespace for a network's bridge, and sockets inside network namespaces: without moving a thread of ours, and without a fork of Python.
+
+Theory of operation
+-------------------
+A helper of the launcher, an init without programs, lives in a network namespace that it has made: the *switch*. It opens sockets there, and,
+going there and back within one request, in the namespaces of containers; the descriptors come to us. Netlink asks for rights over a
+namespace both when its socket is opened and when it is used; the helper has the caller's. What lives in the switch has no other holder
+but this process (its sockets, and a descriptor of the namespace), and ends with it: the launcher ends the helper, the kernel the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import Final
+
+from sandbox import _plan as plan
+from sandbox._session import Session
+from sandbox._spawner import start_helper
+from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWPID
+from sandbox._sys.fds import Fd
+from sandbox.errors import SandboxError, SetupError
+
+_NETLINK: Final = (socket.AF_NETLINK, socket.SOCK_RAW)
+# Of interfaces that are made from then on; ``lo`` keeps ::1. So nobody listens to router advertisements, nor has an address we did not give.
+_NO_IPV6: Final = plan.WriteProc("/proc/sys/net/ipv6/conf/default/disable_ipv6", b"1\n", plan.HOST, optional=True)
+
+
+def namespace_of(session: Session) -> Fd:
+    """The network namespace of a container's init; the descriptor is the caller's."""
+    try:
+        return Fd(os.open(f"/proc/{session.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise SetupError("open the network namespace", error.errno or 0, step="network") from error
+
+
+class Switch:
+    """The namespace and its helper. Belongs to the process that made it."""
+
+    def __init__(self) -> None:
+        ops = (plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6)
+        self._session = start_helper(plan.Plan(clone_flags=CLONE_NEWPID, init_ops=ops), 0)
+        try:
+            self._namespace = namespace_of(self._session)
+        except BaseException:
+            self._session.close()
+            raise
+
+    def socket(self, inside: Fd | None = None) -> int:
+        """Open a netlink socket in the namespace *inside*, or here. The descriptor is the caller's. Raises: SetupError, ClosedError."""
+        opening = plan.Socket("socket", *_NETLINK)
+        if inside is None:
+            return self._session.request([opening], ["socket"])[0]
+        there, back = plan.Setns("there", CLONE_NEWNET), plan.Setns("here", CLONE_NEWNET)
+        fds = {"there": inside.fileno(), "here": self._namespace.fileno()}
+        try:
+            return self._session.request([there, opening, _NO_IPV6, back], ["socket"], fds)[0]
+        except SetupError:
+            self._session.request([back], [], {"here": fds["here"]})
+            raise
+
+    def close(self) -> None:
+        """End it, with all links in it. In a forked child only its copies are closed."""
+        self._namespace.close()
+        self._session.close()
+
+    def abandon(self) -> None:
+        """Let go of this process's copies, in a forked child."""
+        self._namespace.close()
+        with contextlib.suppress(SandboxError):
+            self._session.abandon()
