@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sandbox import _plan as plan
@@ -128,6 +128,7 @@ def test_c_reads_a_creation_as_it_was_meant(show: Path, k: codec.CreateRequest) 
 @both_ends
 # What uses a slot that was closed before is rightly not read to its end: so a Close comes last.
 @given(st.lists(OPERATIONS.filter(lambda op: not isinstance(op, plan.Close)), max_size=12), st.booleans())
+@example([plan.NewOverlay("slot0", (("", None), ("key", "a,b")), plan.FdPath("slot1"), classic=True)], False)
 def test_c_reads_every_operation_to_its_last_byte(show: Path, ops: list[plan.Op], closes: bool) -> None:
     ops = [*ops, plan.Close("slot0")] if closes else ops
     body = struct.pack("<I", len(ops)) + codec.encode_ops(ops, codec.SlotTable((f"slot{n}" for n in range(8)), first=0))

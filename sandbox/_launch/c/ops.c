@@ -289,16 +289,28 @@ static int classic_overlay(struct ops *o, int at, uint32_t attrs, uint32_t count
     return mount_at(at, lowers.text, attrs);
 }
 
+static void skip_options(struct reader *r, uint32_t count) {
+    for (uint32_t i = 0; i < count && !r->bad; i++) {
+        uint8_t kind = rd_uint8(r);
+        rd_str(r);
+        if (kind == OPTION_FD_PATH)
+            rd_uint16(r);
+        if (kind != OPTION_FLAG)
+            rd_str(r);
+    }
+}
+
 static int op_new_overlay(struct ops *o, struct reader *r) {
     uint16_t out = rd_uint16(r);
     int place = slot_get(o, rd_uint16(r));
     const char *path = rd_str(r);
     uint8_t classic = rd_uint8(r);
     uint32_t attrs = rd_uint32(r), count = rd_uint32(r);
-    struct reader again = *r;
+    struct reader options = *r, again = *r;
+    skip_options(r, count); // whichever of the two ways is gone, and however far
     if (r->bad || place < 0)
         return fail(EPROTO);
-    int made = classic ? -1 : new_mount(o, "overlay", attrs, count, r);
+    int made = classic ? -1 : new_mount(o, "overlay", attrs, count, &options);
     // An older kernel does not know lowerdir+, and says so when it is told (6.5 rejects it at once) or at last, when it makes the
     // mount.
     if (classic || (made < 0 && errno == EINVAL)) {
