@@ -39,11 +39,15 @@ Body = bytes | Callable[[], Iterable[bytes]] | None
 
 
 class BrokenTransferError(RegistryError):
-    """The connection could not be made, broke, or took too long: what may go well the next time, perhaps after *retry_after* seconds."""
+    """The connection could not be made, broke, or took too long: what may go well the next time, perhaps after *retry_after* seconds.
 
-    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+    *unreachable*: nobody listens there, or there is no such host.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None, unreachable: bool = False) -> None:
         super().__init__(message, status=status)
         self.retry_after = retry_after
+        self.unreachable = unreachable
 
 
 @frozen
@@ -285,7 +289,8 @@ class Transport:
             if isinstance(error, urllib3.exceptions.SSLError):
                 raise _of_tls(origin, error) from None
             reason = "no answer in time" if slow else _reason(error)
-            raise BrokenTransferError(f"{method} {without_query(url)}: {reason}") from None
+            unreachable = isinstance(error, urllib3.exceptions.NewConnectionError)
+            raise BrokenTransferError(f"{method} {without_query(url)}: {reason}", unreachable=unreachable) from None
         return Response(raw, self._here.watch, url, self.patience)
 
     def _pool(self, origin: Origin) -> HTTPConnectionPool:

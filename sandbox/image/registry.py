@@ -34,6 +34,7 @@ _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _ACCEPT: Final = ", ".join(sorted(MANIFESTS | INDEXES))
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _AUTH_TRIES: Final = 3  # without a token, with one, with a new one
+_UNREACHABLE_TRIES: Final = 2  # of a host that is not there: most likely a word is wrong, and somebody waits
 Action = tuple[str, ...]
 PULL: Final[Action] = ("pull",)
 PUSH: Final[Action] = ("pull", "push")
@@ -236,7 +237,7 @@ class Registry:
         patience = self.access.patience
         if self.transport.stopped.is_set():
             raise error
-        if tries >= patience.attempts:
+        if tries >= (min(_UNREACHABLE_TRIES, patience.attempts) if error.unreachable else patience.attempts):
             raise RegistryError(f"{error}; given up after {tries} tries", status=error.status) from None
         if error.retry_after is not None and error.retry_after > patience.most_asked_s:
             raise RegistryError(f"{error}; it asks to wait {error.retry_after:.0f} s, which is too long", status=error.status) from None

@@ -287,6 +287,13 @@ def test_what_does_not_pass_ends(server: FaultyRegistry) -> None:
     assert len(server.asked("GET", "manifests")) == 4
 
 
+def test_a_host_that_is_not_there_is_asked_twice() -> None:
+    told: list[str] = []
+    with Registry.open("127.0.0.1:1", Access(patience=QUICK), on_retry=told.append) as registry, pytest.raises(RegistryError, match="given up after 2 tries"):
+        registry.manifest("app", "1")
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("code", [400, 403, 404, 405, 410, 451])
 def test_what_is_final_is_asked_once(server: FaultyRegistry, code: int) -> None:
     server.plan("GET", "manifests", status(code))
