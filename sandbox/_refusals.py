@@ -34,6 +34,7 @@ _COPYING: Final = {
     errno.ELOOP: "the directory is more than 100 levels deep",
     errno.EMFILE: "the directory is deeper than this process may open files (ulimit -Hn)",
 }
+_NO_DIRECTORY: Final = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 _FORBIDDEN: Final = (errno.EPERM, errno.EACCES, errno.ENOSPC)
 
 
@@ -65,7 +66,7 @@ def _operation(phase: wire.Phase, index: int, planned: plan.Plan, host_ops_befor
 
 def _unsupported(phase: wire.Phase, op: plan.Op | None, number: int) -> UnsupportedError | None:
     """What this host lacks, where that is known."""
-    if isinstance(op, plan.NewFs) and op.fstype == "overlay" and number in (errno.EPERM, errno.ENODEV):
+    if (isinstance(op, plan.NewOverlay) or (isinstance(op, plan.NewFs) and op.fstype == "overlay")) and number in (errno.EPERM, errno.ENODEV):
         return no_overlay()
     if isinstance(op, plan.NewFs) and op.fstype == "proc" and number == errno.EPERM:
         return _no_procfs()
@@ -96,6 +97,8 @@ def _no_userns() -> UnsupportedError | None:
 def _hint(phase: wire.Phase, op: plan.Op | None, number: int) -> str:
     if isinstance(op, plan.CopyTree) and number in _COPYING:
         return _COPYING[number]
+    if isinstance(op, plan.MakeTarget) and op.path.endswith("/.") and number in _NO_DIRECTORY:
+        return "the image's VOLUME or WORKDIR there is a file, or a link that leads nowhere: mount something on it, or give another cwd="
     if isinstance(op, plan.Unshare) and number == errno.ENOSPC:
         return "user.max_mnt_namespaces, max_net_namespaces or another limit of that kind is reached; raise the sysctl"
     if phase in (wire.Phase.HOST, wire.Phase.INIT) or (phase is wire.Phase.CLONE and number != errno.ENOSPC):

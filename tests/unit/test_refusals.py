@@ -97,3 +97,18 @@ def test_an_unconfined_process_is_under_no_profile(monkeypatch):
 
 def test_a_phase_that_is_none_is_a_broken_protocol():
     assert isinstance(setup_error(codec.Failed(99, 0, 0, 1), plan.Plan(), 0), ProtocolError)
+
+
+@pytest.mark.parametrize("op", [plan.NewFs("o", "overlay"), plan.NewOverlay("o", (), plan.FdPath("o"))])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENODEV])
+def test_a_host_without_overlays_is_told_of_them_however_many_layers_there_are(op, number):
+    error = failed(op, number)
+    assert isinstance(error, UnsupportedError)
+    assert error.feature == "overlay"
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR])
+def test_a_volume_of_an_image_that_is_no_directory_is_named(number):
+    error = failed(plan.MakeTarget("/etc/passwd/.", "root", "root"), number)
+    assert isinstance(error, SetupError)
+    assert "VOLUME" in error.hint
