@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
@@ -58,7 +59,10 @@ class Difference:
                     continue
                 before = _first(name, fds[1:])
                 if stat.S_ISDIR(now.st_mode):
-                    below.append(Merged(f"{directory.path}/{name}", self.tree.below(directory, fds, name, 0)))
+                    parts = self.tree.below(directory, fds, name, 0)
+                    if not parts:
+                        raise FileNotFoundError(errno.ENOENT, "it moved while it was looked at", path)
+                    below.append(Merged(f"{directory.path}/{name}", parts))
                     self._on_directory(path, now, before)
                     self._note_hidden(directory, fds, name, path)
                 elif _is_whiteout(now):

@@ -100,8 +100,7 @@ def assert_harmless(layer: Path) -> None:
 
 
 def remove(layer: Path) -> None:
-    for directory, _, _ in os.walk(layer):
-        os.chmod(directory, 0o700)
+    layer.chmod(0o700)  # it may have given its root any mode
     for directory, folders, _ in os.walk(layer):
         for folder in folders:
             if not os.path.islink(os.path.join(directory, folder)):

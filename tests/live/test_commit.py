@@ -13,6 +13,7 @@ import pytest
 
 import sandbox
 from sandbox import Bind, Container, ImageError, LimitError, Scratch, Tmpfs, UsageError
+from sandbox.fs._fill import MergedTree
 from sandbox.image import Image, Settings, Store
 from tests.rootfs import busybox, put_image, write_layer
 from tests.support import needs
@@ -125,6 +126,15 @@ def test_what_cannot_be_a_layer_is_refused_and_leaves_the_store_as_it_was(make: 
     assert [image.names for image in store.images()] == [("docker.io/library/app:latest",)]
     store.prune()
     assert store.verify() == []
+
+
+def test_a_directory_that_goes_while_it_is_looked_at_is_told(make: Callable[..., Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Container(make()) as c:
+        out(c, "mkdir /new")
+        monkeypatch.setattr(MergedTree, "below", staticmethod(lambda *_: ()))
+        for look in (c.diff, c.commit):
+            with pytest.raises(sandbox.SetupError, match="change files meanwhile"):
+                look()
 
 
 def test_programs_that_change_names_meanwhile_show_nothing_of_the_host(make: Callable[..., Image], tmp_path: Path) -> None:

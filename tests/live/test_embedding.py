@@ -388,7 +388,6 @@ def test_closing_a_program_of_a_stopped_init_is_an_error_in_bounded_time(monkeyp
             program.close()
 
 
-@needs("root")
 def test_an_interrupt_amid_the_end_of_a_start_is_what_the_caller_gets(monkeypatch: pytest.MonkeyPatch, no_leftovers: None) -> None:
     """Ctrl-C once while a container is made, and once more while that is undone."""
     beginning = sandbox._beginning.Beginning
@@ -411,6 +410,7 @@ def test_an_interrupt_amid_the_end_of_a_start_is_what_the_caller_gets(monkeypatc
     assert sandbox.run(["true"]).ok
 
 
+@needs("root")
 def test_an_init_holds_nothing_of_other_containers() -> None:
     with contextlib.ExitStack() as stack:
         containers = [stack.enter_context(Container(memory="64M")) for _ in range(12)]
