@@ -27,7 +27,7 @@ from sandbox.builder.events import Event, EventKind
 from sandbox.builder.ignore import Patterns
 from sandbox.builder.instructions import Dockerfile, Stage, parse
 from sandbox.errors import DockerfileError, ImageError, ImageNotFoundError, UsageError
-from sandbox.image import Image, Platform, Reference, Store, pull
+from sandbox.image import Image, Platform, Reference, Store
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -289,6 +289,8 @@ class Building:
             if found is not None and platform.fits(found.config.platform):
                 return found
         self.job.report(Event(EventKind.BEGIN, text=f"pull {Reference.parse(name)}"))
+        from sandbox.image import pull  # with HTTP and what it takes: a seventh of a rebuild
+
         image = pull(name, store=self.job.store, platform=platform)
         self.job.report(Event(EventKind.DONE, text=f"pull {Reference.parse(name)}"))
         return image
