@@ -193,7 +193,7 @@ def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own 
         arguments["resolver"] = host_resolver()  # as it is now
     env = arguments["env"]
     arguments["env"] = None if env is None else to_env(env)
-    root, origin = to_root(arguments.pop("image"), arguments.pop("store"))
+    root, origin = to_root(arguments.pop("image"), arguments.pop("store", None))
     try:
         return _cached_build(root, origin, **arguments)
     except TypeError:  # something that cannot be a key: either checked below, or refused there in words

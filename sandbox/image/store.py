@@ -197,12 +197,11 @@ class Store:
         """
         reference = target if isinstance(target, Reference) else Reference.parse(target)
         _catalog.require_tag(reference)
-        with self._disk.opened("name an image") as root:
-            with root.locked():
-                named = _catalog.resolve(root, source, _catalog.names(root))
-                _catalog.require_record(root, named.image)
-                root.replace(_catalog.name_file(str(reference)), named.encode(str(reference)))
-            return _catalog.load(root, self.path, named, _catalog.names(root))
+        with self._disk.opened("name an image") as root, root.locked():
+            named = _catalog.resolve(root, source, _catalog.names(root))
+            _catalog.require_record(root, named.image)
+            root.replace(_catalog.name_file(str(reference)), named.encode(str(reference)))
+            return _catalog.load(root, self.path, named, _catalog.names(root))  # while nobody can remove it
 
     def untag(self, name: str | Reference) -> None:
         """Take a name away; the image stays. Raises: ImageNotFoundError: there is no such name."""
