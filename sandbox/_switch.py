@@ -20,7 +20,7 @@ from sandbox._session import Session
 from sandbox._spawner import start_helper
 from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWPID
 from sandbox._sys.fds import Fd
-from sandbox.errors import SandboxError, SetupError
+from sandbox.errors import BrokenError, SandboxError, SetupError
 
 _NETLINK: Final = (socket.AF_NETLINK, socket.SOCK_RAW)
 # Of interfaces that are made from then on; ``lo`` keeps ::1. So nobody listens to router advertisements, nor has an address we did not give.
@@ -28,11 +28,15 @@ _NO_IPV6: Final = plan.WriteProc("/proc/sys/net/ipv6/conf/default/disable_ipv6",
 
 
 def namespace_of(session: Session) -> Fd:
-    """The network namespace of a container's init; the descriptor is the caller's."""
+    """The network namespace of a container's init; the descriptor is the caller's. Raises: BrokenError: it has ended; SetupError."""
     try:
-        return Fd(os.open(f"/proc/{session.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        found = Fd(os.open(f"/proc/{session.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise SetupError("open the network namespace", error.errno or 0, step="network") from error
+    if not session.is_alive:  # by its pidfd: its pid may be another process's by now, and the namespace the host's
+        found.close()
+        raise BrokenError("the container ended while it joined a network; start another one")
+    return found
 
 
 class Switch:

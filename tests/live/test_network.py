@@ -12,11 +12,14 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import sandbox
 from sandbox import PIPE, ClosedError, Container, Network, SetupError, UsageError
+from sandbox._switch import namespace_of
+from sandbox.errors import BrokenError
 from tests.leak.killed import run_and_kill
 from tests.leak.snapshot import Snapshot
 from tests.support import needs
@@ -245,3 +248,11 @@ def test_a_route_of_the_host_is_not_taken_as_a_subnet() -> None:
     beside = subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, text=True, check=True).stdout.strip()
     assert beside
     assert beside != found
+
+
+def test_the_namespace_of_a_container_that_has_ended_is_not_taken_from_whoever_has_its_pid() -> None:
+    ended = SimpleNamespace(pid=os.getpid(), is_alive=False)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(BrokenError, match="ended while it joined"):
+        namespace_of(ended)  # type: ignore[arg-type]
+    assert sorted(os.listdir("/proc/self/fd")) == before
