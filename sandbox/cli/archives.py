@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from sandbox import SandboxError
 from sandbox.cli.arguments import Parser, WrongUseError
-from sandbox.cli.run import WRONG_USE, one_line
+from sandbox.cli.outcome import outcome
 from sandbox.image import Platform, bootstrap, export, import_rootfs, load, save
 
 __all__ = ["main_bootstrap", "main_export", "main_import", "main_load", "main_save"]
 
-FAILED: Final = 1
 STDIN: Final = 0
 STDOUT: Final = 1
 
@@ -37,7 +35,7 @@ def main_save(arguments: Sequence[str]) -> int:
             raise WrongUseError("--format oci-dir takes the directory as --output")
         save(options.images, STDOUT if options.output is None else options.output, format=options.format)
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def main_load(arguments: Sequence[str]) -> int:
@@ -54,7 +52,7 @@ def main_load(arguments: Sequence[str]) -> int:
             for name in () if options.quiet else image.names or (str(image.id),):
                 print(f"Loaded {name}")
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def main_import(arguments: Sequence[str]) -> int:
@@ -71,7 +69,7 @@ def main_import(arguments: Sequence[str]) -> int:
         image = import_rootfs(source, options.name, changes=options.change, message=options.message, platform=options.platform)
         print(image.id)
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def main_export(arguments: Sequence[str]) -> int:
@@ -83,7 +81,7 @@ def main_export(arguments: Sequence[str]) -> int:
     def run(options: argparse.Namespace) -> None:
         export(options.image, STDOUT if options.output is None else options.output)
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def main_bootstrap(arguments: Sequence[str]) -> int:
@@ -100,7 +98,7 @@ def main_bootstrap(arguments: Sequence[str]) -> int:
     def run(options: argparse.Namespace) -> None:
         print(bootstrap(**vars(options)).id)
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def _list(text: str) -> list[str]:
@@ -123,24 +121,3 @@ def _standard_input() -> int:
     if os.isatty(STDIN):
         raise WrongUseError("standard input is a terminal; name a file")
     return STDIN
-
-
-def _carry_out(parser: Parser, arguments: Sequence[str], run: Callable[[argparse.Namespace], None]) -> int:
-    try:
-        run(parser.parse_args(list(arguments)))
-    except WrongUseError as error:
-        return _complain(parser, f"{error} (see {parser.prog} --help)", WRONG_USE)
-    except SandboxError as error:
-        return _complain(parser, str(error), FAILED)
-    except BrokenPipeError:  # the dispatcher's business
-        raise
-    except OSError as error:
-        return _complain(parser, str(error), FAILED)
-    except SystemExit:  # --help
-        pass
-    return 0
-
-
-def _complain(parser: Parser, message: str, code: int) -> int:
-    print(f"{parser.prog}: {one_line(message)}", file=sys.stderr)
-    return code

@@ -13,7 +13,8 @@ from attrs import define
 
 from sandbox import CommandError, Comparison, Estimate, Measurement, SandboxError, UnsupportedError, UsageError, compare
 from sandbox.cli import options
-from sandbox.cli.run import OWN_FAILURE, WRONG_USE, code_of_error, one_line, with_groups
+from sandbox.cli.outcome import one_line
+from sandbox.cli.run import OWN_FAILURE, WRONG_USE, code_of_error, with_groups
 
 FAILED: Final = 1
 _MIB: Final = 1 << 20

@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
-from sandbox import SandboxError, UsageError
+from sandbox import UsageError
 from sandbox.builder import Event, build
 from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.build_progress import Plain, is_shown_live, live
+from sandbox.cli.outcome import outcome
 
-FAILED: Final = 1
-WRONG_USE: Final = 2
 MAX_SECRET: Final = 512 << 10  # BuildKit's own bound
 _EPILOG: Final = """\
 SIZE is bytes or 64K, 64M, 1.5G (binary multiples). RUN has no network unless --network host. CONTEXT is a directory; '-' for none, with the
@@ -30,16 +29,7 @@ exit code: 0; 1 the build failed; 2 wrong use.
 
 def main(arguments: Sequence[str]) -> int:
     """Build what the command line says; return the exit code."""
-    try:
-        return _build(_parser().parse_args(list(arguments)))
-    except WrongUseError as error:
-        print(f"sandbox build: {error} (see sandbox build --help)", file=sys.stderr)
-        return WRONG_USE
-    except (SandboxError, OSError) as error:
-        print(f"sandbox build: {_printable(str(error))}", file=sys.stderr)
-        return FAILED
-    except SystemExit:  # --help
-        return 0
+    return outcome("sandbox build", lambda: _build(_parser().parse_args(list(arguments))), show=_printable)
 
 
 def _parser() -> Parser:

@@ -14,12 +14,10 @@ from sandbox import SandboxError, UsageError
 from sandbox.cli import tables
 from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.options import to_time
-from sandbox.cli.run import one_line
+from sandbox.cli.outcome import FAILED, WRONG_USE, complain, one_line, outcome
 from sandbox.fs import VolumeStore
 from sandbox.image import Image, Reference, Store
 
-FAILED: Final = 1
-WRONG_USE: Final = 2
 _NONE: Final = "<none>"
 _FILTERS: Final = ("before", "dangling", "label", "reference", "since")
 _ELSEWHERE: Final = ("build", "import", "load", "pull", "push", "save")
@@ -55,20 +53,7 @@ def _run(name: str, arguments: Sequence[str], *, prefix: str = "") -> int:
     command = f"sandbox {prefix}{name}"
     parser = Parser(prog=command, description=_TEXTS[name].capitalize() + ".", allow_abbrev=False)
     carry_out = _COMMANDS[name](parser)
-    try:
-        return carry_out(parser.parse_args(list(arguments)))
-    except WrongUseError as error:
-        print(f"{command}: {one_line(str(error))} (see {command} --help)", file=sys.stderr)
-        return WRONG_USE
-    except SandboxError as error:
-        _complain(command, error)
-        return FAILED
-    except SystemExit:  # --help
-        return 0
-
-
-def _complain(command: str, error: SandboxError) -> None:
-    print(f"{command}: {one_line(str(error))}", file=sys.stderr)
+    return outcome(command, lambda: carry_out(parser.parse_args(list(arguments))))
 
 
 Carry = Callable[[argparse.Namespace], int]
@@ -218,7 +203,7 @@ def _each(command: str, names: Iterable[str], work: Callable[[str], None]) -> in
         try:
             work(name)
         except SandboxError as error:
-            _complain(command, error)
+            complain(command, str(error))
             code = FAILED
     return code
 

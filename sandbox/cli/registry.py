@@ -6,15 +6,15 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from attrs import define, field
 
-from sandbox import SandboxError, UsageError
+from sandbox import UsageError
 from sandbox.cli.arguments import Parser, WrongUseError
-from sandbox.cli.run import WRONG_USE, one_line
+from sandbox.cli.outcome import one_line, outcome
 from sandbox.image import Digest, Progress, Reference, Stage, login, logout, pull, push, tags
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-FAILED: Final = 1
 HUB: Final = "docker.io"
 _MOST_INPUT: Final = 1 << 16
 _MIB: Final = 1 << 20
@@ -46,7 +45,7 @@ def main_pull(arguments: Sequence[str]) -> int:
                 print(f"Digest: {image.manifest}", file=sys.stderr)
             print(reference)
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def _references(options: argparse.Namespace) -> list[Reference]:
@@ -71,7 +70,7 @@ def main_push(arguments: Sequence[str]) -> int:
             print(f"Digest: {digest}", file=sys.stderr)
         print(Reference.parse(options.name))
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def main_login(arguments: Sequence[str]) -> int:
@@ -90,7 +89,7 @@ def main_login(arguments: Sequence[str]) -> int:
             print(f"The password is kept in {where}, which only you can read, but as plain text; a credential helper would hide it.", file=sys.stderr)
         print("Login Succeeded")
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def _password(options: argparse.Namespace, user: str) -> str:
@@ -131,7 +130,7 @@ def main_logout(arguments: Sequence[str]) -> int:
         found = logout(options.registry)
         print(f"Removed the password for {options.registry}" if found else f"Not logged in to {options.registry}")
 
-    return _carry_out(parser, arguments, run)
+    return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
 def main(command: str, arguments: Sequence[str]) -> int:
@@ -155,21 +154,6 @@ def _add_access(parser: Parser, *, quiet: bool = True) -> None:
 
 def _access(options: argparse.Namespace) -> dict[str, Any]:
     return {"insecure": options.insecure, "ca": options.ca}
-
-
-def _carry_out(parser: Parser, arguments: Sequence[str], run: Callable[[argparse.Namespace], None]) -> int:
-    """0; 1 it failed; 2 wrong use."""
-    try:
-        run(parser.parse_args(list(arguments)))
-    except WrongUseError as error:
-        print(f"{parser.prog}: {one_line(str(error))} (see {parser.prog} --help)", file=sys.stderr)
-        return WRONG_USE
-    except (SandboxError, OSError) as error:
-        print(f"{parser.prog}: {one_line(str(error))}", file=sys.stderr)
-        return FAILED
-    except SystemExit:  # --help
-        return 0
-    return 0
 
 
 # ---- Progress ----

@@ -32,6 +32,7 @@ from sandbox import (
     UsageError,
 )
 from sandbox.cli import options
+from sandbox.cli.outcome import one_line
 from sandbox.cli.report import Report
 
 OWN_FAILURE: Final = 125  # docker run's: the failure is ours, not the program's
@@ -88,11 +89,6 @@ def code_of_error(error: SandboxError) -> int:
 def _complain(error: SandboxError, code: int, *, hint: str = "") -> int:
     print(f"sandbox run: {one_line(str(error))}{hint}", file=sys.stderr)
     return code
-
-
-def one_line(text: str) -> str:
-    """No terminal shall obey what a file's name or a program's name says."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _explain(request: options.Request) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from sandbox.cli.run import one_line
+from sandbox.cli.outcome import one_line
 
 _GAP: Final = 3
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sandbox import SandboxError, UsageError
 from sandbox.cli import tables
 from sandbox.cli.arguments import Parser, WrongUseError
-from sandbox.cli.run import one_line
+from sandbox.cli.outcome import FAILED, complain, one_line, outcome
 from sandbox.fs import VolumeInfo, VolumeStore
 
-FAILED: Final = 1
-WRONG_USE: Final = 2
+_COMMAND: Final = "sandbox volume"
 _FILTERS: Final = ("dangling", "label", "name")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out what the command line says; return the exit code: 0, 1 something failed, 2 wrong use."""
-    try:
-        parsed = _parser().parse_args(list(arguments))
-        carry_out: Callable[[argparse.Namespace], int] = parsed.carry_out
-        return carry_out(parsed)
-    except WrongUseError as error:
-        _complain(f"{error} (see sandbox volume --help)")
-        return WRONG_USE
-    except (SandboxError, OSError) as error:
-        _complain(str(error))
-        return FAILED
-    except SystemExit:  # --help
-        return 0
+    return outcome(_COMMAND, lambda: _carry_out(arguments), show=_shown)
+
+
+def _carry_out(arguments: Sequence[str]) -> int:
+    parsed = _parser().parse_args(list(arguments))
+    carry_out: Callable[[argparse.Namespace], int] = parsed.carry_out
+    return carry_out(parsed)
+
+
+def _shown(text: str) -> str:
+    return one_line(text.removeprefix("volume: "))
 
 
 def _complain(text: str) -> None:
-    print(f"sandbox volume: {one_line(text.removeprefix('volume: '))}", file=sys.stderr)
+    complain(_COMMAND, text, show=_shown)
 
 
 def _parser() -> Parser:
