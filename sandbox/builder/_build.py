@@ -142,7 +142,7 @@ def _read(path: str | None, dockerfile: StrPath | bytes | None) -> Dockerfile:
         with open(path, "rb") as file:
             return parse(file.read(MAX_DOCKERFILE + 1), path if dockerfile is None else os.fspath(cast("StrPath", dockerfile)))
     except OSError as error:
-        raise UsageError(f"dockerfile: {path!r}: {error.strerror}") from error
+        raise UsageError(f"dockerfile: {path!r}: {error.strerror}; dockerfile= (-f) names another one") from error
 
 
 def _job(

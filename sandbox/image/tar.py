@@ -310,7 +310,10 @@ def _apply(member: Member, records: Records) -> None:
 
 def _sums_up(block: bytes, checksum: bytes) -> bool:
     """Whether the bytes of *block*, its checksum taken as blanks, sum up to *checksum*."""
-    promised = number(checksum[:7] if checksum[7:] == b" " else checksum, "checksum")  # six digits, a NUL and a blank
+    try:
+        promised = number(checksum[:7] if checksum[7:] == b" " else checksum, "checksum")  # six digits, a NUL and a blank
+    except ImageError:
+        return False
     # The low half of Adler-32 is 1 + the sum, modulo 65521, at a tenth of sum()'s price. A checksum tells damage, and protects from nobody.
     if zlib.adler32(block) & 0xFFFF == (promised - 8 * 0x20 + sum(checksum) + 1) % 65521:
         return True

@@ -150,6 +150,12 @@ def test_every_format_of_gnu_tar_is_read(tmp_path: Path, form: str) -> None:
 # --- rules
 
 
+def test_what_is_no_archive_is_told_as_such() -> None:
+    for text in (b"root:x:0:0:root:/root:/bin/bash\n" * 20, b"\x7fELF" * 128, b"!" * 512):
+        with pytest.raises(ImageError, match="no tar archive"):
+            read(text)
+
+
 def test_an_archive_may_end_without_its_end() -> None:
     """Go's reader takes that, and so do GNU tar and Python."""
     assert [member.name for member, _ in read(file(b"a", b"x"))] == [b"a"]
