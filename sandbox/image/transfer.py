@@ -267,8 +267,11 @@ def push(
         manifest = parse_document(data, what=str(name))
         if not isinstance(manifest, Manifest):
             raise ImageError(f"{name}: an index, not an image")
+        parts = [manifest.config, *manifest.layers]
+        if missing := next((part.digest for part in parts if not store.has_blob(part.digest)), None):
+            raise ImageError(f"{name}: blob {missing} is not in the store, and nothing was sent; pull or build the image again")
         registry = stack.enter_context(_open(name.registry, how, teller))
-        _Push(store, registry, name.repository, _sharing(store, name), teller).run([manifest.config, *manifest.layers], connections)
+        _Push(store, registry, name.repository, _sharing(store, name), teller).run(parts, connections)
         digest = registry.put_manifest(name.repository, name.tag, data, manifest.media_type)
         teller.tell(Stage.UPLOADED, Descriptor(manifest.media_type, digest, len(data)), len(data))
         return digest
