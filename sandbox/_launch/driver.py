@@ -41,7 +41,7 @@ _EXPECTED_FDS: Final = 16
 _LEAVE_S: Final = 10.0
 _MSG_DONTWAIT: Final = 0x40  # <linux/socket.h>
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1  # <asm-generic/socket.h>, <linux/socket.h>: `socket` itself is imported late
-LOOK_S: Final = 0.0004  # how long a caller looks for an answer before it sleeps; measured: docs/design/architecture.md
+LOOK_S: Final = 0.001  # how long a caller looks for an answer before it sleeps; measured: docs/design/architecture.md
 LOOKS: Final = 64
 DEAR_S: Final = 0.00015
 _ints: Final = struct.Struct("=i")  # most messages have one descriptor at most
