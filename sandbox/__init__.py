@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sandbox import aio, builder, cg, errors, features, fs, image, noise, ns, sec
     from sandbox._files.limits import CopyProgress
     from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
+    from sandbox._networks.wishes import Join
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
     from sandbox.builder import build
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "sandbox._files.limits": "CopyProgress",
     "sandbox._interact": "Chunk Interaction Party Verdict interact",
+    "sandbox._networks.wishes": "Join",
     "sandbox._start": "shut_down",
     "sandbox.builder": "build",
     "sandbox.cg": "Limits",
@@ -90,6 +92,7 @@ __all__ = [
     "ImageInUseError",
     "ImageNotFoundError",
     "Interaction",
+    "Join",
     "Lease",
     "Leases",
     "LimitError",

@@ -14,7 +14,22 @@ from sandbox import ns
 from sandbox._types import StrPath, to_bool, to_env, to_inside_path, to_items, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UsageError
-from sandbox.fs import Bind, Directory, FilesystemSpec, HostView, Layers, Resolver, Root, Scratch, Tmpfs, Volume, host_resolver, to_host_name
+from sandbox.fs import (
+    MAX_SERVERS,
+    Bind,
+    Directory,
+    FilesystemSpec,
+    HostView,
+    Layers,
+    Resolver,
+    Root,
+    Scratch,
+    Tmpfs,
+    Volume,
+    host_resolver,
+    to_address,
+    to_host_name,
+)
 from sandbox.sec import Rlimits, Security
 
 if TYPE_CHECKING:
@@ -189,8 +204,7 @@ def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own 
         if not isinstance(value, (tuple, str, Bind, Tmpfs, Volume)):
             arguments[name] = to_items(value, what=name, like=like)
     arguments["mounts"] = to_mounts(arguments["mounts"])  # now: a relative source is of the directory that is current now
-    if arguments["net"] == "host":
-        arguments["resolver"] = host_resolver()  # as it is now
+    arguments["resolver"] = _to_resolver(arguments["net"], *(arguments.pop(name, ()) for name in ("dns", "dns_search", "extra_hosts")))
     env = arguments["env"]
     arguments["env"] = None if env is None else to_env(env)
     root, origin = to_root(arguments.pop("image"), arguments.pop("store", None))
@@ -198,6 +212,22 @@ def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own 
         return _cached_build(root, origin, **arguments)
     except TypeError:  # something that cannot be a key: either checked below, or refused there in words
         return _build(root, origin, **arguments)
+
+
+def _to_resolver(net: object, dns: Any, search: Any, hosts: Any) -> Resolver:  # noqa: ANN401 - the caller's
+    """What is known of others by name: the caller's words, and with the host's network what the host knows now."""
+    if dns == () and search == () and hosts == ():
+        return host_resolver() if net == "host" else _ALONE
+    base = host_resolver() if net == "host" else _ALONE
+    if not isinstance(hosts, Mapping) and hosts != ():
+        raise UsageError(f"extra_hosts: {hosts!r} is not a mapping of names to addresses")
+    given = cast("Mapping[Any, Any]", dict(cast("Any", hosts)))
+    extra = tuple((to_address(address), to_host_name(name, what="extra_hosts", most=253)) for name, address in given.items())
+    servers = tuple(map(to_address, to_items(dns, what="dns", like="['10.0.0.53']")))
+    domains = tuple(to_host_name(name, what="dns_search", most=253) for name in to_items(search, what="dns_search", like="['example.org']"))
+    if len(servers) > MAX_SERVERS:
+        raise UsageError(f"dns: the C library asks no more than {MAX_SERVERS} servers")
+    return Resolver(servers or base.nameservers, domains or base.search, (*extra, *base.hosts))
 
 
 def _build(

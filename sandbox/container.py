@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from sandbox._files.face import MAX_READ, FileAccess
 from sandbox._imaged.face import ImageAccess
+from sandbox._networks.face import NetworkAccess
 from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_signal
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 
 if TYPE_CHECKING:
     from sandbox._arguments import Prepared
-    from sandbox._session import Attach, Session
+    from sandbox._networks.wishes import Join
+    from sandbox._session import Session
     from sandbox._spec import ContainerSpec, Mount
     from sandbox._start import Started
     from sandbox._users import Identity
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from sandbox.fs import Directory, Layers, Scratch
     from sandbox.image import Image, Store
     from sandbox.monitoring import Monitor
+    from sandbox.net import Port
     from sandbox.network import Network
     from sandbox.process import Process, Result
     from sandbox.sec import Rlimits, Security
@@ -35,15 +38,17 @@ MAX_PREPARED: Final = 64
 MAX_KEPT: Final = 16384
 
 
-class Container(FileAccess, ImageAccess):
+class Container(FileAccess, ImageAccess, NetworkAccess):
     """A container. Nothing happens before ``with``, `create` or `start`.
 
     image: None: a read-only view of the host's programs and libraries; a path (a text with a slash in it, or a path object): a directory used
         as the root (never written to); a name as ``"debian:12"``, or an `Image`: an image of *store* (None: the user's own), whose ENV, WORKDIR,
         USER and VOLUMEs hold unless something else is said here.
     memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices: limits on all programs together; see `Limits`.
-    net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's; a `Network`: an
-        interface of its own in that.
+    net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's; a `Network`, a `Join` of
+        one, or a list of those: an interface of its own in each.
+    ports: published at the host: 80, "8080:80", "127.0.0.1:53:53/udp"; see `sandbox.net.Port`. links: other containers by an alias.
+    dns, dns_search: addresses of name servers, domains to search. extra_hosts: names and their addresses, for /etc/hosts.
     share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host.
     mounts: `Bind`, `Tmpfs`, `Volume`, or Docker's strings ("src:/dst:ro", "type=volume,source=name,target=/dst").
     read_only: no writable layer at all; scratch: size of the writable layer, a `Scratch`, or "copy": no overlay over the directory, but a
@@ -74,7 +79,9 @@ class Container(FileAccess, ImageAccess):
         io_max: Any = None,  # noqa: ANN401 - see Limits
         hugetlb: Any = None,  # noqa: ANN401
         devices: Iterable[str] | None = None,
-        net: Container | Network | str | None = None, share: Iterable[str] = (),
+        net: Container | Network | Join | Sequence[Network | Join] | str | None = None, share: Iterable[str] = (),
+        ports: Iterable[int | str | Port] = (), links: Mapping[str, Container] | tuple[()] = (),
+        dns: Iterable[str] = (), dns_search: Iterable[str] = (), extra_hosts: Mapping[str, str] | tuple[()] = (),
         mounts: Iterable[Mount | str] = (),
         env: Mapping[str, str] | None = None,
         cwd: StrPath | None = None,
@@ -91,15 +98,16 @@ class Container(FileAccess, ImageAccess):
         subids: bool = False,
     ) -> None:
         from sandbox import _spec
+        from sandbox._networks.wishes import to_wishes
 
         limits: dict[str, Any] = {"memory": memory, "swap": swap, "cpus": cpus, "cpu_weight": cpu_weight, "cpuset": cpuset, "pids": pids}
         limits |= {"io_weight": io_weight, "io_max": io_max, "hugetlb": hugetlb, "devices": devices}
+        word, self._wishes = to_wishes(net, ports, links)
         self.spec: ContainerSpec = _spec.build(
             image=image, store=store,
             **limits,
-            net=net if net is None or isinstance(net, str) else _net_of(net),
-            joins_net=isinstance(net, Container),
-            share=share,
+            net=word, joins_net=self._wishes.net_of is not None, share=share,
+            dns=dns, dns_search=dns_search, extra_hosts=extra_hosts,
             mounts=mounts,
             env=env,
             cwd=cwd,
@@ -108,12 +116,9 @@ class Container(FileAccess, ImageAccess):
             domainname=domainname,
             read_only=read_only,
             scratch=scratch,
-            shm=shm,
-            security=security, rlimits=rlimits,
+            shm=shm, security=security, rlimits=rlimits,
             strict=strict, time_offsets=time_offsets, subids=subids,
         )
-        self._net_of = net if isinstance(net, Container) else None
-        self._network: Network | None = None if net is None or isinstance(net, (str, Container)) else net
         self._started: Started | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -138,7 +143,7 @@ class Container(FileAccess, ImageAccess):
             if self._closed:
                 raise ClosedError("the container was closed; make another one")
             if self._started is None:
-                join = None if self._net_of is None else self._net_of.pid
+                join = None if self._wishes.net_of is None else self._wishes.net_of.pid
                 try:
                     self._started = start(self.spec, net_of=join, attach=self._attach)
                 except OSError as error:
@@ -184,21 +189,6 @@ class Container(FileAccess, ImageAccess):
     def pid(self) -> int:
         """The pid of its init, as this process sees it. For looking only: signals go through `kill`."""
         return self._session().pid
-
-    @property
-    def network(self) -> Network | None:
-        """The `Network` that it was given, if any."""
-        return self._network
-
-    @property
-    def address(self) -> str | None:
-        """Its address in its `Network`; None: it is in none."""
-        live = self._live()
-        return None if self._network is None else self._network.address_of(live.session)
-
-    @property
-    def _attach(self) -> Attach | None:
-        return None if self._network is None else partial(self._network.attach, hostname=self.spec.hostname)
 
     @property
     def degraded(self) -> tuple[str, ...]:
@@ -404,15 +394,6 @@ class Container(FileAccess, ImageAccess):
     def cgroup(self) -> Introspection:
         """The container's control files as typed attributes: ``c.cgroup.memory.limit_in_bytes`` (v1), ``c.cgroup.memory.max`` (v2)."""
         return self._live().group().files
-
-
-def _net_of(net: Any) -> Any:  # noqa: ANN401 - what is neither is refused in words
-    """What the plan says of it: a container of a network is made as one with loopback only, and is then connected."""
-    if isinstance(net, Container):
-        return net.spec.net
-    from sandbox.network import Network
-
-    return None if isinstance(net, Network) else net
 
 
 def prepare_run(container: Container, argv: Sequence[Argument], o: Mapping[str, Any]) -> tuple[Started, Prepared]:

@@ -17,8 +17,8 @@ from attrs import define, field, frozen
 
 from sandbox import _host
 from sandbox import _plan as plan
+from sandbox._networks.switch import Switch, namespace_of
 from sandbox._session import Session
-from sandbox._switch import Switch, namespace_of
 from sandbox.errors import ClosedError, SetupError, UnsupportedError
 from sandbox.net.addresses import mac_of
 from sandbox.net.rtnetlink import FIRST_PORT, Requests, Templates, bridge, templates
@@ -91,6 +91,11 @@ class Network:
     @property
     def name(self) -> str:
         return self._spec.name
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was created and not closed."""
+        return self._live is not None
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -182,8 +187,8 @@ class Network:
 
     # ---- Containers ----
 
-    def attach(self, session: Session, hostname: str) -> Callable[[], None]:
-        """Connect a container that has run no program yet; what is returned forgets it, once it has ended. For `Container`."""
+    def admit(self, session: Session, hostname: str) -> tuple[Endpoint, Callable[[], None]]:
+        """Connect a container that has run no program yet; gives its place, and what forgets it once it has ended. For `Membership`."""
         live = self._made()
         address = live.addresses.take()
         try:
@@ -193,7 +198,7 @@ class Network:
         except BaseException:
             live.addresses.release(address)
             raise
-        return partial(self._forget, live, session, address)
+        return endpoint, partial(self._forget, live, session, address)
 
     def _connect(self, live: _Live, session: Session, endpoint: Endpoint, address: IPv4Address) -> None:
         with namespace_of(session) as inside, live.lock:
@@ -214,12 +219,6 @@ class Network:
         with live.lock:
             live.endpoints.pop(id(session), None)
         live.addresses.release(address)
-
-    def address_of(self, session: Session) -> str | None:
-        """The address of a container; None: it is not in this network (any more). For `Container`."""
-        live = self._live
-        found = None if live is None else live.endpoints.get(id(session))
-        return None if found is None else found.address
 
     def abandon(self) -> None:
         """In a forked child: let go of its copies, which would keep the namespace when the parent has ended."""

@@ -7,7 +7,7 @@ import os
 import select
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -39,7 +39,7 @@ from sandbox.monitoring import MAX_ROWS
 if TYPE_CHECKING:
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
-    from sandbox.network import Network
+    from sandbox.network import Endpoint, Network
 
 
 class Container(ImageAccess):
@@ -57,6 +57,8 @@ class Container(ImageAccess):
         given: dict[str, Any] = dict(options)
         if isinstance(given.get("net"), Container):
             given["net"] = given["net"].driven
+        if isinstance(given.get("links"), Mapping):
+            given["links"] = {alias: other.driven if isinstance(other, Container) else other for alias, other in given["links"].items()}
         self.driven = Driven(image, wait_in_bridge, **given)
         self._lock = asyncio.Lock()
         self._hub: weakref.ref[Hub] | None = None  # the loop's, which was told to keep its reactor
@@ -137,8 +139,13 @@ class Container(ImageAccess):
 
     @property
     def network(self) -> Network | None:
-        """The `Network` that it was given, if any."""
+        """The first `Network` that it was given, if any."""
         return self.driven.network
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """Its place in each of its networks, by the network's name."""
+        return self.driven.endpoints
 
     @property
     def address(self) -> str | None:

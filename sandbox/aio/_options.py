@@ -9,6 +9,7 @@ from sandbox._files.limits import Progress
 from sandbox._types import Size, StrPath
 from sandbox.fs import Bind, Scratch, Tmpfs, Volume
 from sandbox.image import Store
+from sandbox.net import Port
 from sandbox.sec import Rlimits, Security
 
 
@@ -33,7 +34,12 @@ class _Container(TypedDict, total=False):
     io_max: Any
     hugetlb: Any
     devices: Iterable[str] | None
-    net: Any  # a `Container` of either kind, "host" or None
+    net: Any  # a `Container` of either kind, networks, "host" or None
+    ports: Iterable[int | str | Port]
+    links: Any  # a mapping of names to containers of either kind
+    dns: Iterable[str]
+    dns_search: Iterable[str]
+    extra_hosts: Mapping[str, str] | tuple[()]
     share: Iterable[str]
     mounts: Iterable[Bind | Tmpfs | Volume | str]
     hostname: str

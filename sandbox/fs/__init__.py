@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from sandbox.fs._host import host_trees
 from sandbox.fs._layers import read_file
-from sandbox.fs._names import name_ops, to_host_name
+from sandbox.fs._names import name_ops, to_address, to_host_name
 from sandbox.fs._open import FsPlan, ops
-from sandbox.fs._resolver import Resolver, host_resolver
+from sandbox.fs._resolver import MAX_SERVERS, Resolver, host_resolver
 from sandbox.fs._specs import (
     MASKED_PATHS,
     READ_ONLY_PATHS,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MASKED_PATHS",
+    "MAX_SERVERS",
     "READ_ONLY_PATHS",
     "Bind",
     "Directory",
@@ -64,6 +65,7 @@ __all__ = [
     "parse_tmpfs",
     "parse_volume",
     "read_file",
+    "to_address",
     "to_host_name",
     "to_mount",
 ]

@@ -16,7 +16,7 @@ from sandbox.errors import UsageError
 from sandbox.fs._names import to_address, to_host_name
 
 _MOST: Final = 1 << 16  # bytes of each file
-_MAX_SERVERS: Final = 3  # <resolv.h>, MAXNS: the C library asks no more
+MAX_SERVERS: Final = 3  # <resolv.h>, MAXNS: the C library asks no more
 _MAX_SEARCH: Final = 32
 _MAX_HOSTS: Final = 512  # names; they travel in one message
 _LOCAL: Final = re.compile(r"localhost|ip6-.*|.*\.localdomain", re.ASCII)
@@ -40,7 +40,7 @@ def host_resolver(root: str = "/") -> Resolver:
             servers.append(rest[0])
         elif word in ("search", "domain"):  # the last one counts
             search = [name for name in rest if _passes(_to_name, name)]
-    return Resolver(tuple(servers[:_MAX_SERVERS]), tuple(search[:_MAX_SEARCH]), tuple(_hosts(f"{root}/etc/hosts"))[:_MAX_HOSTS])
+    return Resolver(tuple(servers[:MAX_SERVERS]), tuple(search[:_MAX_SEARCH]), tuple(_hosts(f"{root}/etc/hosts"))[:_MAX_HOSTS])
 
 
 def _hosts(path: str) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ import pytest
 
 import sandbox
 from sandbox import PIPE, ClosedError, Container, Network, SetupError, UsageError
-from sandbox._switch import namespace_of
+from sandbox._networks.switch import namespace_of
 from sandbox.errors import BrokenError
 from tests.leak.killed import run_and_kill
 from tests.leak.snapshot import Snapshot

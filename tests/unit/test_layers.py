@@ -21,9 +21,9 @@ LAYERS = {
     2: {
         "aio", "container", "estimates", "features", "measurements", "measuring", "monitoring", "network", "noise", "pool",
         "process", "_arguments", "_beginning", "_box", "_clone", "_compile", "_driven", "_duplex", "_explain",
-        "_files", "_host", "_imaged", "_ids", "_interact", "_keeper", "_leases", "_leaves", "_plot", "_pump", "_reactor",
+        "_files", "_host", "_imaged", "_ids", "_interact", "_keeper", "_leases", "_leaves", "_networks", "_plot", "_pump", "_reactor",
         "_refusals", "_result", "_run", "_runs", "_session", "_sinks", "_spares", "_spawner", "_spec", "_start",
-        "_streams", "_switch", "_tables", "_turns", "_users", "_wiring",
+        "_streams", "_tables", "_turns", "_users", "_wiring",
     },
     3: {"pytest_plugin", "cli", "builder", "engine", "__main__"},
 }

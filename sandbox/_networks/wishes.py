@@ -1,0 +1,115 @@
+"""What a container is to have of networks, as its caller says it: checked, and nothing done yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from attrs import define, field, frozen
+
+from sandbox.errors import UsageError
+
+if TYPE_CHECKING:
+    from sandbox.container import Container
+    from sandbox.net.ports import Port
+    from sandbox.network import Network
+
+
+def _to_names(names: Iterable[str]) -> tuple[str, ...]:
+    from sandbox.fs import to_host_name
+
+    if isinstance(names, str):
+        raise UsageError(f"aliases: give a list, [{names!r}]")
+    return tuple(to_host_name(name, what="name in a network", most=253) for name in names)
+
+
+@frozen
+class Join:
+    """A network that a container is to be in, and how: for ``Container(net=[Join(net, aliases=["db"])])``.
+
+    network: a `Network`. address: its address there; None: a free one. mac: of its interface; None: made of the address.
+    aliases: names by which the others of that network find it, beside its own.
+    """
+
+    network: Network
+    address: str | None = field(default=None, kw_only=True)
+    mac: str | None = field(default=None, kw_only=True)
+    aliases: tuple[str, ...] = field(default=(), kw_only=True, converter=_to_names)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the network is said."""
+        return self.address is None and self.mac is None and not self.aliases
+
+
+@define
+class Wishes:
+    """Of one container. *net_of*: the container whose network it shares; *links*: (alias, container) pairs."""
+
+    joins: tuple[Join, ...] = ()
+    ports: tuple[Port, ...] = ()
+    links: tuple[tuple[str, Container], ...] = ()
+    net_of: Container | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether something is to be done for it when its container starts."""
+        return bool(self.joins or self.ports or self.links)
+
+
+NONE: Final = Wishes()
+
+
+def to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any) -> tuple[str | None, Wishes]:  # noqa: ANN401 - what is none of these is refused in words
+    """Check what the caller says: the word for the plan (None: a network namespace of its own; ``"host"``), and the rest.
+
+    Raises: UsageError.
+    """
+    if net is None and ports == () and links == ():
+        return None, NONE
+    from sandbox.container import Container
+
+    if isinstance(net, Container):
+        if ports != () or links != ():
+            raise UsageError("ports, links: a container that shares another's network has that one's; give them there")
+        return net.spec.net, Wishes(net_of=net)
+    joins = _to_joins(net)
+    if joins is None:
+        if ports != () or links != ():
+            raise UsageError("ports, links: they go through a Network; give net=Network(), or a container of it")
+        return cast("str | None", net), NONE
+    from sandbox.net.ports import to_ports
+
+    return None, Wishes(joins, to_ports(ports) if ports != () else (), _to_links(links))
+
+
+def _to_joins(net: Any) -> tuple[Join, ...] | None:  # noqa: ANN401
+    """The networks; None: it is a word, or nothing that we know (which the spec refuses)."""
+    from sandbox.network import Network
+
+    if isinstance(net, (Network, Join)):
+        net = [net]
+    if not isinstance(net, (list, tuple)):
+        return None
+    if not net:
+        raise UsageError("net: an empty list; give net=None for a container without networks")
+    found: list[Join] = []
+    for item in cast("Iterable[object]", net):
+        join = item if isinstance(item, Join) else Join(item) if isinstance(item, Network) else None
+        if join is None or not isinstance(join.network, Network):  # pyright: ignore[reportUnnecessaryIsInstance] - the caller may not be typed
+            raise UsageError(f"net: {item!r} is neither a Network nor a Join of one")
+        if any(join.network is other.network for other in found):
+            raise UsageError(f"net: {join.network.name!r} is there twice")
+        found.append(join)
+    return tuple(found)
+
+
+def _to_links(links: Any) -> tuple[tuple[str, Container], ...]:  # noqa: ANN401
+    if links == ():
+        return ()
+    from sandbox.container import Container
+
+    given = cast("Mapping[str, Container]", links)
+    if not isinstance(links, Mapping) or not all(isinstance(other, Container) for other in given.values()):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"links: {links!r} is not a mapping of names to containers")
+    return tuple(zip(_to_names(given), given.values(), strict=True))
