@@ -135,6 +135,10 @@ class Started:
             self._has_successor = True
             spares().prepare(self._starting.kind, self._starting.spare)
 
+    def at_end(self, undo: Callable[[], object]) -> None:
+        """Have *undo* called when it has ended."""
+        self._stack.callback(undo)
+
     def leaf(self, prepared: Prepared, wiring: Wiring) -> Leaf | None:
         """The run's own control group, where there is a reason for one; closes *wiring* when that fails."""
         if self.session.owner != os.getpid():

@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType, TracebackType
-from typing import Final, Self
-
-from attrs import define, field, frozen
+from typing import TYPE_CHECKING, Self
 
 from sandbox import _host
-from sandbox import _plan as plan
-from sandbox._networks.switch import Switch, namespace_of
-from sandbox._session import Session
-from sandbox.errors import ClosedError, SetupError, UnsupportedError
-from sandbox.net.addresses import mac_of
-from sandbox.net.rtnetlink import FIRST_PORT, Requests, Templates, bridge, templates
-from sandbox.net.spec import Addresses, Subnets, to_spec
+from sandbox._networks.live import Live
+from sandbox._networks.places import Endpoint, Place
+from sandbox.errors import ClosedError, UnsupportedError
+from sandbox.net.spec import Subnets, to_spec
 
-_ROOT: Final = f"@{plan.ROLE_ROOT}"
-_HOSTS: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+if TYPE_CHECKING:
+    from sandbox._networks.wishes import Join
+    from sandbox._session import Session
+
+__all__ = ["Endpoint", "Network"]
+
 _subnets = Subnets()
-
-
-@frozen
-class Endpoint:
-    """A container's place in a network."""
-
-    hostname: str
-    address: str
-    mac: str
-    pid: int  # of the container's init, as this process sees it
-
-
-@define(eq=False)
-class _Live:
-    """A network that was made. *_lock* is held for one request to the kernel at a time."""
-
-    switch: Switch
-    requests: Requests
-    addresses: Addresses
-    templates: Templates
-    endpoints: dict[int, Endpoint] = field(factory=dict[int, Endpoint])
-    lock: threading.Lock = field(factory=threading.Lock)
-    next_port: int = FIRST_PORT
 
 
 class Network:
@@ -62,6 +36,7 @@ class Network:
         and no other network of this process. gateway: the address that the network keeps for itself; None: the first.
     internal: True: its containers reach one another only. False is not offered yet, and raises UnsupportedError in `create`.
     mtu: of its interfaces, 1500 unless said. labels: strings of the caller's own, for looking at.
+    ipv6: its containers have addresses of IPv6 too, of *subnet6*: ``"fd00:1::/64"``; None: one of fd00::/8 that is likely to be nobody else's.
 
     Raises: UsageError for a wrong value, before anything is touched.
     Needs: root, and a kernel with bridge and veth.
@@ -77,9 +52,11 @@ class Network:
         internal: bool = False,
         mtu: int | None = None,
         labels: Mapping[str, str] | None = None,
+        ipv6: bool = False,
+        subnet6: str | IPv6Network | None = None,
     ) -> None:
-        self._spec = to_spec(name, subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels)
-        self._live: _Live | None = None
+        self._spec = to_spec(name, subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6)
+        self._live: Live | None = None
         self._closed = False
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -117,11 +94,23 @@ class Network:
         return str(self._made().addresses.gateway)
 
     @property
+    def subnet6(self) -> str | None:
+        """The subnet of IPv6; None: it has none. Raises: as `subnet`."""
+        family = self._made().addresses6
+        return None if family is None else str(family.subnet)
+
+    @property
+    def gateway6(self) -> str | None:
+        """The network's own address of IPv6; None: it has none. Raises: as `subnet`."""
+        family = self._made().addresses6
+        return None if family is None else str(family.gateway)
+
+    @property
     def containers(self) -> tuple[Endpoint, ...]:
         """Who is in it now, in the order of joining. Raises: as `subnet`."""
         live = self._made()
         with live.lock:
-            return tuple(live.endpoints.values())
+            return tuple(place.endpoint for place in live.places)
 
     # ---- Life ----
 
@@ -133,7 +122,7 @@ class Network:
             if self._live is None:
                 self._check()
                 with ExitStack() as stack:
-                    self._live = self._make(stack)
+                    self._live = Live.make(self._spec, _subnets, stack)
                     self._stack = stack.pop_all()
                 _networks.add(self)
         return self
@@ -148,19 +137,8 @@ class Network:
             )
         if not _host.host().privileged:
             raise UnsupportedError("networks are made by root only", feature="CAP_NET_ADMIN", remedy="run as root, or Container(net=None)")
-
-    def _make(self, stack: ExitStack) -> _Live:
-        spec = self._spec
-        subnet = _subnets.take(spec.subnet)
-        stack.callback(_subnets.release, subnet)
-        gateway = spec.gateway or subnet.network_address + 1
-        switch = Switch()
-        stack.callback(switch.close)
-        requests = Requests(switch.socket())
-        stack.callback(requests.close)
-        for message, what in zip(bridge(gateway, subnet, mac=mac_of(gateway), mtu=spec.mtu), ("make a bridge", "give it an address"), strict=True):
-            requests.send(message, what)
-        return _Live(switch, requests, Addresses(subnet, gateway), templates(subnet, mtu=spec.mtu))
+        if self._spec.ipv6 and not os.path.exists("/proc/sys/net/ipv6"):
+            raise UnsupportedError("this host has no IPv6", feature="ipv6", remedy="boot without ipv6.disable=1, or leave ipv6 out")
 
     def close(self) -> None:
         """Remove it. Containers that are in it still lose their interface. May be called twice, and before `create`."""
@@ -169,8 +147,7 @@ class Network:
             live, self._live = self._live, None
             _networks.discard(self)
         if live is not None:
-            with live.lock:  # whoever connects a container just now goes first
-                self._stack.close()
+            live.close(self._stack)
 
     def __enter__(self) -> Self:
         self.create()
@@ -179,7 +156,7 @@ class Network:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _made(self) -> _Live:
+    def _made(self) -> Live:
         live = self._live
         if live is None:
             raise ClosedError("the network is closed" if self._closed else "the network is not created; use `with`, or create()")
@@ -187,38 +164,21 @@ class Network:
 
     # ---- Containers ----
 
-    def admit(self, session: Session, hostname: str) -> tuple[Endpoint, Callable[[], None]]:
-        """Connect a container that has run no program yet; gives its place, and what forgets it once it has ended. For `Membership`."""
+    def check(self, join: Join) -> None:
+        """Refuse what a container could not have here now; nothing is touched. Raises: UsageError; ClosedError. For `Membership`, as the rest."""
+        self._made().check(join)
+
+    @property
+    def live(self) -> Live:
+        """What was made. Raises: ClosedError."""
+        return self._made()
+
+    def admit(
+        self, session: Session, join: Join, hostname: str, *, number: int, routed: tuple[int, ...], lost: Callable[[], None]
+    ) -> tuple[Live, Place]:
+        """Connect a container; see `Live.admit`. Raises: UsageError, ClosedError, SetupError, BrokenError: the container has ended."""
         live = self._made()
-        address = live.addresses.take()
-        try:
-            endpoint = Endpoint(hostname, str(address), mac_of(address), session.pid)
-            self._connect(live, session, endpoint, address)
-            _write_hosts(session, endpoint)
-        except BaseException:
-            live.addresses.release(address)
-            raise
-        return endpoint, partial(self._forget, live, session, address)
-
-    def _connect(self, live: _Live, session: Session, endpoint: Endpoint, address: IPv4Address) -> None:
-        with namespace_of(session) as inside, live.lock:
-            if self._live is not live:
-                raise ClosedError("the network was closed while a container joined it")
-            theirs = Requests(live.switch.socket(inside))
-            try:
-                port, live.next_port = live.next_port, live.next_port + 1
-                live.requests.send(live.templates.link_of(port=port, mac=endpoint.mac, namespace=inside.fileno()), "make an interface")
-                theirs.send(live.templates.address_of(address), "give a container its address")
-                theirs.send(live.templates.up, "bring a container's interface up")
-            finally:
-                theirs.close()
-            live.endpoints[id(session)] = endpoint
-
-    @staticmethod
-    def _forget(live: _Live, session: Session, address: IPv4Address) -> None:
-        with live.lock:
-            live.endpoints.pop(id(session), None)
-        live.addresses.release(address)
+        return live, live.admit(session, join, hostname, number=number, routed=routed, lost=lost)
 
     def abandon(self) -> None:
         """In a forked child: let go of its copies, which would keep the namespace when the parent has ended."""
@@ -226,18 +186,7 @@ class Network:
         live, self._live = self._live, None
         self._stack.pop_all()
         if live is not None:
-            live.requests.close()
-            live.switch.abandon()
-
-
-def _write_hosts(session: Session, endpoint: Endpoint) -> None:
-    """Its own name is its address. A root that nobody can write to keeps the first file, where the name is 127.0.1.1."""
-    text = f"{_HOSTS}{endpoint.address}\t{endpoint.hostname}\n"
-    try:
-        session.request([plan.WriteFile("etc/hosts", text.encode("ascii"), _ROOT)], [])
-    except SetupError as error:
-        if error.errno != errno.EROFS:
-            raise
+            live.abandon()
 
 
 _networks: weakref.WeakSet[Network] = weakref.WeakSet()

@@ -1,50 +1,215 @@
-"""A running container's places in networks: made when it starts, or later; forgotten at its end."""
+"""A running container's places in networks: made when it starts, or later; forgotten at its end.
+
+Theory of operation
+-------------------
+A container takes its places one after the other, each with whatever belongs to it (`ON_ARRIVAL`), on a stack of that place's own. A place ends with
+`disconnect`, with its network, or with the container; its stack is undone then, in the reverse order. What depends on all places at once, the default
+routes and the container's own files, is brought in line behind every change.
+"""
 
 from __future__ import annotations
 
+import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
-from sandbox._networks.wishes import Join, Wishes
-from sandbox.errors import UnsupportedError
+from attrs import define, field, frozen
+
+from sandbox import _plan as plan
+from sandbox._networks.hosts import hosts_text
+from sandbox._networks.live import VERSIONS, Live
+from sandbox._networks.places import Endpoint, Place
+from sandbox.errors import BrokenError, ClosedError, SetupError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
+    from sandbox._networks.wishes import Join, Wishes
     from sandbox._session import Session
-    from sandbox.network import Endpoint, Network
+    from sandbox._spec import ContainerSpec
+    from sandbox.network import Network
+
+_ROOT: Final = f"@{plan.ROLE_ROOT}"
+
+
+@frozen(eq=False)
+class Arrival:
+    """A container that has just got its place in a network, as those are told who have something to do about it.
+
+    *wishes*: of the container; *is_first*: whether it is in no other network.
+    """
+
+    network: Network
+    live: Live
+    place: Place
+    wishes: Wishes
+    is_first: bool
+
+
+# Called in this order, before the container's first program if it starts in the network. What each gives takes back what it did, and is called when
+# the container leaves, has ended, or the network is closed: `place.session.is_alive` and `live.is_open` tell. Whoever raises has taken
+# everything back itself.
+ON_ARRIVAL: tuple[Callable[[Arrival], Callable[[], object] | None], ...] = ()
+
+
+@define(eq=False)
+class _Seat:
+    """A place, and what is to be undone with it."""
+
+    live: Live
+    place: Place
+    undo: ExitStack = field(factory=ExitStack)
+
+    @property
+    def number(self) -> int:
+        return int(self.place.endpoint.interface.removeprefix("eth"))
 
 
 class Membership:
     """Of one container. Thread-safe."""
 
-    def __init__(self, wishes: Wishes, hostname: str) -> None:
-        self._wishes, self._hostname = wishes, hostname
+    def __init__(self, wishes: Wishes, spec: ContainerSpec) -> None:
+        self._wishes, self._spec = wishes, spec
         self._session: Session | None = None
-        self._endpoints: dict[Network, Endpoint] = {}
-        self._stack = ExitStack()
-        self._lock = threading.Lock()
+        self._seats: dict[Network, _Seat] = {}  # in the order of joining
+        self._routes: dict[int, _Seat] = {}  # through which the default route of a version of IP goes
+        self._lock = threading.RLock()
+
+    def check(self) -> None:
+        """Refuse what cannot be had now, before anything is touched. Raises: UsageError, UnsupportedError, ClosedError."""
+        if self._wishes.ports:
+            raise UnsupportedError("ports: not offered yet", feature="ports", remedy="leave them out")
+        if self._wishes.links:
+            raise UnsupportedError("links: not offered yet", feature="links", remedy="leave them out")
+        for join in self._wishes.joins:
+            join.network.check(join)
 
     @property
     def endpoints(self) -> dict[Network, Endpoint]:
         """Its places, in the order of joining."""
-        return dict(self._endpoints)
+        with self._lock:
+            return {network: seat.place.endpoint for network, seat in self._seats.items()}
+
+    # ---- Changes ----
 
     def attach(self, session: Session) -> Callable[[], None]:
         """Connect a container that has run no program yet. What is returned takes all of it back, when it has ended."""
-        if len(self._wishes.joins) > 1 or not all(join.is_plain for join in self._wishes.joins):
-            raise UnsupportedError("several networks, addresses, aliases: not offered yet", feature="networks", remedy="give one Network")
-        if self._wishes.ports or self._wishes.links:
-            raise UnsupportedError("ports and links: not offered yet", feature="networks", remedy="leave them out")
-        self._session = session
-        with ExitStack() as stack:
-            stack.callback(self._endpoints.clear)
+        with self._lock, ExitStack() as stack:
+            stack.callback(self.end)
+            self._session = session
             for join in self._wishes.joins:
-                stack.callback(self._connect(session, join))
-            self._stack = stack.pop_all()
-        return self._stack.close
+                self._enter(join)
+            if self._seats:
+                self._settle()
+            stack.pop_all()
+        return self.end
 
-    def _connect(self, session: Session, join: Join) -> Callable[[], None]:
-        endpoint, leave = join.network.admit(session, self._hostname)
-        self._endpoints[join.network] = endpoint
-        return leave
+    def connect(self, join: Join) -> Endpoint:
+        """Connect it while it runs. Raises: UsageError: it is in there already; as `Network.admit`."""
+        with self._lock:
+            self._running()
+            if any(network.name == join.network.name for network in self._seats):
+                raise UsageError(f"connect: the container is in {join.network.name!r} already")
+            join.network.check(join)
+            with ExitStack() as stack:
+                stack.callback(self._leave, join.network)
+                place = self._enter(join)
+                self._settle()
+                stack.pop_all()
+            return place.endpoint
+
+    def disconnect(self, network: Network) -> None:
+        """Take its interface in there. Raises: UsageError: it has none."""
+        with self._lock:
+            self._running()
+            if network not in self._seats:
+                raise UsageError(f"disconnect: the container is not in {network.name!r}")
+            try:
+                self._leave(network)
+            finally:
+                self._settle()
+
+    def end(self) -> None:
+        """Forget all places: the container has ended, or is about to."""
+        with self._lock:
+            self._session = None
+            with ExitStack() as stack:
+                for network in self._seats:
+                    stack.callback(self._leave, network)
+
+    def _running(self) -> Session:
+        if self._session is None:
+            raise ClosedError("the container was closed meanwhile")
+        return self._session
+
+    def _lost(self, network: Network) -> None:
+        """A network is closed, and the container's interface has gone with it."""
+        with self._lock:
+            if network not in self._seats:
+                return
+            try:
+                self._leave(network)
+            finally:
+                if self._session is not None:
+                    self._settle()
+
+    # ---- Steps ----
+
+    def _enter(self, join: Join) -> Place:
+        session, network = self._running(), join.network
+        used = {seat.number for seat in self._seats.values()}
+        number = next(number for number in range(len(used) + 1) if number not in used)
+        routed = tuple(version for version in VERSIONS if version not in self._routes and network.live.offers_route(version))
+        with ExitStack() as stack:
+            live, place = network.admit(session, join, self._spec.hostname, number=number, routed=routed, lost=partial(self._lost, network))
+            stack.callback(live.dismiss, place)
+            arrival = Arrival(network, live, place, self._wishes, not self._seats)
+            for hook in ON_ARRIVAL:
+                undo = hook(arrival)
+                if undo is not None:
+                    stack.callback(undo)
+            seat = self._seats[network] = _Seat(live, place, stack.pop_all())
+            self._routes.update(dict.fromkeys(routed, seat))
+        return place
+
+    def _leave(self, network: Network) -> None:
+        seat = self._seats.pop(network, None)
+        if seat is None:
+            return
+        for version in [version for version, way in self._routes.items() if way is seat]:
+            del self._routes[version]  # the kernel removes it with the interface
+        seat.undo.close()
+
+    def _settle(self) -> None:
+        """Bring in line what depends on all places; a container that ends just now has no need of it."""
+        session = self._running()
+        try:
+            self._reroute()
+            self._write_files(session)
+        except (BrokenError, ClosedError, SetupError):
+            if session.is_alive:
+                raise
+
+    def _reroute(self) -> None:
+        """The default routes go through the first network that has a way outside."""
+        lacking = [version for version in VERSIONS if version not in self._routes]
+        for seat in [*self._seats.values()]:
+            versions = tuple(version for version in lacking if version not in self._routes and seat.live.offers_route(version))
+            if versions and seat.live.is_open:
+                seat.live.route(seat.place, versions)
+                self._routes.update(dict.fromkeys(versions, seat))
+
+    def _write_files(self, session: Session) -> None:
+        """A root that nobody can write to keeps its first files, where its name is 127.0.1.1."""
+        try:
+            session.request([plan.WriteFile(f"etc/{name}", text, _ROOT) for name, text in self._files()], [])
+        except SetupError as error:
+            if error.errno != errno.EROFS:
+                raise
+
+    def _files(self) -> Iterable[tuple[str, bytes]]:
+        """The files in /etc that tell of networks."""
+        places = [seat.place.endpoint for seat in self._seats.values()]
+        own = [address for place in places for address in (place.address, place.address6) if address is not None]
+        return [("hosts", hosts_text(self._spec.hostname, own, self._spec.resolver.hosts))]

@@ -24,7 +24,15 @@ from sandbox.errors import BrokenError, SandboxError, SetupError
 
 _NETLINK: Final = (socket.AF_NETLINK, socket.SOCK_RAW)
 # Of interfaces that are made from then on; ``lo`` keeps ::1. So nobody listens to router advertisements, nor has an address we did not give.
-_NO_IPV6: Final = plan.WriteProc("/proc/sys/net/ipv6/conf/default/disable_ipv6", b"1\n", plan.HOST, optional=True)
+_CONF: Final = "/proc/sys/net/ipv6/conf"
+_NO_IPV6: Final = plan.WriteProc(f"{_CONF}/default/disable_ipv6", b"1\n", plan.HOST, optional=True)
+# The order matters: an interface that gets IPv6 takes an address of its own at once, and asks for routers, unless it was told not to before.
+_IPV6: Final = (("addr_gen_mode", b"1\n"), ("accept_ra", b"0\n"), ("autoconf", b"0\n"), ("accept_dad", b"0\n"), ("disable_ipv6", b"0\n"))
+
+
+def _with_ipv6(interface: str) -> tuple[plan.Op, ...]:
+    """Have an interface (``default``: those that are made from then on) take part in IPv6 by the addresses that we give, and by nothing else."""
+    return tuple(plan.WriteProc(f"{_CONF}/{interface}/{name}", value, plan.HOST) for name, value in _IPV6)
 
 
 def namespace_of(session: Session) -> Fd:
@@ -51,18 +59,26 @@ class Switch:
             self._session.close()
             raise
 
-    def socket(self, inside: Fd | None = None) -> int:
-        """Open a netlink socket in the namespace *inside*, or here. The descriptor is the caller's. Raises: SetupError, ClosedError."""
+    def socket(self, inside: Fd | None = None, *, ipv6: bool = False) -> int:
+        """Open a netlink socket in the namespace *inside*, or here. The descriptor is the caller's. Raises: SetupError, ClosedError.
+
+        *ipv6*: whether interfaces that are made in there from now on have it.
+        """
         opening = plan.Socket("socket", *_NETLINK)
         if inside is None:
             return self._session.request([opening], ["socket"])[0]
         there, back = plan.Setns("there", CLONE_NEWNET), plan.Setns("here", CLONE_NEWNET)
         fds = {"there": inside.fileno(), "here": self._namespace.fileno()}
         try:
-            return self._session.request([there, opening, _NO_IPV6, back], ["socket"], fds)[0]
+            kind = _with_ipv6("default") if ipv6 else (_NO_IPV6,)
+            return self._session.request([there, opening, *kind, back], ["socket"], fds)[0]
         except SetupError:
             self._session.request([back], [], {"here": fds["here"]})
             raise
+
+    def begin_ipv6(self, interface: str) -> None:
+        """Have an interface here take part in IPv6; it has none of its own yet. Raises: SetupError, ClosedError."""
+        self._session.request(_with_ipv6(interface), [])
 
     def close(self) -> None:
         """End it, with all links in it. In a forked child only its copies are closed."""

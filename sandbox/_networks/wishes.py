@@ -23,23 +23,50 @@ def _to_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(to_host_name(name, what="name in a network", most=253) for name in names)
 
 
+def _to_address(value: Any, version: int) -> str | None:  # noqa: ANN401
+    from ipaddress import ip_address
+
+    if value is None:
+        return None
+    what = "address" if version == 4 else "address6"
+    try:
+        found = None if isinstance(value, (int, bytes)) else ip_address(value)
+    except (ValueError, TypeError):
+        found = None
+    if found is None or found.version != version:
+        raise UsageError(f"{what}: {value!r} is not an address of IPv{version}")
+    return str(found)
+
+
+def _to_address4(value: Any) -> str | None:  # noqa: ANN401
+    return _to_address(value, 4)
+
+
+def _to_address6(value: Any) -> str | None:  # noqa: ANN401
+    return _to_address(value, 6)
+
+
+def _to_mac(value: Any) -> str | None:  # noqa: ANN401
+    from sandbox.net import to_mac
+
+    return None if value is None else to_mac(value)
+
+
 @frozen
 class Join:
     """A network that a container is to be in, and how: for ``Container(net=[Join(net, aliases=["db"])])``.
 
     network: a `Network`. address: its address there; None: a free one. mac: of its interface; None: made of the address.
-    aliases: names by which the others of that network find it, beside its own.
+    aliases: names by which the others of that network find it, beside its own. address6: as *address*, in a network with IPv6.
+
+    Raises: UsageError. Whether an address is free in the network is looked at when the container joins it.
     """
 
     network: Network
-    address: str | None = field(default=None, kw_only=True)
-    mac: str | None = field(default=None, kw_only=True)
+    address: str | None = field(default=None, kw_only=True, converter=_to_address4)
+    mac: str | None = field(default=None, kw_only=True, converter=_to_mac)
     aliases: tuple[str, ...] = field(default=(), kw_only=True, converter=_to_names)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing but the network is said."""
-        return self.address is None and self.mac is None and not self.aliases
+    address6: str | None = field(default=None, kw_only=True, converter=_to_address6)
 
 
 @define
@@ -95,13 +122,21 @@ def _to_joins(net: Any) -> tuple[Join, ...] | None:  # noqa: ANN401
         raise UsageError("net: an empty list; give net=None for a container without networks")
     found: list[Join] = []
     for item in cast("Iterable[object]", net):
-        join = item if isinstance(item, Join) else Join(item) if isinstance(item, Network) else None
-        if join is None or not isinstance(join.network, Network):  # pyright: ignore[reportUnnecessaryIsInstance] - the caller may not be typed
-            raise UsageError(f"net: {item!r} is neither a Network nor a Join of one")
-        if any(join.network is other.network for other in found):
+        join = to_join(item)
+        if any(join.network.name == other.network.name for other in found):
             raise UsageError(f"net: {join.network.name!r} is there twice")
         found.append(join)
     return tuple(found)
+
+
+def to_join(item: object) -> Join:
+    """A network, or how to be in one. Raises: UsageError: it is neither."""
+    from sandbox.network import Network
+
+    join = item if isinstance(item, Join) else Join(item) if isinstance(item, Network) else None
+    if join is None or not isinstance(join.network, Network):  # pyright: ignore[reportUnnecessaryIsInstance] - the caller may not be typed
+        raise UsageError(f"net: {item!r} is neither a Network nor a Join of one")
+    return join
 
 
 def _to_links(links: Any) -> tuple[tuple[str, Container], ...]:  # noqa: ANN401

@@ -37,6 +37,7 @@ from sandbox.errors import BrokenError, SandboxError
 from sandbox.monitoring import MAX_ROWS
 
 if TYPE_CHECKING:
+    from sandbox._networks.wishes import Join
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
     from sandbox.network import Endpoint, Network
@@ -149,8 +150,16 @@ class Container(ImageAccess):
 
     @property
     def address(self) -> str | None:
-        """Its address in its `Network`; None: it is in none."""
+        """Its address in the first `Network` that it is in; None: it is in none."""
         return self.driven.address
+
+    async def connect(self, network: Network | Join, /) -> Endpoint:
+        """Put the running container into one more network; see `sandbox.Container.connect`."""
+        return await bridge(partial(self.driven.connect, network))
+
+    async def disconnect(self, network: Network, /) -> None:
+        """Take the running container out of a network; see `sandbox.Container.disconnect`."""
+        await bridge(partial(self.driven.disconnect, network))
 
     @property
     def degraded(self) -> tuple[str, ...]:

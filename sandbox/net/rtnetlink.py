@@ -13,9 +13,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -27,20 +27,27 @@ if TYPE_CHECKING:
 
 NETLINK_ROUTE: Final = 0
 BRIDGE: Final = 1000  # indices that we choose need not be asked for; the low ones may be taken by the kernel's fallback tunnels
-INSIDE: Final = 1001  # of a container's interface, in its own namespace
+INSIDE: Final = 1001  # of a container's first interface, in its own namespace; the next ones follow
 FIRST_PORT: Final = 1002
-INTERFACE: Final = "eth0"
+PORTS: Final = 1  # the group of all ports, by which they can be removed in one go
 
 _HEAD: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ROUTE: Final = struct.Struct("=8BI")  # rtmsg: family, length of the destination, ... flags
 _ATTRIBUTE: Final = struct.Struct("=HH")
-_NEWLINK, _NEWADDR, _GETROUTE = 16, 20, 26
+_NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH = 16, 17, 20, 24, 26, 28
 _ERROR, _DONE = 2, 3
-_NEW: Final = 0x0605  # NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE
-_CHANGE: Final = 0x0005  # NLM_F_REQUEST | NLM_F_ACK
+_NEW: Final = 0x0601  # NLM_F_REQUEST | NLM_F_EXCL | NLM_F_CREATE
+_PUT: Final = 0x0501  # NLM_F_REQUEST | NLM_F_REPLACE | NLM_F_CREATE
+_CHANGE: Final = 0x0001  # NLM_F_REQUEST
+_ACK: Final = 0x0004
 _DUMP: Final = 0x0301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
 _RTA_DST: Final = 1
 _IFF_UP: Final = 1
+_IFA_F_NODAD: Final = 0x02
+_NUD_NOARP: Final = 0x40
+_NTF_MASTER, _NTF_STICKY = 0x04, 0x40
+_AF_BRIDGE: Final = 7
+_MAIN_TABLE, _BOOT, _UNICAST = 254, 3, 1  # RT_TABLE_MAIN, RTPROT_BOOT (as `ip route` says), RTN_UNICAST
 _WAIT_S: Final = 10.0
 _CHUNK: Final = 1 << 16
 
@@ -48,48 +55,96 @@ _CHUNK: Final = 1 << 16
 _MARK_PORT, _MARK_FD = 0x5A1B2C3D, 0x5A3D2C1B
 _MARK_NAME: Final = "p~~~~~~~~~~"
 _MARK_MAC: Final = "02:fe:5a:c3:96:69"
-_MARK_ADDRESS: Final = "198.51.100.199"
+_MARK_ADDRESS: Final = IPv4Address("198.51.100.199")
+_MARK_ADDRESS6: Final = IPv6Address("2001:db8:5ac3:9669:1b2c:3d5a:c396:695a")
 
 
 @frozen
 class Templates:
-    """The messages that connect one container of a network."""
+    """The messages that connect one container of a network by its *interface*, ``eth0`` say; *index* is that one's in its namespace."""
 
+    interface: str
+    index: int
     link: bytes
+    neighbour: bytes
     address: bytes
+    address6: bytes | None  # of a network with IPv6
     up: bytes  # for the container's namespace: veth's own end refuses to be up (ENOTCONN) before it has the other one
 
     def link_of(self, *, port: int, mac: str, namespace: int) -> bytes:
         """Make the pair: its one end a port of the bridge, up; the other in *namespace*, a descriptor of ours."""
         parts = {
             struct.pack("=I", _MARK_PORT): struct.pack("=I", port),
-            _MARK_NAME.encode(): f"p{port:010d}".encode(),
+            _MARK_NAME.encode(): name_of_port(port).encode(),
             _octets(_MARK_MAC): _octets(mac),
             struct.pack("=I", _MARK_FD): struct.pack("=I", namespace),
         }
         return _filled(self.link, parts)
 
-    def address_of(self, address: IPv4Address) -> bytes:
-        return _filled(self.address, {IPv4Address(_MARK_ADDRESS).packed: address.packed})
+    def neighbour_of(self, *, port: int, mac: str) -> bytes:
+        """Have the bridge know at once, and for good, behind which port *mac* is: another container had it before, perhaps, or claims to."""
+        return _filled(self.neighbour, {struct.pack("=I", _MARK_PORT): struct.pack("=I", port), _octets(_MARK_MAC): _octets(mac)})
+
+    def addresses_of(self, address: IPv4Address, address6: IPv6Address | None) -> list[bytes]:
+        """Give the interface its addresses, and bring it up."""
+        found = [_filled(self.address, {_MARK_ADDRESS.packed: address.packed}), self.up]
+        if self.address6 is not None and address6 is not None:  # once it is up: IPv6 begins on it only then
+            found.append(_filled(self.address6, {_MARK_ADDRESS6.packed: address6.packed}))
+        return found
 
 
-@lru_cache(maxsize=64)
-def templates(subnet: IPv4Network, *, mtu: int) -> Templates:
-    """Have pyroute2 make the messages of a network."""
+def name_of_port(port: int) -> str:
+    """The name of a container's port in the switch."""
+    return f"p{port:010d}"
+
+
+@lru_cache(maxsize=256)
+def templates(subnet: IPv4Network, subnet6: IPv6Network | None, *, mtu: int, number: int) -> Templates:
+    """Have pyroute2 make the messages of a network, for containers of which it is the *number*-th."""
+    interface, index = f"eth{number}", INSIDE + number
     peer = {
-        "index": INSIDE,
-        "attrs": [("IFLA_IFNAME", INTERFACE), ("IFLA_ADDRESS", _MARK_MAC), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", _MARK_FD)],
+        "index": index,
+        "attrs": [("IFLA_IFNAME", interface), ("IFLA_ADDRESS", _MARK_MAC), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", _MARK_FD)],
     }
     info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
-    attributes = [("IFLA_IFNAME", _MARK_NAME), ("IFLA_MTU", mtu), ("IFLA_MASTER", BRIDGE), ("IFLA_LINKINFO", info)]
-    link = _link(_MARK_PORT, attributes)
-    return Templates(link, _address(INSIDE, IPv4Address(_MARK_ADDRESS), subnet), _link(INSIDE, [], flags=_CHANGE))
+    attributes = [("IFLA_IFNAME", _MARK_NAME), ("IFLA_MTU", mtu), ("IFLA_MASTER", BRIDGE), ("IFLA_GROUP", PORTS), ("IFLA_LINKINFO", info)]
+    return Templates(
+        interface,
+        index,
+        link=_link(_MARK_PORT, attributes),
+        neighbour=_neighbour(),
+        address=_address(index, _MARK_ADDRESS, subnet),
+        address6=None if subnet6 is None else _address(index, _MARK_ADDRESS6, subnet6),
+        up=_link(index, [], flags=_CHANGE),
+    )
 
 
-def bridge(gateway: IPv4Address, subnet: IPv4Network, *, mac: str, mtu: int) -> tuple[bytes, bytes]:
-    """Make the bridge, up, and give it the gateway's address."""
+def bridge(mac: str, mtu: int) -> bytes:
+    """Make the bridge, up."""
     attributes = [("IFLA_IFNAME", "bridge"), ("IFLA_ADDRESS", mac), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})]
-    return _link(BRIDGE, attributes), _address(BRIDGE, gateway, subnet)
+    return _link(BRIDGE, attributes)
+
+
+def bridge_address(gateway: IPv4Address | IPv6Address, subnet: IPv4Network | IPv6Network) -> bytes:
+    """Give the bridge the gateway's address."""
+    return _address(BRIDGE, gateway, subnet)
+
+
+def removal(port: int | None) -> bytes:
+    """Remove a container's pair, by its port; None: those of all."""
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # pyright: ignore[reportMissingTypeStubs]
+
+    which = {"attrs": [("IFLA_GROUP", PORTS)]} if port is None else {"index": port}
+    return _message(ifinfmsg(), _DELLINK, which, _CHANGE)
+
+
+@lru_cache(maxsize=256)
+def default_route(gateway: IPv4Address | IPv6Address, index: int) -> bytes:
+    """Send what is for nobody near to *gateway*, behind the interface *index*, instead of to whom it was sent before."""
+    from pyroute2.netlink.rtnl.rtmsg import rtmsg  # pyright: ignore[reportMissingTypeStubs]
+
+    fields = {"family": _family(gateway), "table": _MAIN_TABLE, "proto": _BOOT, "type": _UNICAST}
+    return _message(rtmsg(), _NEWROUTE, {**fields, "attrs": [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", index)]}, _PUT)
 
 
 def _link(index: int, attributes: list[Any], flags: int = _NEW) -> bytes:
@@ -98,11 +153,26 @@ def _link(index: int, attributes: list[Any], flags: int = _NEW) -> bytes:
     return _message(ifinfmsg(), _NEWLINK, {"index": index, "flags": _IFF_UP, "change": _IFF_UP, "attrs": attributes}, flags)
 
 
-def _address(index: int, address: IPv4Address, subnet: IPv4Network) -> bytes:
+def _address(index: int, address: IPv4Address | IPv6Address, subnet: IPv4Network | IPv6Network) -> bytes:
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # pyright: ignore[reportMissingTypeStubs]
 
-    attributes = [("IFA_LOCAL", str(address)), ("IFA_ADDRESS", str(address)), ("IFA_BROADCAST", str(subnet.broadcast_address))]
-    return _message(ifaddrmsg(), _NEWADDR, {"family": socket.AF_INET, "prefixlen": subnet.prefixlen, "index": index, "attrs": attributes})
+    attributes = [("IFA_LOCAL", str(address)), ("IFA_ADDRESS", str(address))]
+    if subnet.version == 4:
+        attributes.append(("IFA_BROADCAST", str(subnet.broadcast_address)))
+    flags = 0 if subnet.version == 4 else _IFA_F_NODAD  # nobody else can have it, so nobody is asked for a second whether he has
+    fields = {"family": _family(address), "prefixlen": subnet.prefixlen, "flags": flags, "index": index, "attrs": attributes}
+    return _message(ifaddrmsg(), _NEWADDR, fields)
+
+
+def _neighbour() -> bytes:
+    from pyroute2.netlink.rtnl.ndmsg import ndmsg  # pyright: ignore[reportMissingTypeStubs]
+
+    fields = {"family": _AF_BRIDGE, "ifindex": _MARK_PORT, "state": _NUD_NOARP, "flags": _NTF_MASTER | _NTF_STICKY}
+    return _message(ndmsg(), _NEWNEIGH, {**fields, "attrs": [("NDA_LLADDR", _MARK_MAC)]}, _PUT)
+
+
+def _family(address: IPv4Address | IPv6Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
 def _message(message: Any, kind: int, fields: Mapping[str, Any], flags: int = _NEW) -> bytes:  # noqa: ANN401 - pyroute2 has no types
@@ -132,21 +202,42 @@ class Requests:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE, fileno=fd)
         self._sock.settimeout(_WAIT_S)
 
-    def send(self, message: bytes, what: str) -> None:
-        """Have it carried out. Raises: SetupError; UnsupportedError: the kernel knows no such links."""
-        self._sock.send(message)
-        answer = self._sock.recv(_CHUNK)
-        if len(answer) < _HEAD.size + 4 or _HEAD.unpack_from(answer)[1] != _ERROR:
-            raise ProtocolError(f"{what}: the kernel's answer is no acknowledgement")
-        code = -int.from_bytes(answer[_HEAD.size : _HEAD.size + 4], "little", signed=True)
-        if code == errno.EOPNOTSUPP:
+    def send(self, messages: bytes | Sequence[bytes], what: str) -> None:
+        """Have them carried out, one after the other, by one system call. The first that fails counts; the kernel goes on behind it.
+
+        Raises: SetupError; UnsupportedError: the kernel knows no such links.
+        """
+        if isinstance(messages, bytes):
+            messages = [messages]
+        last = len(messages) - 1
+        # The kernel tells of what fails, and of what is fine only where it is asked to: of the last one.
+        self._sock.send(b"".join(_numbered(message, at, _ACK if at == last else 0) for at, message in enumerate(messages)))
+        failed = 0
+        while True:
+            number, code = _acknowledged(self._sock.recv(_CHUNK), what)
+            failed = failed or code
+            if number >= last:
+                break
+        if failed == errno.EOPNOTSUPP:
             raise UnsupportedError(f"{what}: this kernel has no such links", feature="bridge, veth", remedy="modprobe -a bridge veth")
-        if code:
-            raise SetupError(what, code, step="network")
+        if failed:
+            raise SetupError(what, failed, step="network")
 
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
+
+
+def _numbered(message: bytes, number: int, flag: int) -> bytes:
+    length, kind, flags, *_ = _HEAD.unpack_from(message)
+    return _HEAD.pack(length, kind, flags | flag, number, 0) + message[_HEAD.size :] + bytes(-len(message) % 4)
+
+
+def _acknowledged(answer: bytes, what: str) -> tuple[int, int]:
+    """Which message the kernel answers, and with which errno."""
+    if len(answer) < _HEAD.size + 4 or (head := _HEAD.unpack_from(answer))[1] != _ERROR:
+        raise ProtocolError(f"{what}: the kernel's answer is no acknowledgement")
+    return head[3], -int.from_bytes(answer[_HEAD.size : _HEAD.size + 4], "little", signed=True)
 
 
 def routes() -> list[IPv4Network]:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import itertools
 import re
+import secrets
 import threading
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Final, cast
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, Final, Generic, TypeVar, cast
 
 from attrs import frozen
 
-from sandbox.errors import UnsupportedError, UsageError
-from sandbox.net.addresses import choose_address, choose_subnet, to_gateway, to_subnet
+from sandbox.errors import UsageError
+from sandbox.net.addresses import choose_address, choose_subnet, is_host_of, to_gateway, to_subnet
 from sandbox.net.rtnetlink import routes
 
 DEFAULT_MTU: Final = 1500
 LEAST_MTU, MOST_MTU = 576, 65535  # RFC 791's least for hosts; veth's and the bridge's most
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)  # Docker's, bounded
 _numbers: Final = itertools.count(1)
+_LEAST_IPV6_MTU: Final = 1280  # RFC 8200, section 5
+_GIVEN = TypeVar("_GIVEN", IPv4Address, IPv6Address)
+_NET = TypeVar("_NET", IPv4Network, IPv6Network)
 
 
 @frozen
 class NetworkSpec:
-    """One network, checked. *subnet*, *gateway*: None: chosen when it is made."""
+    """One network, checked. *subnet*, *gateway*, *subnet6*: None: chosen when it is made."""
 
     name: str
     subnet: IPv4Network | None
@@ -31,21 +35,47 @@ class NetworkSpec:
     internal: bool
     mtu: int
     labels: Mapping[str, str]
+    ipv6: bool = False
+    subnet6: IPv6Network | None = None
 
 
-def to_spec(name: object, *, subnet: object, gateway: object, internal: object, mtu: object, labels: object) -> NetworkSpec:
-    """Check what a user says. Raises: UsageError; UnsupportedError for IPv6, which networks do not have yet."""
-    if not isinstance(internal, bool):
-        raise UsageError(f"internal: {internal!r} is neither True nor False")
+def to_spec(
+    name: object, *, subnet: object, gateway: object, internal: object, mtu: object, labels: object, ipv6: object = False, subnet6: object = None
+) -> NetworkSpec:
+    """Check what a user says. Raises: UsageError."""
+    for what, value in (("internal", internal), ("ipv6", ipv6)):
+        if not isinstance(value, bool):
+            raise UsageError(f"{what}: {value!r} is neither True nor False")
     net = None if subnet is None else to_subnet(subnet)
     if net is not None and not isinstance(net, IPv4Network):
-        raise UnsupportedError(f"subnet: {net}: networks have IPv4 only", feature="ipv6", remedy="give an IPv4 subnet such as 10.1.2.0/24")
+        raise UsageError(f"subnet: {net} is of IPv6; give it as subnet6=, with ipv6=True, beside one of IPv4")
     if net is None and gateway is not None:
         raise UsageError("gateway: give subnet= too, of which it is an address")
     way = None if net is None else to_gateway(gateway, net)
+    bytes_ = _to_mtu(mtu)
+    if ipv6 and bytes_ < _LEAST_IPV6_MTU:
+        raise UsageError(f"mtu: {bytes_} is too little for IPv6, which takes {_LEAST_IPV6_MTU}")
     return NetworkSpec(
-        _to_name(name), net, way if isinstance(way, IPv4Address) else None, internal, _to_mtu(mtu), _to_labels(labels)
+        _to_name(name),
+        net,
+        way if isinstance(way, IPv4Address) else None,
+        bool(internal),
+        bytes_,
+        _to_labels(labels),
+        bool(ipv6),
+        _to_subnet6(subnet6, ipv6=bool(ipv6)),
     )
+
+
+def _to_subnet6(subnet6: object, *, ipv6: bool) -> IPv6Network | None:
+    if subnet6 is None:
+        return None
+    if not ipv6:
+        raise UsageError("subnet6: give ipv6=True too")
+    net = to_subnet(subnet6)
+    if not isinstance(net, IPv6Network):
+        raise UsageError(f"subnet6: {net} is not of IPv6; write it as fd00:1::/64")
+    return net
 
 
 def _to_name(name: object) -> str:
@@ -73,24 +103,46 @@ def _to_labels(labels: object) -> Mapping[str, str]:
     return dict(given)
 
 
-class Addresses:
-    """The addresses of one network. Thread-safe."""
+class Addresses(Generic[_GIVEN]):
+    """The addresses of one family of one network. Thread-safe."""
 
-    def __init__(self, subnet: IPv4Network, gateway: IPv4Address) -> None:
-        self.subnet, self.gateway = subnet, gateway
-        self._taken = {gateway}
-        self._last: IPv4Address | None = None
+    def __init__(self, subnet: IPv4Network | IPv6Network, gateway: _GIVEN) -> None:
+        self.subnet = subnet
+        self.gateway: _GIVEN = gateway
+        self._taken: set[_GIVEN] = {gateway}
+        self._last: _GIVEN | None = None
         self._lock = threading.Lock()
 
-    def take(self) -> IPv4Address:
-        """A free one, which is the caller's until `release`. Raises: UsageError: there is none."""
+    def take(self, wanted: _GIVEN | None = None, *, rather: _GIVEN | None = None) -> _GIVEN:
+        """The one that is *wanted*, or a free one (*rather* this): the caller's until `release`.
+
+        Raises: UsageError: there is none, or as `check`.
+        """
         with self._lock:
-            found = cast("IPv4Address", choose_address(self.subnet, self._taken, after=self._last))
+            if wanted is not None:
+                self._check(wanted)
+                found = wanted
+            elif rather is not None and rather not in self._taken and is_host_of(rather, self.subnet):
+                found = rather
+            else:
+                found = self._last = cast("_GIVEN", choose_address(self.subnet, self._taken, after=self._last))
             self._taken.add(found)
-            self._last = found
             return found
 
-    def release(self, address: IPv4Address) -> None:
+    def check(self, wanted: _GIVEN) -> None:
+        """Refuse an address that nobody could have now. Raises: UsageError: it is another subnet's, the gateway's, or somebody's."""
+        with self._lock:
+            self._check(wanted)
+
+    def _check(self, wanted: _GIVEN) -> None:
+        if not is_host_of(wanted, self.subnet):
+            raise UsageError(f"address: {wanted} is not an address of a host in {self.subnet}")
+        if wanted == self.gateway:
+            raise UsageError(f"address: {wanted} is the network's own, its gateway; give another one of {self.subnet}")
+        if wanted in self._taken:
+            raise UsageError(f"address: {wanted} is taken by another container; give another one, or none")
+
+    def release(self, address: _GIVEN) -> None:
         """Give it back."""
         with self._lock:
             self._taken.discard(address)
@@ -101,7 +153,7 @@ class Subnets:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._used: list[IPv4Network] = []
+        self._used: list[IPv4Network | IPv6Network] = []
 
     def take(self, wanted: IPv4Network | None) -> IPv4Network:
         """The one that is wanted, or one that overlaps with no route of the host and no other network here.
@@ -109,14 +161,25 @@ class Subnets:
         Raises: UsageError: another network of this process has it; UnsupportedError: none is free.
         """
         with self._lock:
-            clash = next((net for net in self._used if wanted is not None and net.overlaps(wanted)), None)
-            if clash is not None:
-                raise UsageError(f"subnet: {wanted} overlaps with {clash} of another network; give another one, or none")
-            found = choose_subnet([*routes(), *self._used]) if wanted is None else wanted
+            found = choose_subnet([*routes(), *self._used]) if wanted is None else self._free(wanted)
             self._used.append(found)
             return found
 
-    def release(self, subnet: IPv4Network) -> None:
+    def take6(self, wanted: IPv6Network | None) -> IPv6Network:
+        """The one that is wanted, or one of fd00::/8 that nobody else has chosen, in all likelihood. Raises: UsageError: as `take`."""
+        with self._lock:
+            # RFC 4193: a random number makes it unique; 56 bits of it, as there are no sites here that have subnets.
+            chosen = wanted or IPv6Network((b"\xfd" + secrets.token_bytes(7) + bytes(8), 64))
+            self._used.append(self._free(chosen))
+            return chosen
+
+    def _free(self, wanted: _NET) -> _NET:
+        clash = next((net for net in self._used if net.version == wanted.version and net.overlaps(wanted)), None)
+        if clash is not None:
+            raise UsageError(f"subnet: {wanted} overlaps with {clash} of another network; give another one, or none")
+        return wanted
+
+    def release(self, subnet: IPv4Network | IPv6Network) -> None:
         """Give it back."""
         with self._lock:
             self._used.remove(subnet)

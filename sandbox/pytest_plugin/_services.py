@@ -10,12 +10,15 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from sandbox import PIPE, STDOUT, CommandError, Container, Process, Result, SandboxError, UsageError
 from sandbox.pytest_plugin import _reach
 from sandbox.pytest_plugin._output import Log, printable
 from sandbox.pytest_plugin._waiting import make_condition, wait
+
+if TYPE_CHECKING:
+    from sandbox import Endpoint, Join, Network
 
 __all__ = ["Service", "ServiceContainer", "ServiceError"]
 
@@ -218,11 +221,19 @@ class ServiceContainer(Container):
         """Run a program that is no part of the test's story: many of them, while something is waited for."""
         return super().exec(argv, timeout=timeout, output_limit="64K")
 
-    def connect(self, port: int, *, host: str = "127.0.0.1", timeout: float = READY_S) -> socket.socket:
+    @overload
+    def connect(self, port: Network | Join, /) -> Endpoint: ...
+    @overload
+    def connect(self, port: int, *, host: str = ..., timeout: float = ...) -> socket.socket: ...
+    def connect(self, port: int | Network | Join, *, host: str = "127.0.0.1", timeout: float = READY_S) -> socket.socket | Endpoint:
         """Connect to a TCP port inside; *host* is its loopback, ``127.0.0.1`` or ``::1``. The socket is the caller's, to be closed.
+
+        With a `Network` or a `Join`, as `Container.connect`: put it into that.
 
         Raises: OSError: ConnectionRefusedError, TimeoutError ...; UnsupportedError: an ordinary user's container without python3.
         """
+        if not isinstance(port, int):
+            return super().connect(port)
         family = _reach.loopback_of(host)
         _reach.to_port(port)
         ready = self._sockets.setdefault(family, [])

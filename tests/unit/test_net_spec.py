@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sandbox import Container, Network, Pool
 from sandbox.errors import ClosedError, UnsupportedError, UsageError
 from sandbox.net import mac_of
-from sandbox.net.rtnetlink import bridge, routes, templates
+from sandbox.net.rtnetlink import bridge, bridge_address, routes, templates
 from sandbox.net.spec import Addresses, Subnets
 
 SUBNET = IPv4Network("10.1.2.0/24")
+SUBNET6 = IPv6Network("fd00:1:2:3::/64")
 
 
 @pytest.mark.parametrize(
@@ -38,16 +40,16 @@ SUBNET = IPv4Network("10.1.2.0/24")
         ({"mtu": True}, "mtu"),
         ({"labels": {"a": 1}}, "labels"),
         ({"labels": ["a"]}, "labels"),
+        ({"ipv6": 1}, "ipv6"),
+        ({"subnet": "fd00:1::/64"}, "subnet6="),
+        ({"subnet6": "fd00:1::/64"}, "ipv6=True"),
+        ({"subnet6": "10.1.2.0/24", "ipv6": True}, "not of IPv6"),
+        ({"mtu": 1279, "ipv6": True}, "1280"),
     ],
 )
 def test_what_is_no_network_is_refused_before_anything_is_touched(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Network(**options)
-
-
-def test_ipv6_is_refused_by_its_name() -> None:
-    with pytest.raises(UnsupportedError, match="IPv4 only"):
-        Network(subnet="fd00:1::/64")
 
 
 def test_a_network_that_reaches_outside_is_refused_in_words() -> None:
@@ -112,18 +114,102 @@ def test_the_hosts_own_loopback_is_among_its_routes() -> None:
 
 @given(st.integers(0, 253), st.integers(1002, 2**31 - 1), st.integers(0, 2**20))
 def test_a_template_is_filled_with_what_is_asked_and_nothing_else_moves(host: int, port: int, fd: int) -> None:
-    made = templates(SUBNET, mtu=1500)
+    made = templates(SUBNET, SUBNET6, mtu=1500, number=3)
     address = SUBNET.network_address + host
     link = made.link_of(port=port, mac=mac_of(address), namespace=fd)
     assert len(link) == len(made.link) == struct.unpack_from("=I", link)[0]
     assert bytes.fromhex(mac_of(address).replace(":", "")) in link
     assert struct.pack("=HHI", 8, 28, fd) in link  # IFLA_NET_NS_FD
     assert struct.unpack_from("=I", link, 20)[0] == port
-    assert made.address_of(address).count(address.packed) >= 2
+    assert (made.interface, made.index) == ("eth3", 1004)
+    address6 = SUBNET6.network_address + host
+    first, up, second = made.addresses_of(address, address6)
+    assert first.count(address.packed) >= 2
+    assert struct.unpack_from("=I", up, 20)[0] == 1004
+    assert second.count(address6.packed) >= 2
+    neighbour = made.neighbour_of(port=port, mac=mac_of(address))
+    assert neighbour.endswith(bytes.fromhex(mac_of(address).replace(":", "")) + b"\0\0")
 
 
-def test_a_bridge_is_one_link_and_one_address() -> None:
-    link, address = bridge(IPv4Address("10.1.2.1"), SUBNET, mac="02:42:0a:01:02:01", mtu=9000)
+def test_a_network_without_ipv6_has_no_message_of_it() -> None:
+    assert len(templates(SUBNET, None, mtu=1500, number=0).addresses_of(IPv4Address("10.1.2.3"), None)) == 2
+
+
+def test_a_bridge_is_one_link_and_an_address_of_each_version() -> None:
+    link = bridge("02:42:0a:01:02:01", 9000)
     assert b"bridge\0" in link
     assert struct.pack("=HHI", 8, 4, 9000) in link
-    assert IPv4Address("10.1.2.255").packed in address
+    assert IPv4Address("10.1.2.255").packed in bridge_address(IPv4Address("10.1.2.1"), SUBNET)
+    assert (SUBNET6.network_address + 1).packed in bridge_address(SUBNET6.network_address + 1, SUBNET6)
+
+
+def test_a_wanted_address_is_an_address_of_a_host_that_nobody_has() -> None:
+    addresses = Addresses(IPv4Network("10.1.2.0/29"), IPv4Address("10.1.2.1"))
+    for wrong in ("10.1.2.0", "10.1.2.7", "10.1.3.1", "10.1.2.1"):
+        with pytest.raises(UsageError, match="address: "):
+            addresses.take(IPv4Address(wrong))
+    mine = addresses.take(IPv4Address("10.1.2.2"))
+    with pytest.raises(UsageError, match="taken"):
+        addresses.check(mine)
+    assert addresses.take(rather=mine) != mine
+    assert addresses.take(rather=IPv4Address("10.1.2.6")) == IPv4Address("10.1.2.6")
+
+
+SUBNET_OF_RULES = IPv4Network("10.1.2.0/28")
+
+
+class AddressRules(RuleBasedStateMachine):
+    """Whoever takes and gives back, in whatever order and by whatever wish: nobody's is given out, and none is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses = Addresses(SUBNET_OF_RULES, IPv4Address("10.1.2.1"))
+        self.held: list[IPv4Address] = []
+
+    def free(self) -> set[IPv4Address]:
+        return {*SUBNET_OF_RULES.hosts()} - {*self.held, self.addresses.gateway}
+
+    @rule(rather=st.none() | st.integers(0, 15))
+    def take(self, rather: int | None) -> None:
+        free = self.free()
+        wish = None if rather is None else SUBNET_OF_RULES.network_address + rather
+        if not free:
+            with pytest.raises(UsageError, match="larger subnet"):
+                self.addresses.take(rather=wish)
+            return
+        found = self.addresses.take(rather=wish)
+        assert found in free
+        assert wish not in free or found == wish
+        self.held.append(found)
+
+    @rule(number=st.integers(0, 15))
+    def want(self, number: int) -> None:
+        wanted = SUBNET_OF_RULES.network_address + number
+        if wanted in self.free():
+            self.held.append(self.addresses.take(wanted))
+        else:
+            with pytest.raises(UsageError, match="address"):
+                self.addresses.take(wanted)
+
+    @rule(at=st.integers(0, 15))
+    def give_back(self, at: int) -> None:
+        if self.held:
+            self.addresses.release(self.held.pop(at % len(self.held)))
+
+    @invariant()
+    def nobody_shares(self) -> None:
+        assert len({*self.held}) == len(self.held)
+
+
+TestAddresses = AddressRules.TestCase
+
+
+def test_subnets_of_ipv6_are_of_nobody_else() -> None:
+    subnets = Subnets()
+    found = [subnets.take6(None) for _ in range(4)]
+    assert len({*found}) == 4
+    assert all(net.prefixlen == 64 and net.subnet_of(IPv6Network("fd00::/8")) for net in found)
+    with pytest.raises(UsageError, match="another network"):
+        subnets.take6(found[0])
+    subnets.release(found[0])
+    assert subnets.take6(found[0]) == found[0]

@@ -1,0 +1,201 @@
+"""A network that was made: its switch, its addresses, and who is in it."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from sandbox._networks.places import Endpoint, Place
+from sandbox._networks.switch import Switch, namespace_of
+from sandbox._sys.fds import Fd
+from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
+from sandbox.net.addresses import mac_of
+from sandbox.net.rtnetlink import FIRST_PORT, INSIDE, Requests, bridge, bridge_address, default_route, removal, templates
+from sandbox.net.spec import Addresses, NetworkSpec, Subnets
+
+if TYPE_CHECKING:
+    from sandbox._networks.wishes import Join
+    from sandbox._session import Session
+
+VERSIONS = (4, 6)
+
+
+@define(eq=False)
+class Live:
+    """A network from its making to its end. Thread-safe. *lock* is held for one request to the kernel at a time."""
+
+    spec: NetworkSpec
+    switch: Switch
+    requests: Requests  # to the switch
+    addresses: Addresses[IPv4Address]
+    addresses6: Addresses[IPv6Address] | None
+    places: dict[Place, Callable[[], None]] = field(factory=dict[Place, Callable[[], None]])  # and what tells its owner that it is lost
+    lock: threading.RLock = field(factory=threading.RLock)
+    is_open: bool = True
+    _next_port: int = FIRST_PORT
+
+    @classmethod
+    def make(cls, spec: NetworkSpec, subnets: Subnets, stack: ExitStack) -> Live:
+        """Make it; *stack* takes it back. Raises: UsageError, UnsupportedError, SetupError."""
+        subnet = subnets.take(spec.subnet)
+        stack.callback(subnets.release, subnet)
+        addresses = Addresses(subnet, spec.gateway or subnet.network_address + 1)
+        addresses6 = None
+        if spec.ipv6:
+            subnet6 = subnets.take6(spec.subnet6)
+            stack.callback(subnets.release, subnet6)
+            addresses6 = Addresses(subnet6, subnet6.network_address + 1)
+        switch = Switch()
+        stack.callback(switch.close)
+        requests = Requests(switch.socket())
+        stack.callback(requests.close)
+        requests.send(bridge(mac_of(addresses.gateway), spec.mtu), "make a bridge")
+        if addresses6 is not None:
+            switch.begin_ipv6("bridge")
+        families = [family for family in (addresses, addresses6) if family is not None]
+        requests.send([bridge_address(family.gateway, family.subnet) for family in families], "give a bridge its addresses")
+        return cls(spec, switch, requests, addresses, addresses6)
+
+    def check(self, join: Join) -> None:
+        """Refuse what a container cannot have here now; nothing is touched. Raises: UsageError."""
+        if join.address is not None:
+            self.addresses.check(IPv4Address(join.address))
+        if join.address6 is not None:
+            self._ipv6().check(IPv6Address(join.address6))
+        if join.mac is not None:
+            self._check_mac(join.mac)
+
+    def _ipv6(self) -> Addresses[IPv6Address]:
+        if self.addresses6 is None:
+            raise UsageError(f"address6: {self.spec.name!r} has no IPv6; make it with ipv6=True")
+        return self.addresses6
+
+    def _check_mac(self, mac: str) -> None:
+        with self.lock:
+            if mac == mac_of(self.addresses.gateway) or any(place.endpoint.mac == mac for place in self.places):
+                raise UsageError(f"mac: {mac} is taken in {self.spec.name!r}; give another one, or none")
+
+    # ---- Containers ----
+
+    def admit(self, session: Session, join: Join, hostname: str, *, number: int, routed: tuple[int, ...], lost: Callable[[], None]) -> Place:
+        """Connect a container by its *number*-th interface. *routed*: the versions of IP whose default route goes through here.
+
+        *lost* is called when the network is closed before `dismiss`.
+        """
+        with ExitStack() as stack:
+            address, address6 = self._take_addresses(join, stack)
+            mac = join.mac or mac_of(address)
+            with self.lock:
+                port, self._next_port = self._next_port, self._next_port + 1
+            endpoint = Endpoint(
+                hostname, str(address), mac, session.pid, None if address6 is None else str(address6), join.aliases, f"eth{number}"
+            )
+            place = Place(endpoint, session, address, address6, port, INSIDE + number)
+            stack.callback(self._forget, place)
+            self._connect(place, number, routed, lost)
+            stack.pop_all()
+            return place
+        raise AssertionError("unreachable")
+
+    def _take_addresses(self, join: Join, stack: ExitStack) -> tuple[IPv4Address, IPv6Address | None]:
+        address = self.addresses.take(None if join.address is None else IPv4Address(join.address))
+        stack.callback(self.addresses.release, address)
+        if self.addresses6 is None and join.address6 is None:
+            return address, None
+        family = self._ipv6()
+        wanted = None if join.address6 is None else IPv6Address(join.address6)
+        # The same number in both, where that is free: easier to read.
+        same = int(address) - int(self.addresses.subnet.network_address)
+        address6 = family.take(wanted, rather=IPv6Address(int(family.subnet.network_address) + same))
+        stack.callback(family.release, address6)
+        return address, address6
+
+    def _connect(self, place: Place, number: int, routed: tuple[int, ...], lost: Callable[[], None]) -> None:
+        subnet6 = None if self.addresses6 is None else self.addresses6.subnet
+        made = templates(self.addresses.subnet, subnet6, mtu=self.spec.mtu, number=number)
+        mac, port = place.endpoint.mac, place.port
+        with namespace_of(place.session) as inside, self._requests_in(inside) as theirs:
+            with self.lock:
+                self._check_open()
+                self._check_mac(mac)
+                self.places[place] = lost
+                link = made.link_of(port=port, mac=mac, namespace=inside.fileno())
+                self.requests.send([link, made.neighbour_of(port=port, mac=mac)], "make an interface")
+            try:
+                theirs.send([*made.addresses_of(place.address, place.address6), *self._routes(place, routed)], "give a container its addresses")
+            except SetupError:
+                self._check_open()  # somebody has closed it, and that is why
+                raise
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise ClosedError("the network was closed while a container joined it")
+
+    def _routes(self, place: Place, versions: tuple[int, ...]) -> list[bytes]:
+        ways = {4: self.addresses.gateway, 6: None if self.addresses6 is None else self.addresses6.gateway}
+        return [default_route(way, place.index) for version in versions if (way := ways[version]) is not None]
+
+    @contextmanager
+    def _requests_in(self, inside: Fd) -> Generator[Requests]:
+        theirs = Requests(self.switch.socket(inside, ipv6=self.addresses6 is not None))
+        try:
+            yield theirs
+        finally:
+            theirs.close()
+
+    def offers_route(self, version: int) -> bool:
+        """Whether what is for outside can be sent here."""
+        return not self.spec.internal and (version == 4 or self.addresses6 is not None)
+
+    def route(self, place: Place, versions: tuple[int, ...]) -> None:
+        """Have a container's default routes go through here from now on."""
+        with namespace_of(place.session) as inside, self._requests_in(inside) as theirs:
+            theirs.send(self._routes(place, versions), "give a container its default route")
+
+    def dismiss(self, place: Place) -> None:
+        """Take a container's interface, if it lives; and let others have its addresses. Once more is nothing."""
+        with self.lock:
+            if place not in self.places:
+                return
+            try:
+                self._forget(place)
+            finally:
+                self.addresses.release(place.address)
+                if self.addresses6 is not None and place.address6 is not None:
+                    self.addresses6.release(place.address6)
+
+    def _forget(self, place: Place) -> None:
+        """A container that has ended loses its interface by that, some time later."""
+        with self.lock:
+            if self.places.pop(place, None) is None or not self.is_open or not place.session.is_alive:
+                return
+            try:
+                self.requests.send(removal(place.port), "remove an interface")
+            except SetupError as error:
+                if error.errno != errno.ENODEV:  # it was not made, or its container ends just now
+                    raise
+
+    def close(self, stack: ExitStack) -> None:
+        """Remove it, and have those who are in it know; *stack* is what `make` was given."""
+        with self.lock:  # whoever connects a container just now goes first
+            self.is_open = False
+            owners = [*self.places.values()]
+            if owners:
+                with suppress(SandboxError):  # ENODEV, if all have ended; what else there is goes with the switch
+                    self.requests.send(removal(None), "remove the interfaces")
+        with stack:
+            for lost in reversed(owners):
+                stack.callback(lost)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of its copies, which would keep the namespace when the parent has ended."""
+        self.is_open = False
+        self.requests.close()
+        self.switch.abandon()
+
