@@ -28,6 +28,15 @@ _CONF: Final = "/proc/sys/net/ipv6/conf"
 _NO_IPV6: Final = plan.WriteProc(f"{_CONF}/default/disable_ipv6", b"1\n", plan.HOST, optional=True)
 # The order matters: an interface that gets IPv6 takes an address of its own at once, and asks for routers, unless it was told not to before.
 _IPV6: Final = (("addr_gen_mode", b"1\n"), ("accept_ra", b"0\n"), ("autoconf", b"0\n"), ("accept_dad", b"0\n"), ("disable_ipv6", b"0\n"))
+# A new namespace takes the values of the first one, whose ``ip_forward`` Docker sets: a container in two networks would pass on what it gets
+# from one to the other, and whoever does not forward would believe redirects. Of "all" and an interface, what counts is either, both or one of them.
+_NO_DETOURS: Final = tuple(
+    plan.WriteProc(f"/proc/sys/net/ipv4/conf/{name}", b"0\n", plan.HOST)
+    for name in (
+        "default/forwarding", "all/accept_redirects", "default/accept_redirects",
+        "all/accept_source_route", "all/route_localnet", "default/route_localnet",
+    )
+)
 
 
 def _with_ipv6(interface: str) -> tuple[plan.Op, ...]:
@@ -51,7 +60,7 @@ class Switch:
     """The namespace and its helper. Belongs to the process that made it."""
 
     def __init__(self) -> None:
-        ops = (plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6)
+        ops = (plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS)
         self._session = start_helper(plan.Plan(clone_flags=CLONE_NEWPID, init_ops=ops), 0)
         try:
             self._namespace = namespace_of(self._session)
@@ -71,7 +80,7 @@ class Switch:
         fds = {"there": inside.fileno(), "here": self._namespace.fileno()}
         try:
             kind = _with_ipv6("default") if ipv6 else (_NO_IPV6,)
-            return self._session.request([there, opening, *kind, back], ["socket"], fds)[0]
+            return self._session.request([there, opening, *kind, *_NO_DETOURS, back], ["socket"], fds)[0]
         except SetupError:
             self._session.request([back], [], {"here": fds["here"]})
             raise

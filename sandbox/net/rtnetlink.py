@@ -121,7 +121,9 @@ def templates(subnet: IPv4Network, subnet6: IPv6Network | None, *, mtu: int, num
 
 def bridge(mac: str, mtu: int) -> bytes:
     """Make the bridge, up."""
-    attributes = [("IFLA_IFNAME", "bridge"), ("IFLA_ADDRESS", mac), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})]
+    # No state that what containers send would fill: no table of groups, no spanning tree.
+    info = {"attrs": [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": [("IFLA_BR_MCAST_SNOOPING", 0), ("IFLA_BR_STP_STATE", 0)]})]}
+    attributes = [("IFLA_IFNAME", "bridge"), ("IFLA_ADDRESS", mac), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
     return _link(BRIDGE, attributes)
 
 
