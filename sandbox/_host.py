@@ -26,11 +26,33 @@ def host() -> Host:
 
     Root of an outer container that has but a few ids is an ordinary user to us: its containers have one id, its own.
     """
+    return _host(os.geteuid(), detect(), features.state())
+
+
+@lru_cache(maxsize=8)
+def _host(euid: int, groups: GroupHost, _state: int) -> Host:
     return Host(
-        privileged=os.geteuid() == 0 and features.privileged() and id_ranges().are_any,
+        privileged=euid == 0 and features.privileged() and id_ranges().are_any,
         landlock_abi=features.landlock_abi(),
-        clone3_exec=detect().mode is Mode.V2 and features.clone_into_cgroup(),
+        clone3_exec=groups.mode is Mode.V2 and features.clone_into_cgroup(),
     )
+
+
+_done: dict[ContainerSpec, tuple[int, GroupHost]] = {}
+_MOST_DONE: Final = 256
+
+
+def is_known_to_do(spec: ContainerSpec) -> bool:
+    """Whether all that *spec* asks of this host was found to be there, and no probe has answered otherwise since."""
+    known = _done.get(spec)
+    return known is not None and known[0] == features.state() and known[1] is detect()
+
+
+def note_that_it_does(spec: ContainerSpec) -> None:
+    """Remember that all of it is there."""
+    if len(_done) >= _MOST_DONE:
+        _done.clear()
+    _done[spec] = features.state(), detect()
 
 
 def runs_may_need_v2() -> bool:

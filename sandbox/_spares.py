@@ -123,6 +123,7 @@ class Spares:
     _wanted: dict[Kind, int] = field(factory=dict[Kind, int])  # how many of a kind there should be; in the order of the last use
     _ready: dict[Kind, list[Spare]] = field(factory=dict[Kind, list[Spare]])
     _pending: int = 0  # being made
+    _launcher: object = None  # whose spares these are
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def take(self, kind: Kind) -> Spare | None:
@@ -142,6 +143,10 @@ class Spares:
     def _drop_stale(self) -> list[Spare]:
         if self._table.has_changed():
             return [spare for kind in [*self._ready] if kind.host_view for spare in self._ready.pop(kind)]
+        launcher = driver.known()
+        if launcher is self._launcher:
+            return []
+        self._launcher = launcher
         return [spare for kind in [*self._ready] for spare in self._drop_orphans(kind)]
 
     def _drop_orphans(self, kind: Kind) -> list[Spare]:

@@ -345,6 +345,9 @@ class _Starting:
 
     def _check(self) -> None:
         """Refuse what this host cannot do, before anything is touched."""
+        asked = self.spec
+        if _host.is_known_to_do(asked):
+            return
         check_floor()
         if isinstance(self.spec.namespaces.time, ns.Time):
             check_clocks(self.spec.namespaces.time)
@@ -354,6 +357,8 @@ class _Starting:
             self.spec = _host.with_overlay(self.spec, self._or_degrade)
         if self.is_limited:
             self.is_limited = self._or_degrade(self._check_limits, "limits")
+        if self.spec is asked and not self.degraded:
+            _host.note_that_it_does(asked)
 
     def _check_limits(self) -> None:
         check_limits(self.spec.limits)

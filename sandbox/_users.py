@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_FILE: Final = 1 << 20
 MAX_GROUPS: Final = 64
+_RESOLVED: Final = 64  # answers that are remembered, each with a passwd file
+_MOST_REMEMBERED: Final = 1 << 14
+_resolved: dict[tuple[str, bytes, int, int | None, int], Identity] = {}
 
 
 @frozen
@@ -50,9 +53,28 @@ def identify(spec: ContainerSpec, fsplan: FsPlan, ids: Ids) -> Identity | None:
     if spec.host_view:
         return known(spec.user, spec.filesystem.root)
     try:
-        return resolve(spec.user, passwd=lambda: fsplan.read("/etc/passwd", MAX_FILE), group=lambda: fsplan.read("/etc/group", MAX_FILE), ids=ids)
+        return _resolve_in(spec.user, fsplan.read("/etc/passwd", MAX_FILE), lambda: fsplan.read("/etc/group", MAX_FILE), ids)
     except UsageError:  # it may yet be put there
         return None
+
+
+def _resolve_in(user: str, passwd: bytes, group: Callable[[], bytes], ids: Ids) -> Identity:
+    """As `resolve`; an answer that took no other file is remembered with what that one said."""
+    key = user, passwd, ids.count, ids.only, ids.init_gid
+    found = _resolved.get(key)
+    if found is None:
+        asked: list[bytes] = []
+
+        def read() -> bytes:
+            asked.append(group())
+            return asked[0]
+
+        found = resolve(user, passwd=lambda: passwd, group=read, ids=ids)
+        if not asked and len(passwd) <= _MOST_REMEMBERED:
+            if len(_resolved) >= _RESOLVED:
+                _resolved.clear()
+            _resolved[key] = found
+    return found
 
 
 def number_of(user: str, root: Root) -> int:

@@ -187,7 +187,10 @@ def close_all(fds: Sequence[int]) -> None:
 
 
 def _unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    return [fd for _, _, data in ancillary for (fd,) in struct.iter_unpack("=i", data[: len(data) // 4 * 4])]
+    fds: list[int] = []
+    for _, _, data in ancillary:
+        fds += struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])
+    return fds
 
 
 def send_message(sock: socket.socket, kind: wire.Msg, body: bytes, fds: Sequence[int]) -> None:

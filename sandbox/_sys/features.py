@@ -55,17 +55,31 @@ class Probe(Generic[T]):
     def forget(self) -> None:
         """Ask anew at the next call (the host's settings may have been changed)."""
         self._answer = []
+        _note_change()
 
     def push(self, value: T) -> None:
         """Answer *value* until `pop`; for `pretend`."""
         self._pretended.append(value)
+        _note_change()
 
     def pop(self) -> None:
         """Undo the last `push`."""
         self._pretended.pop()
+        _note_change()
 
 
 PROBES: Final[dict[str, Probe[Any]]] = {}
+_changes = 0  # of what probes would answer
+
+
+def state() -> int:
+    """A number that stays the same as long as every probe that was asked answers the same: for who remembers what follows from answers."""
+    return _changes
+
+
+def _note_change() -> None:
+    global _changes
+    _changes += 1
 
 
 @contextmanager

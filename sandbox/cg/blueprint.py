@@ -25,6 +25,7 @@ class Blueprint:
 
     hierarchies: tuple[Hierarchy, ...]
     above: tuple[bytes, ...]  # where the group's directory in each is, with a slash at the end
+    above_text: tuple[str, ...]
     steps: tuple[tuple[bytes, bytes, bytes | None], ...]  # what to write to it, or None: make the directory
     opens: tuple[tuple[bytes, bytes, bool], ...]  # and whether it is to be written to; in the order of `Group.adopt`
     shared: tuple[str, ...]  # mount points: where the leaf joins the group itself
@@ -80,6 +81,7 @@ def _blueprint(limits: Limits, wished: frozenset[str], leaf: bytes, mine: Owner)
     return Blueprint(
         hierarchies=found,
         above=tuple(above.values()),
+        above_text=tuple(map(os.fsdecode, above.values())),
         steps=tuple(steps),
         opens=tuple(opens),
         shared=tuple(hierarchy.mount for hierarchy in shared),

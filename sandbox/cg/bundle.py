@@ -84,7 +84,11 @@ def check_limits(limits: Limits) -> None:
 
 def limits_need_v2(limits: Limits) -> bool:
     """Say whether any of *limits* is cgroup v2's to enforce here."""
-    host = detect()
+    return _need_v2(limits, detect())
+
+
+@lru_cache(maxsize=256)
+def _need_v2(limits: Limits, host: Host) -> bool:
     return any(hierarchy.version == 2 for name in controllers(limits) if (hierarchy := host.find(name)) is not None)
 
 

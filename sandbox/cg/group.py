@@ -138,8 +138,8 @@ class Group:
     def adopt(self, blueprint: Blueprint, fds: list[int]) -> Leaf:
         """Take, in place of `create`, what somebody else has made of *blueprint*, and opened: *fds*, which are then ours. Gives the first leaf."""
         self._bundle = bundle = Bundle(detect(), self._name, {})
-        for hierarchy, above, fd in zip(blueprint.hierarchies, blueprint.above, fds, strict=False):
-            bundle.places[hierarchy.mount] = Place(hierarchy, os.fsdecode(above) + self._name)
+        for hierarchy, above, fd in zip(blueprint.hierarchies, blueprint.above_text, fds, strict=False):
+            bundle.places[hierarchy.mount] = Place(hierarchy, above + self._name)
             self._fds[hierarchy.mount] = fd
         count = len(self._fds)
         self._tasks = dict(zip(blueprint.shared, fds[count:], strict=False))
@@ -264,8 +264,10 @@ class Group:
         host = bundle.host
         if limits.IS_DETAILED:
             wanted |= {"cpu"}
-        for hierarchy in hierarchies_for(host, controllers_of(limits), wanted):
-            self._extend(hierarchy, wanted | controllers_of(limits))
+        needed = controllers_of(limits)
+        for hierarchy in hierarchies_for(host, needed, wanted):
+            if self._container is not None or hierarchy.mount not in bundle.places:
+                self._extend(hierarchy, wanted | needed)
         outline, fds = _outline(host, limits, wanted, tuple(bundle.places)), self._fds
         return Shape(
             v1=tuple([fds[mount] for mount in outline.v1]),

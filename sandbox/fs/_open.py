@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -17,7 +18,7 @@ from sandbox._sys.calls import openat2
 from sandbox._sys.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV
 from sandbox.errors import UnsupportedError, UsageError
 from sandbox.fs._build import Host, Source, Sources, Static, build
-from sandbox.fs._host import host_files, submounts
+from sandbox.fs._host import HostFiles, host_files, submounts
 from sandbox.fs._layers import highest_with, read_layered, read_regular, remembered
 from sandbox.fs._names import name_ops
 from sandbox.fs._scratch import ScratchDirectory, make_scratch
@@ -171,6 +172,12 @@ def ops(
         raise
 
 
+@lru_cache(maxsize=64)
+def _plain_host(files: HostFiles, ids: int, privileged: bool, only_id: int | None) -> Host:
+    """One object for the same facts: they are looked up by it."""
+    return Host(files, (), ids, privileged, only_id)
+
+
 @define(eq=False)
 class _Opener:
     """Collects descriptors until there is an `FsPlan` to own them."""
@@ -204,11 +211,9 @@ class _Opener:
             self.scratch.close()
 
     def _host(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> Host:
-        if not isinstance(spec.root, HostView):
-            return Host(host_files(), (), ids, self.privileged, only_id)
         files = host_files()
-        if not spec.root.overlay:
-            return Host(files, (), ids, self.privileged, only_id)
+        if not isinstance(spec.root, HostView) or not spec.root.overlay:
+            return _plain_host(files, ids, self.privileged, only_id)
         if not self.privileged:
             _refuse("root: a writable /usr", "run as root, or leave out overlay=True")
         for tree in files.trees:

@@ -293,3 +293,10 @@ with sandbox.Container() as c:
 """
     done = python_without(call, code)
     assert done.stdout.startswith("True ('landlock: off"), done.stderr
+
+
+def test_a_missing_feature_is_told_after_a_start_that_had_it() -> None:
+    with Container() as c:
+        assert c.exec(["true"]).ok
+        with features.pretend(openat2=False), pytest.raises(UnsupportedError, match="openat2"):
+            Container().create()
