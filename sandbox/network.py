@@ -11,7 +11,6 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from sandbox import _host
 from sandbox._networks.live import Live
 from sandbox._networks.places import Endpoint, Place
 from sandbox.errors import ClosedError, UnsupportedError
@@ -39,7 +38,7 @@ class Network:
     ipv6: its containers have addresses of IPv6 too, of *subnet6*: ``"fd00:1::/64"``; None: one of fd00::/8 that is likely to be nobody else's.
 
     Raises: UsageError for a wrong value, before anything is touched.
-    Needs: root, and a kernel with bridge and veth.
+    Needs: a kernel with bridge and veth; as an ordinary user, one that allows user namespaces.
     Thread-safe. A forked child must not use its parent's networks (ClosedError).
     """
 
@@ -135,8 +134,6 @@ class Network:
                 feature="masquerade",
                 remedy="give internal=True, for containers that reach one another only; or Container(net='host')",
             )
-        if not _host.host().privileged:
-            raise UnsupportedError("networks are made by root only", feature="CAP_NET_ADMIN", remedy="run as root, or Container(net=None)")
         if self._spec.ipv6 and not os.path.exists("/proc/sys/net/ipv6"):
             raise UnsupportedError("this host has no IPv6", feature="ipv6", remedy="boot without ipv6.disable=1, or leave ipv6 out")
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from sandbox._networks.places import Endpoint, Place
-from sandbox._networks.switch import Switch, namespace_of
-from sandbox._sys.fds import Fd
+from sandbox._networks.switch import Inside, Switch, namespace_of
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.net.addresses import mac_of
 from sandbox.net.rtnetlink import FIRST_PORT, INSIDE, Requests, bridge, bridge_address, default_route, removal, templates
@@ -142,7 +141,7 @@ class Live:
         return [default_route(way, place.index) for version in versions if (way := ways[version]) is not None]
 
     @contextmanager
-    def _requests_in(self, inside: Fd) -> Generator[Requests]:
+    def _requests_in(self, inside: Inside) -> Generator[Requests]:
         theirs = Requests(self.switch.socket(inside, ipv6=self.addresses6 is not None))
         try:
             yield theirs

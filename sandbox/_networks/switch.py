@@ -6,6 +6,11 @@ A helper of the launcher, an init without programs, lives in a network namespace
 going there and back within one request, in the namespaces of containers; the descriptors come to us. Netlink asks for rights over a
 namespace both when its socket is opened and when it is used; the helper has the caller's. What lives in the switch has no other holder
 but this process (its sockets, and a descriptor of the namespace), and ends with it: the launcher ends the helper, the kernel the rest.
+
+For an ordinary user the helper is root of a user namespace of its own, and so is each container; neither has rights over the other, but
+whoever made both has all rights over both (cap_capable in the kernel: the owner, from the namespace around). So the helper stays at home;
+a container's socket is opened by the container's own init, and sent from here with a destination, which makes the kernel look at the rights
+of the sender alone (NETLINK_SKB_DST, __netlink_ns_capable): one request then makes a pair with an end in each.
 """
 
 from __future__ import annotations
@@ -13,15 +18,20 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from typing import Final
+from fcntl import ioctl
+from typing import Final, Self
 
+from sandbox import _host
 from sandbox import _plan as plan
+from sandbox._launch import wire
 from sandbox._session import Session
 from sandbox._spawner import start_helper
-from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWPID
+from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, NS_GET_USERNS
 from sandbox._sys.fds import Fd
 from sandbox.errors import BrokenError, SandboxError, SetupError
+from sandbox.ns.user import single_maps
 
+_SIOCGSKNS: Final = 0x894C  # <linux/sockios.h>
 _NETLINK: Final = (socket.AF_NETLINK, socket.SOCK_RAW)
 # Of interfaces that are made from then on; ``lo`` keeps ::1. So nobody listens to router advertisements, nor has an address we did not give.
 _CONF: Final = "/proc/sys/net/ipv6/conf"
@@ -44,31 +54,92 @@ def _with_ipv6(interface: str) -> tuple[plan.Op, ...]:
     return tuple(plan.WriteProc(f"{_CONF}/{interface}/{name}", value, plan.HOST) for name, value in _IPV6)
 
 
-def namespace_of(session: Session) -> Fd:
-    """The network namespace of a container's init; the descriptor is the caller's. Raises: BrokenError: it has ended; SetupError."""
-    try:
-        found = Fd(os.open(f"/proc/{session.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise SetupError("open the network namespace", error.errno or 0, step="network") from error
+class Inside:
+    """The network namespace of a container's init: a descriptor of it, and whom to ask for things in there. Close it after use."""
+
+    def __init__(self, session: Session, fd: Fd) -> None:
+        self.session, self._fd = session, fd
+
+    def fileno(self) -> int:
+        """The descriptor; it stays this object's."""
+        return self._fd.fileno()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._fd.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def namespace_of(session: Session) -> Inside:
+    """The network namespace of a container's init; the caller closes it. Raises: BrokenError: it has ended; SetupError."""
+    found = Fd(_by_pid(session) if _host.host().privileged else _by_socket(session))
     if not session.is_alive:  # by its pidfd: its pid may be another process's by now, and the namespace the host's
         found.close()
         raise BrokenError("the container ended while it joined a network; start another one")
-    return found
+    return Inside(session, found)
+
+
+def _by_pid(session: Session) -> int:
+    try:
+        return os.open(f"/proc/{session.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SetupError("open the network namespace", error.errno or 0, step="network") from error
+
+
+def _by_socket(session: Session) -> int:
+    """An init is not dumpable, so that its files in /proc are closed to an ordinary user; a socket of its tells where it was made."""
+    sock = session.request([plan.Socket("socket", socket.AF_UNIX, socket.SOCK_DGRAM)], ["socket"])[0]
+    try:
+        return ioctl(sock, _SIOCGSKNS)  # to those only who have CAP_NET_ADMIN over it
+    except OSError as error:
+        raise SetupError("open the network namespace", error.errno or 0, step="network") from error
+    finally:
+        os.close(sock)
+
+
+def _helper(ops: tuple[plan.Op, ...]) -> Session:
+    """An init without programs that has carried out *ops*; an ordinary user's is root of a user namespace of its own."""
+    if _host.host().privileged:
+        return start_helper(plan.Plan(clone_flags=CLONE_NEWPID, init_ops=ops), 0)
+    maps = single_maps(uid=0, gid=0)
+    return start_helper(
+        plan.Plan(
+            clone_flags=CLONE_NEWPID | CLONE_NEWUSER,
+            uid_map=maps.uid_map,
+            gid_map=maps.gid_map,
+            deny_setgroups=maps.deny_setgroups,
+            init_ops=ops,
+        ),
+        0,
+    )
+
+
+def _visit(inside: Inside, ops: tuple[plan.Op, ...]) -> None:
+    """Carry *ops* out in a container's network namespace, in a process that exists for this only, and has all rights in there."""
+    with Fd(ioctl(inside.fileno(), NS_GET_USERNS)) as owner:
+        joins = (("user", CLONE_NEWUSER), ("net", CLONE_NEWNET))
+        planned = plan.Plan(joins=joins, init_ops=ops, fds={"user": owner.fileno(), "net": inside.fileno()})
+        start_helper(planned, wire.CREATE_DIRECT).close()
 
 
 class Switch:
     """The namespace and its helper. Belongs to the process that made it."""
 
     def __init__(self) -> None:
-        ops = (plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS)
-        self._session = start_helper(plan.Plan(clone_flags=CLONE_NEWPID, init_ops=ops), 0)
+        self._session = _helper((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS))
+        self._is_ordinary = not _host.host().privileged
         try:
             self._namespace = namespace_of(self._session)
         except BaseException:
             self._session.close()
             raise
 
-    def socket(self, inside: Fd | None = None, *, ipv6: bool = False) -> int:
+    def socket(self, inside: Inside | None = None, *, ipv6: bool = False) -> int:
         """Open a netlink socket in the namespace *inside*, or here. The descriptor is the caller's. Raises: SetupError, ClosedError.
 
         *ipv6*: whether interfaces that are made in there from now on have it.
@@ -76,11 +147,14 @@ class Switch:
         opening = plan.Socket("socket", *_NETLINK)
         if inside is None:
             return self._session.request([opening], ["socket"])[0]
+        settings = (*(_with_ipv6("default") if ipv6 else (_NO_IPV6,)), *_NO_DETOURS)
+        if self._is_ordinary:
+            _visit(inside, settings)
+            return inside.session.request([opening], ["socket"])[0]
         there, back = plan.Setns("there", CLONE_NEWNET), plan.Setns("here", CLONE_NEWNET)
         fds = {"there": inside.fileno(), "here": self._namespace.fileno()}
         try:
-            kind = _with_ipv6("default") if ipv6 else (_NO_IPV6,)
-            return self._session.request([there, opening, *kind, *_NO_DETOURS, back], ["socket"], fds)[0]
+            return self._session.request([there, opening, *settings, back], ["socket"], fds)[0]
         except SetupError:
             self._session.request([back], [], {"here": fds["here"]})
             raise

@@ -48,6 +48,7 @@ _NUD_NOARP: Final = 0x40
 _NTF_MASTER, _NTF_STICKY = 0x04, 0x40
 _AF_BRIDGE: Final = 7
 _MAIN_TABLE, _BOOT, _UNICAST = 254, 3, 1  # RT_TABLE_MAIN, RTPROT_BOOT (as `ip route` says), RTN_UNICAST
+_KERNEL: Final = (0, 0)  # said as the destination, it makes the kernel ask for the sender's rights alone; see _networks/switch.py
 _WAIT_S: Final = 10.0
 _CHUNK: Final = 1 << 16
 
@@ -213,7 +214,7 @@ class Requests:
             messages = [messages]
         last = len(messages) - 1
         # The kernel tells of what fails, and of what is fine only where it is asked to: of the last one.
-        self._sock.send(b"".join(_numbered(message, at, _ACK if at == last else 0) for at, message in enumerate(messages)))
+        self._sock.sendto(b"".join(_numbered(message, at, _ACK if at == last else 0) for at, message in enumerate(messages)), _KERNEL)
         failed = 0
         while True:
             number, code = _acknowledged(self._sock.recv(_CHUNK), what)
