@@ -16,6 +16,7 @@ of the sender alone (NETLINK_SKB_DST, __netlink_ns_capable): one request then ma
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from fcntl import ioctl
@@ -28,11 +29,12 @@ from sandbox._session import Session
 from sandbox._spawner import start_helper
 from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, NS_GET_USERNS
 from sandbox._sys.fds import Fd
-from sandbox.errors import BrokenError, SandboxError, SetupError
+from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError
+from sandbox.net.nft import NETLINK_NETFILTER, Nftables
+from sandbox.net.rtnetlink import NETLINK_ROUTE
 from sandbox.ns.user import single_maps
 
 _SIOCGSKNS: Final = 0x894C  # <linux/sockios.h>
-_NETLINK: Final = (socket.AF_NETLINK, socket.SOCK_RAW)
 # Of interfaces that are made from then on; ``lo`` keeps ::1. So nobody listens to router advertisements, nor has an address we did not give.
 _CONF: Final = "/proc/sys/net/ipv6/conf"
 _NO_IPV6: Final = plan.WriteProc(f"{_CONF}/default/disable_ipv6", b"1\n", plan.HOST, optional=True)
@@ -139,12 +141,22 @@ class Switch:
             self._session.close()
             raise
 
-    def socket(self, inside: Inside | None = None, *, ipv6: bool = False) -> int:
-        """Open a netlink socket in the namespace *inside*, or here. The descriptor is the caller's. Raises: SetupError, ClosedError.
+    def socket(
+        self,
+        inside: Inside | None = None,
+        *,
+        ipv6: bool = False,
+        domain: int = socket.AF_NETLINK,
+        kind: int = socket.SOCK_RAW,
+        protocol: int = NETLINK_ROUTE,
+    ) -> int:
+        """Open a socket in the namespace *inside*, or here: of rtnetlink, unless said. The descriptor is the caller's.
 
         *ipv6*: whether interfaces that are made in there from now on have it.
+
+        Raises: SetupError, ClosedError.
         """
-        opening = plan.Socket("socket", *_NETLINK)
+        opening = plan.Socket("socket", domain, kind, protocol)
         if inside is None:
             return self._session.request([opening], ["socket"])[0]
         settings = (*(_with_ipv6("default") if ipv6 else (_NO_IPV6,)), *_NO_DETOURS)
@@ -162,6 +174,15 @@ class Switch:
     def begin_ipv6(self, interface: str) -> None:
         """Have an interface here take part in IPv6; it has none of its own yet. Raises: SetupError, ClosedError."""
         self._session.request(_with_ipv6(interface), [])
+
+    def filters(self) -> Nftables:
+        """The packet filters of this namespace, over a socket that the caller closes. Raises: UnsupportedError: the kernel has none; SetupError."""
+        try:
+            return Nftables(self.socket(protocol=NETLINK_NETFILTER))
+        except SetupError as error:
+            if error.errno == errno.EPROTONOSUPPORT:
+                raise UnsupportedError("this kernel has no netfilter", feature="nf_tables", remedy="modprobe nf_tables") from error
+            raise
 
     def close(self) -> None:
         """End it, with all links in it. In a forked child only its copies are closed."""
