@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import hashlib
 import posixpath
@@ -15,6 +16,8 @@ from sandbox.errors import ImageError, UnsupportedError
 
 MAX_FETCHED: Final = 1 << 30
 _TIMEOUT_S: Final = 60.0
+_MOST_REDIRECTS: Final = 5
+_REDIRECTIONS: Final = (301, 302, 303, 307, 308)
 _CHECKSUM: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
 
 
@@ -49,20 +52,35 @@ def fetch(url: str, checksum: str) -> Fetched:
         import urllib3
     except ImportError:
         raise UnsupportedError("ADD of a URL needs urllib3", feature="urllib3", remedy="install sandbox[images]") from None
-    pool = urllib3.PoolManager(timeout=_TIMEOUT_S, retries=urllib3.Retry(3, redirect=5, backoff_factor=0.2))
+    pool = urllib3.PoolManager(timeout=_TIMEOUT_S, retries=urllib3.Retry(3, redirect=False, backoff_factor=0.2))
     try:
-        # The encoding is the file's own business: what is kept is what the server keeps.
-        response: Any = pool.request("GET", url, preload_content=False, decode_content=False, headers={"Accept-Encoding": "identity"})
-        if response.status != 200:
-            raise ImageError(f"{url}: the server says {response.status}")
-        data = b"".join(_bounded(response, url))
-        changed = response.headers.get("Last-Modified", "")
+        with contextlib.closing(_follow(pool, url)) as response:
+            if response.status != 200:
+                raise ImageError(f"{url}: the server says {response.status}")
+            data = b"".join(_bounded(response, url))
+            changed = response.headers.get("Last-Modified", "")
     except urllib3.exceptions.HTTPError as error:
         raise ImageError(f"{url}: {error}") from error
     finally:
         pool.clear()
     _verify(url, data, checksum)
     return Fetched(_name(url), data, _time(changed))
+
+
+def _follow(pool: Any, url: str) -> Any:  # noqa: ANN401 - urllib3's
+    """The answer that is no redirection; the caller closes it. Not urllib3's own way, which leaves the connections of redirections open."""
+    at = url
+    for _ in range(_MOST_REDIRECTS + 1):
+        # The encoding is the file's own business: what is kept is what the server keeps.
+        response = pool.request("GET", at, redirect=False, preload_content=False, decode_content=False, headers={"Accept-Encoding": "identity"})
+        to = response.headers.get("Location") if response.status in _REDIRECTIONS else None
+        if to is None:
+            return response
+        response.close()
+        at = urllib.parse.urljoin(at, to)
+        if not is_url(at):
+            raise ImageError(f"{url}: a redirection to {at[:100]!r}, which is not fetched")
+    raise ImageError(f"{url}: more than {_MOST_REDIRECTS} redirections")
 
 
 def _bounded(response: Any, url: str) -> list[bytes]:  # noqa: ANN401 - urllib3's response is loaded late

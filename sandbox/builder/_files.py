@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from attrs import define, field
@@ -95,7 +95,8 @@ class _Copying:
         elif self.copy.is_add and is_git(text):
             raise UnsupportedError("repositories are not cloned", feature="add-git", remedy="clone it before the build, and COPY it")
         elif self.copy.is_add and is_url(text):
-            found.append(self._fetched(text, target))
+            got = self._fetched(text, target)
+            found.append(Archive(self._unpacked(iter([got.data]))) if self.copy.unpack else got)
         else:
             self._look_in_tree(text, found, archives, word)
 
@@ -159,7 +160,7 @@ class _Copying:
         key = self._key_of_archives(target, owner, layer, archives)
         if (known := self.job.cached(key)) is not None:
             return known[0], known[1], True
-        placing.place([Archive(self._unpacked(one)) for _, one in archives], target, self.state.working_dir, several=True)
+        placing.place([Archive(self._unpacked_file(one)) for _, one in archives], target, self.state.working_dir, several=True)
         done = _finish(self.job, self.image, layer)
         self.job.remember(key, done[0])
         return done
@@ -170,17 +171,24 @@ class _Copying:
         flags = (self.state.working_dir, target, owner, self.copy.chmod, *self.copy.exclude)
         return digest_of("add", key_of(items, self.job.hashes), key_of(layer.ordered(), self.job.hashes), *flags, *below, str(self.job.options.epoch))
 
-    def _unpacked(self, found: Found) -> Tree:
-        from sandbox.image.compression import decompress
-        from sandbox.image.unpack import read_chunks, unpack
+    def _unpacked_file(self, found: Found) -> Tree:
+        from sandbox.image.unpack import read_chunks
 
-        directory = self.job.workshop.directory()
         source = found.sources.tree.open(found.entry)
-        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            unpack(decompress(read_chunks(source)), place, keep_owners=os.geteuid() == 0, rootfs=True)
+            return self._unpacked(read_chunks(source))
         finally:
             os.close(source)
+
+    def _unpacked(self, chunks: Iterator[bytes]) -> Tree:
+        from sandbox.image.compression import decompress
+        from sandbox.image.unpack import unpack
+
+        directory = self.job.workshop.directory()
+        place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            unpack(decompress(chunks), place, keep_owners=os.geteuid() == 0, rootfs=True)
+        finally:
             os.close(place)
         return self.job.tree_at(directory)
 
