@@ -32,6 +32,7 @@ from typing import Final
 from attrs import field, frozen
 
 from sandbox._sys.calls import openat2
+from sandbox._sys.places import user_directory
 from sandbox._types import StrPath, to_text
 from sandbox.errors import LimitError, SetupError, UnsupportedError, UsageError, VolumeInUseError, VolumeNotFoundError
 from sandbox.fs._fill import BENEATH, Filling, Merged, MergedTree
@@ -55,18 +56,15 @@ from sandbox.fs._volume_places import (
 )
 from sandbox.fs._volume_use import DIRECTORY, VolumeUse, is_there, try_lock, unlock
 
-_SYSTEM_STORE: Final = "/var/lib/sandbox/volumes"
 _DATA_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def default_store() -> str:
-    """Return where this user's volumes are: /var/lib/sandbox/volumes for root, else below $XDG_DATA_HOME (~/.local/share)."""
-    if os.geteuid() == 0:
-        return _SYSTEM_STORE
-    base = os.environ.get("XDG_DATA_HOME", "")
-    if not base.startswith("/"):  # the XDG base directory specification: relative paths are to be ignored
-        base = os.path.expanduser("~/.local/share")
-    return f"{base}/sandbox/volumes"
+    """Return where this user's volumes are: $SANDBOX_VOLUMES, or /var/lib/sandbox/volumes for root, or else below $XDG_DATA_HOME (~/.local/share).
+
+    Raises: UsageError: the variable is not an absolute path.
+    """
+    return user_directory("volumes")
 
 
 def _to_store(value: StrPath | None) -> str:

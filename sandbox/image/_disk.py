@@ -25,6 +25,7 @@ from typing import Final, Self
 from attrs import define, field, frozen
 
 from sandbox._sys.fds import Fd
+from sandbox._sys.places import user_directory
 from sandbox._types import StrPath, to_text
 from sandbox.errors import ImageError, SandboxError, SetupError, UsageError
 from sandbox.image._removal import empty
@@ -36,7 +37,6 @@ DIRECTORIES: Final = ("blobs", "blobs/sha256", "blobs/sha512", "layers", "short"
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_SYSTEM_STORE: Final = "/var/lib/sandbox/images"
 _HINTS: Final = {
     errno.ENOSPC: "the file system is full; sandbox image prune --all frees what is not used",
     errno.EDQUOT: "the quota is used up; sandbox image prune --all frees what is not used",
@@ -59,17 +59,7 @@ def default_store() -> str:
 
     Raises: UsageError: the variable is not an absolute path; another directory than the one that was meant would be taken.
     """
-    told = os.environ.get("SANDBOX_IMAGES", "")
-    if told and not told.startswith("/"):
-        raise UsageError(f"SANDBOX_IMAGES: {told!r} is relative; give an absolute path")
-    if told:
-        return told
-    if os.geteuid() == 0:
-        return _SYSTEM_STORE
-    base = os.environ.get("XDG_DATA_HOME", "")
-    if not base.startswith("/"):  # the XDG base directory specification: relative paths are to be ignored
-        base = os.path.expanduser("~/.local/share")
-    return f"{base}/sandbox/images"
+    return user_directory("images")
 
 
 def blob_name(digest: Digest) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 import sandbox
 from sandbox import PIPE, Bind, Container, Scratch, Status, Tmpfs, Volume
-from sandbox.fs import VolumeStore, volumes
+from sandbox.fs import VolumeStore
 from tests.escape.targets import Target
 from tests.leak.snapshot import descendants
 from tests.support import needs, patience, repeats
@@ -172,7 +172,7 @@ def test_a_deep_tree_on_disk_is_gone_with_its_container(attacks: Path, tmp_path:
 @needs("root")
 def test_a_deep_tree_in_a_volume_is_removed_with_it(attacks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one run left in a volume must not keep its owner from removing it."""
-    monkeypatch.setattr(volumes, "_SYSTEM_STORE", str(tmp_path / "volumes"))
+    monkeypatch.setenv("SANDBOX_VOLUMES", str(tmp_path / "volumes"))
     with box(attacks, mounts=[Volume("kept", "/kept")]) as c:
         assert c.exec(["/attacks/bombs", "deep", "/kept", "3000"], timeout=patience(60)).stdout == b"3000 levels\n"
         assert c.exec([SH, "-c", "cd /kept; mkdir -p a/b c; touch a/b/x; ln -s / a/link; mkfifo c/fifo; chmod 0 a/b c a"]).ok

@@ -13,7 +13,6 @@ import pytest
 
 import sandbox
 from sandbox import PIPE, Bind, Container, Scratch, Security, Tmpfs, Volume
-from sandbox.fs import volumes
 from tests.escape.canary import Canary
 from tests.escape.targets import Refused, Target
 from tests.leak.killed import run_and_kill
@@ -142,7 +141,7 @@ def test_a_volume_whose_directories_are_exchanged_gets_no_stray_files(
     attacks: Path, tmp_path: Path, canary: Canary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CVE-2024-45310: directories and files that are made as places for mounts, on a volume, through a link that was not there before."""
-    monkeypatch.setattr(volumes, "_SYSTEM_STORE", str(tmp_path / "volumes"))
+    monkeypatch.setenv("SANDBOX_VOLUMES", str(tmp_path / "volumes"))
     with Container(mounts=[Volume("shared", "/shared")]) as c:
         assert c.exec([SH, "-c", f"mkdir -p /shared/point && ln -s {canary.path}/directory /shared/trap"]).ok
     with Container(mounts=[Volume("shared", "/shared"), Bind(attacks, "/attacks", read_only=True)]) as a:
@@ -285,7 +284,7 @@ def test_what_is_kept_is_closed_to_other_users(tmp_path: Path, monkeypatch: pyte
     for parent in tmp_path.parents[:2]:
         monkeypatch.setattr(os, "umask", lambda mask: 0)
         assert parent.exists()
-    monkeypatch.setattr(volumes, "_SYSTEM_STORE", str(tmp_path / "volumes"))
+    monkeypatch.setenv("SANDBOX_VOLUMES", str(tmp_path / "volumes"))
     disk = tmp_path / "disk"
     disk.mkdir(mode=0o755)
     with Container(mounts=[Volume("kept", "/kept")], scratch=Scratch(disk=disk), user="0:0") as c:

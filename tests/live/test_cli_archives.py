@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unprivileged
 
 
 # The command as it is, but for where root's images are: the machine's own are not touched.
-COMMAND = "import sys; from sandbox.image import _disk; _disk._SYSTEM_STORE = sys.argv.pop(1); from sandbox.cli import main; sys.exit(main())"
+COMMAND = "import os, sys; os.environ['SANDBOX_IMAGES'] = sys.argv.pop(1); from sandbox.cli import main; sys.exit(main())"
 
 
 @pytest.fixture

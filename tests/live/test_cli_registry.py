@@ -19,8 +19,7 @@ pytestmark = pytest.mark.unprivileged
 AS_A_USER = """
 import os, sys
 os.environ.pop("SANDBOX_REGISTRIES", None)
-from sandbox.image import Store, _disk
-_disk._SYSTEM_STORE = sys.argv.pop(1)  # root's store is not for tests
+os.environ["SANDBOX_IMAGES"] = sys.argv.pop(1)  # root's store is not for tests
 from sandbox.cli import main
 sys.exit(main())
 """

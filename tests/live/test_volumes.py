@@ -27,7 +27,7 @@ pytestmark = [needs("userns"), pytest.mark.unprivileged, pytest.mark.usefixtures
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VolumeStore:
     """The default store, in a place of the test's own."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sandbox.fs.volumes._SYSTEM_STORE", str(tmp_path / "volumes"))
+    monkeypatch.setenv("SANDBOX_VOLUMES", str(tmp_path / "volumes"))
     return VolumeStore()
 
 
@@ -107,8 +107,7 @@ with c:
 
 
 def test_kill_9_of_the_owner_leaves_no_lock_and_no_anonymous_volume(store: VolumeStore) -> None:
-    script = KILLED.replace("import sys, sandbox", f"import sys, sandbox, sandbox.fs.volumes as v; v._SYSTEM_STORE = {store.path!r}")
-    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+    with subprocess.Popen([sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         init = os.pidfd_open(int(owner.stdout.readline()))
         try:

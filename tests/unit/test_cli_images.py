@@ -26,7 +26,7 @@ CREATED = datetime.fromtimestamp(time.time() - 3 * 86400, UTC).isoformat()
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("SANDBOX_IMAGES", str(tmp_path / "images"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sandbox.fs.volumes._SYSTEM_STORE", str(tmp_path / "volumes"))
+    monkeypatch.setenv("SANDBOX_VOLUMES", str(tmp_path / "volumes"))
     return Store()
 
 

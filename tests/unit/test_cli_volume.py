@@ -12,7 +12,9 @@ from typing import Protocol
 import pytest
 
 from sandbox.cli import main
+from sandbox.errors import UsageError
 from sandbox.fs import VolumeStore
+from sandbox.fs.volumes import default_store
 
 pytestmark = pytest.mark.unprivileged
 
@@ -24,8 +26,18 @@ class Say(Protocol):
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VolumeStore:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sandbox.fs.volumes._SYSTEM_STORE", str(tmp_path / "volumes"))
+    monkeypatch.setenv("SANDBOX_VOLUMES", str(tmp_path / "volumes"))
     return VolumeStore()
+
+
+def test_the_store_is_where_the_variable_says(store: VolumeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.path == str(tmp_path / "volumes")
+    for told, found in (("", "/sandbox/volumes"), ("/elsewhere", "/elsewhere")):
+        monkeypatch.setenv("SANDBOX_VOLUMES", told)
+        assert default_store().endswith(found)
+    monkeypatch.setenv("SANDBOX_VOLUMES", "here")
+    with pytest.raises(UsageError, match="SANDBOX_VOLUMES"):
+        VolumeStore()
 
 
 @pytest.fixture
