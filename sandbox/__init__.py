@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ImageInUseError,
         ImageNotFoundError,
         LimitError,
+        PortInUseError,
         ProgramNotFoundError,
         ProtocolError,
         RegistryError,
@@ -56,7 +57,7 @@ _HOMES: Final = {
     "sandbox.cg": "Limits",
     "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
-    "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError ImageInUseError ImageNotFoundError LimitError "
+    "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError ImageInUseError ImageNotFoundError LimitError PortInUseError "
     "ProgramNotFoundError ProtocolError RegistryError SandboxError SetupError UnsupportedError UsageError VolumeInUseError VolumeNotFoundError",
     "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
@@ -103,6 +104,7 @@ __all__ = [
     "Party",
     "Pool",
     "PoolStats",
+    "PortInUseError",
     "Process",
     "ProgramNotFoundError",
     "ProtocolError",

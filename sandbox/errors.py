@@ -21,6 +21,7 @@ __all__ = [
     "ImageInUseError",
     "ImageNotFoundError",
     "LimitError",
+    "PortInUseError",
     "ProgramNotFoundError",
     "ProtocolError",
     "RegistryError",
@@ -58,6 +59,21 @@ class VolumeNotFoundError(UsageError):
 
 class VolumeInUseError(UsageError):
     """A container has the volume; nothing was removed."""
+
+
+class PortInUseError(UsageError):
+    """A port of the host that is to be published is somebody else's; nothing was touched.
+
+    *port*: as ``"0.0.0.0:8080/tcp"``. *owner*: who has it, in words. *pid*, *program*: the process, where it can be told.
+    """
+
+    def __init__(self, message: str, *, port: str, owner: str, pid: int | None = None, program: str | None = None) -> None:
+        super().__init__(message)
+        self.port, self.owner = port, owner
+        self.pid, self.program = pid, program
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class UnsupportedError(SandboxError):

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from sandbox.net.addresses import choose_address, choose_subnet, mac_of, to_gateway, to_mac, to_subnet
-from sandbox.net.ports import Port, parse_port, to_ports
+from sandbox.net.ports import HostPort, Port, parse_port, to_ports
 
-__all__ = ["Port", "choose_address", "choose_subnet", "mac_of", "parse_port", "to_gateway", "to_mac", "to_ports", "to_subnet"]
+__all__ = ["HostPort", "Port", "choose_address", "choose_subnet", "mac_of", "parse_port", "to_gateway", "to_mac", "to_ports", "to_subnet"]

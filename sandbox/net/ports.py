@@ -25,7 +25,7 @@ class Port:
     """One port of a container that others reach at the host.
 
     *number*: the container's. *first* to *last*: the host's; more than one: any of them that is free; both 0: any that the kernel
-    has free. *address*: the host's address that it is bound to; None: all, of both families.
+    has free. *address*: the host's address that it is bound to; None: all.
     """
 
     number: int
@@ -44,6 +44,17 @@ class Port:
         bound = "" if self.address is None else f"[{self.address}]:" if self.address.version == 6 else f"{self.address}:"
         shown = f"{bound}{host}:{self.number}" if host or bound else str(self.number)
         return shown if self.protocol == "tcp" else f"{shown}/{self.protocol}"
+
+
+@frozen(order=True)
+class HostPort:
+    """Where others reach a published port: an address of the host (``0.0.0.0``: all of them), and a port there."""
+
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 def to_ports(value: Iterable[int | str | Port]) -> tuple[Port, ...]:
@@ -140,13 +151,20 @@ def _refuse_clashes(ports: list[Port]) -> None:
             continue
         others = seen.setdefault((port.protocol, port.first), [])
         for other in others:
-            if _overlap(port.address, other.address):
+            if overlap(port.address, other.address):
                 raise UsageError(f"ports: {str(other)!r} and {str(port)!r} want the same port of the host; change one")
         others.append(port)
 
 
-def _overlap(left: Address | None, right: Address | None) -> bool:
+def overlap(left: Address | None, right: Address | None) -> bool:
     """Whether two sockets bound to these could not both listen: an unspecified address is every one of its family."""
     if left is None or right is None:
         return True
     return left.version == right.version and (left == right or left.is_unspecified or right.is_unspecified)
+
+
+def with_exposed(ports: tuple[Port, ...], exposed: Iterable[str]) -> tuple[Port, ...]:
+    """*ports*, and one for each port that an image exposes (``"80/tcp"``) and that is not among them. Raises: UsageError."""
+    said = {(port.number, port.protocol) for port in ports}
+    more = [port for text in exposed for port in parse_port(text) if (port.number, port.protocol) not in said]
+    return to_ports((*ports, *dict.fromkeys(more)))

@@ -1,0 +1,166 @@
+"""Ports of the host that are held for containers: found, bound, and given back.
+
+Theory of operation
+-------------------
+Packets for a published port never reach a socket of the host: nftables sends them on (`published`). A socket is bound to it all the same: it
+is how the kernel tells that the port is somebody's, chooses a free one, and keeps everybody else off; it ends with this process, however that
+ends; and who looks (`ss -lntu`) sees it. It has a filter that drops everything: what comes before the rules are there is neither
+accepted nor kept, and TCP sends it again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from ipaddress import IPv4Address
+from typing import Final
+
+from attrs import frozen
+
+from sandbox.errors import PortInUseError, SetupError, UnsupportedError, UsageError
+from sandbox.net.ports import HostPort, Port, overlap
+from sandbox.net.sockets import bound_to, describe, owner_of
+
+ANY: Final = IPv4Address(0)  # all addresses of the host
+_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
+_KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+
+
+@frozen(eq=False)
+class Reserved:
+    """A port of the host that is ours until its reservation ends, for *port* of a container."""
+
+    port: Port
+    address: IPv4Address
+    number: int
+    owner: str
+    sock: socket.socket
+
+    @property
+    def key(self) -> str:
+        """The container's port, as in `Container.ports`."""
+        return f"{self.port.number}/{self.port.protocol}"
+
+    @property
+    def host(self) -> HostPort:
+        return HostPort(str(self.address), self.number)
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.port.protocol}"
+
+
+def check(ports: Iterable[Port]) -> None:
+    """Refuse what cannot be published. Raises: UnsupportedError: an IPv6 address of the host."""
+    for port in ports:
+        if port.address is not None and port.address.version == 6:
+            raise UnsupportedError(f"ports: {port}: networks have IPv4 only", feature="ipv6", remedy="give an IPv4 address of this host, or none")
+
+
+def reserve(ports: Iterable[Port], owner: str) -> tuple[tuple[Reserved, ...], Callable[[], None]]:
+    """Hold a port of the host for each of *ports*, for *owner* (words); gives what was found, in their order, and what lets go of it.
+
+    Raises: PortInUseError; UsageError: an address is not this host's; SetupError. Nothing is held then.
+    """
+    wanted = tuple(ports)
+    check(wanted)
+    found: dict[int, Reserved] = {}
+    with ExitStack() as stack, _lock:
+        # What was said in numbers first, so that no choice among several takes it away.
+        for at, port in sorted(enumerate(wanted), key=lambda pair: pair[1].last - pair[1].first if pair[1].first else 1 << 16):
+            found[at] = one = _reserve(port, owner)
+            stack.callback(_let_go, one)
+            _held.add(one)
+        held = stack.pop_all()
+    return tuple(found[at] for at in range(len(wanted))), held.close
+
+
+def _reserve(port: Port, owner: str) -> Reserved:
+    address = port.address if isinstance(port.address, IPv4Address) else ANY
+    for number in range(port.first, port.last + 1):
+        sock = _bound(port, address, number)
+        if sock is not None:
+            return Reserved(port, address, sock.getsockname()[1], owner, sock)
+    raise _in_use(port, address)
+
+
+def _bound(port: Port, address: IPv4Address, number: int) -> socket.socket | None:
+    """A socket that holds it; None: somebody else has it."""
+    with ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(socket.AF_INET, _KINDS[port.protocol] | socket.SOCK_CLOEXEC))
+        _deafen(sock)
+        try:
+            if port.protocol == "tcp":
+                # Connections of an earlier server that have ended do not count. Listening keeps off others that say the same of theirs.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((str(address), number))
+            if port.protocol == "tcp":
+                sock.listen(0)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return None
+            _raise_failure(error, port, address, number)
+        stack.pop_all()
+        return sock
+
+
+def _deafen(sock: socket.socket) -> None:
+    """Attach a filter (bpf(4)) of one instruction: return 0, keep nothing."""
+    program = array("B", struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K
+    at, _ = program.buffer_info()
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, at))  # struct sock_fprog
+
+
+def _raise_failure(error: OSError, port: Port, address: IPv4Address, number: int) -> None:
+    if error.errno == errno.EADDRNOTAVAIL:
+        raise UsageError(f"ports: {str(port)!r}: {address} is not an address of this host") from None
+    hint = "ports below 1024 are root's; give another one" if error.errno == errno.EACCES else ""
+    raise SetupError(f"hold port {number} of {address}", error.errno or 0, step="network", hint=hint) from error
+
+
+def _in_use(port: Port, address: IPv4Address) -> PortInUseError:
+    """The error that says whose it is; of a range, who has the first of it."""
+    shown = f"{HostPort(str(address), port.first)}/{port.protocol}"
+    ours = next((one for one in _held if (one.port.protocol, one.number) == (port.protocol, port.first) and overlap(one.address, address)), None)
+    bound = bound_to(port.protocol, port.first, None if address == ANY else address)
+    process = owner_of([one.inode for one in bound])
+    owner = describe(bound, process) if ours is None else ours.owner
+    what = f"port {shown} is taken by {owner}" if port.first == port.last else f"ports {port.first} to {port.last} are all taken, {shown} by {owner}"
+    return PortInUseError(
+        f"ports: {str(port)!r}: {what}; give another one, or {port.number} alone for one that is free",
+        port=shown,
+        owner=owner,
+        pid=None if process is None else process.pid,
+        program=None if process is None else process.program,
+    )
+
+
+def _let_go(one: Reserved) -> None:
+    _held.discard(one)
+    one.sock.close()
+
+
+def held() -> Iterator[Reserved]:
+    """What this process holds now."""
+    with _lock:
+        yield from tuple(_held)
+
+
+_held: set[Reserved] = set()
+_lock: threading.Lock = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    """Its copies would keep the ports taken after the parent has ended."""
+    global _lock
+    _lock = threading.Lock()
+    for one in tuple(_held):
+        _let_go(one)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
