@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final
 
 from sandbox import _plan as plan
@@ -15,7 +15,9 @@ from sandbox import _spec
 from sandbox._arguments import ExecOptions, build_spec, text_of
 from sandbox._compile import helper_plan
 from sandbox._launch import codec, wire
+from sandbox._launch.driver import Channel
 from sandbox._result import Result
+from sandbox._run import Spec
 from sandbox._session import Session
 from sandbox._sys.floor import check_floor
 from sandbox._types import PIPE
@@ -77,6 +79,22 @@ class _NoLeaves:
     def retire(self, leaf: Leaf) -> None:
         """There is none."""
         raise AssertionError(leaf)
+
+
+def start_beside(planned: plan.Plan, argv: tuple[bytes, ...], fds: Mapping[int, int]) -> tuple[Session, Channel, Spec]:
+    """Start a program in a helper of its own, with *fds* (inside -> ours, copied), and do not wait for it: it ends with the session.
+
+    What becomes of it comes on the channel, which is the caller's.
+    """
+    prepared = build_spec(_exec_options(argv, {"env": {}}), _container(), lambda _: _SELF)
+    wiring = wire_up(None, None, None, fds, tty=False)
+    session = start_helper(planned, 0)
+    try:
+        channel, _ = session.launch(prepared.spec, wiring, None, leaves=_NoLeaves())
+    except BaseException:
+        session.close()
+        raise
+    return session, channel, prepared.spec
 
 
 def start_helper(planned: plan.Plan, flags: int) -> Session:

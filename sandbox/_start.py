@@ -54,6 +54,7 @@ _announced: dict[int, tuple[driver.Launcher, tuple[str, ...], tuple[str, ...]]] 
 _announcing = threading.Lock()
 _T = TypeVar("_T")
 Steps = Generator[Session, None, _T]
+at_shut_down: Final[list[Callable[[], object]]] = []  # what others have that ends with the launcher
 
 
 @define(eq=False)
@@ -483,6 +484,8 @@ def shut_down() -> None:
     Not needed: all of that happens when the process ends, in whatever way.
     """
     _spares.close()
+    for end in at_shut_down:
+        end()
     driver.shut_down()
     _announced.clear()
     close_owner()

@@ -104,20 +104,17 @@ def _by_socket(session: Session) -> int:
         os.close(sock)
 
 
-def _helper(ops: tuple[plan.Op, ...]) -> Session:
+def helper_of(ops: tuple[plan.Op, ...]) -> plan.Plan:
     """An init without programs that has carried out *ops*; an ordinary user's is root of a user namespace of its own."""
     if _host.host().privileged:
-        return start_helper(plan.Plan(clone_flags=CLONE_NEWPID, init_ops=ops), 0)
+        return plan.Plan(clone_flags=CLONE_NEWPID, init_ops=ops)
     maps = single_maps(uid=0, gid=0)
-    return start_helper(
-        plan.Plan(
-            clone_flags=CLONE_NEWPID | CLONE_NEWUSER,
-            uid_map=maps.uid_map,
-            gid_map=maps.gid_map,
-            deny_setgroups=maps.deny_setgroups,
-            init_ops=ops,
-        ),
-        0,
+    return plan.Plan(
+        clone_flags=CLONE_NEWPID | CLONE_NEWUSER,
+        uid_map=maps.uid_map,
+        gid_map=maps.gid_map,
+        deny_setgroups=maps.deny_setgroups,
+        init_ops=ops,
     )
 
 
@@ -133,7 +130,7 @@ class Switch:
     """The namespace and its helper. Belongs to the process that made it."""
 
     def __init__(self) -> None:
-        self._session = _helper((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS))
+        self._session = start_helper(helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS)), 0)
         self._is_ordinary = not _host.host().privileged
         try:
             self._namespace = namespace_of(self._session)

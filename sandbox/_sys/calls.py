@@ -21,6 +21,7 @@ from sandbox._sys.constants import (
     O_CLOEXEC,
     OPEN_TREE_CLOEXEC,
     SECCOMP_GET_ACTION_AVAIL,
+    SECCOMP_SET_MODE_FILTER,
     STATX_BASIC_STATS,
 )
 from sandbox.errors import UnsupportedError
@@ -34,6 +35,7 @@ __all__ = [
     "Statx",
     "clone3",
     "close_range",
+    "fallocate",
     "fsconfig",
     "fsmount",
     "fsopen",
@@ -53,6 +55,7 @@ __all__ = [
     "prctl",
     "seccomp",
     "seccomp_action_available",
+    "seccomp_set_filter",
     "setns",
     "statx",
     "unshare",
@@ -78,8 +81,8 @@ _COMMON: Final = {
     "landlock_restrict_self": 446,
 }
 _NUMBERS: Final = {
-    "x86_64": {**_COMMON, "prctl": 157, "unshare": 272, "setns": 308, "seccomp": 317, "memfd_create": 319, "statx": 332},
-    "aarch64": {**_COMMON, "prctl": 167, "unshare": 97, "setns": 268, "seccomp": 277, "memfd_create": 279, "statx": 291},
+    "x86_64": {**_COMMON, "prctl": 157, "unshare": 272, "setns": 308, "seccomp": 317, "memfd_create": 319, "statx": 332, "fallocate": 285},
+    "aarch64": {**_COMMON, "prctl": 167, "unshare": 97, "setns": 268, "seccomp": 277, "memfd_create": 279, "statx": 291, "fallocate": 47},
 }
 
 _bound: Callable[..., int] | None = None
@@ -169,6 +172,11 @@ def close_range(first: int, last: int, flags: int) -> None:
 
 
 # --- files
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Change what room a file takes (FALLOC_FL_*); `os.posix_fallocate` has no mode."""
+    _call("fallocate", fd, mode, offset, length)
 
 
 def openat2(path: str | bytes | os.PathLike[str], flags: int, *, dir_fd: int = AT_FDCWD, mode: int = 0, resolve: int = 0) -> int:
@@ -299,13 +307,21 @@ def landlock_restrict_self(ruleset: int, flags: int = 0) -> None:
 
 
 def seccomp(operation: int, flags: int, args: bytes | None) -> int:
-    """Ask seccomp(2). The library asks only (SECCOMP_GET_ACTION_AVAIL); filters are installed by init."""
+    """Ask seccomp(2), which the library does in its own process; a container's filters are installed by init."""
     return _call("seccomp", operation, flags, args)
 
 
 def seccomp_action_available(action: int) -> None:
     """Raise OSError (EOPNOTSUPP) unless the kernel knows the SECCOMP_RET_* *action*."""
     seccomp(SECCOMP_GET_ACTION_AVAIL, 0, struct.pack("=I", action))
+
+
+def seccomp_set_filter(program: bytes) -> None:
+    """Install a filter, an array of struct sock_filter, on the calling thread for good. Needs: no new privileges, or CAP_SYS_ADMIN."""
+    import ctypes
+
+    code = ctypes.create_string_buffer(program, len(program))
+    seccomp(SECCOMP_SET_MODE_FILTER, 0, struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code)))  # struct sock_fprog
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:

@@ -1,0 +1,210 @@
+"""Who is in a network, by name and address: a log of lines that one process writes, and its name server reads.
+
+Theory of operation
+-------------------
+The log is a file without a name (memfd_create(2)). A container that comes or goes is a line, appended by one pwrite(2); the name server looks
+for new lines whenever somebody asks. So the writer never waits for the server, there is nothing in between that could lag behind or be
+lost, and a server that was killed finds everything where it was. A line has no zero bytes, and is taken once its end is there.
+
+The first bytes are a number: where the lines that count begin. When most lines are of the past, all that holds is written once more, the
+number set to that place, and what lies before it given back. A reader that was behind finds zeros there, and begins at that number.
+
+Nothing is imported here that the server would have to wait for at its start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from sandbox._sys.calls import fallocate
+from sandbox._sys.constants import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+_BEGIN: Final = 4096  # of the lines: a page of its own for the number
+_SLACK: Final = 1 << 16  # bytes of the past that nobody minds
+_CHUNK: Final = 1 << 18
+
+
+class Member:
+    """A container in a network. *links*: names that only it knows others by, and those others' keys. *servers*: whom to ask what nobody here is."""
+
+    __slots__ = ("addresses", "key", "links", "names", "servers")
+
+    def __init__(
+        self,
+        key: str,
+        addresses: Iterable[str],
+        names: Iterable[str] = (),
+        links: Mapping[str, str] | None = None,
+        servers: Iterable[str] = (),
+    ) -> None:
+        self.key, self.addresses = key, tuple(addresses)
+        self.names = tuple(dict.fromkeys(name.lower() for name in names))
+        self.links = {alias.lower(): other for alias, other in (links or {}).items()}
+        self.servers = tuple(servers)
+
+    def line(self) -> bytes:
+        return _line(["join", self.key, self.addresses, self.names, self.links, self.servers])
+
+
+def _line(words: list[Any]) -> bytes:
+    return json.dumps(words, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+class Writer:
+    """The log's one writer; *fd* is its own. The caller has a lock.
+
+    name, subnets: the network's. servers: whom its server asks what nobody in it is, () the host's; *forwards* False: nobody is asked;
+    *only*: of these names alone, None: of any.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        subnets: Iterable[str],
+        *,
+        forwards: bool,
+        servers: Iterable[str] = (),
+        only: Iterable[str] | None = None,
+    ) -> None:
+        self.fd = os.memfd_create("sandbox-names", os.MFD_CLOEXEC)
+        self._head = _line(["network", name.lower(), list(subnets), forwards, list(servers), only if only is None else [n.lower() for n in only]])
+        self._members: dict[str, Member] = {}
+        self._live = 0  # bytes of their lines
+        self._start = self._end = _BEGIN
+        os.pwrite(self.fd, _BEGIN.to_bytes(8, "little"), 0)
+        self._append(self._head)
+
+    def join(self, member: Member) -> None:
+        """Somebody came, or is known by other names from now on."""
+        self.leave(member.key)
+        line = member.line()
+        self._members[member.key] = member
+        self._live += len(line)
+        self._append(line)
+
+    def leave(self, key: str) -> None:
+        """Somebody went; who was not there may go, too."""
+        member = self._members.pop(key, None)
+        if member is None:
+            return
+        self._live -= len(member.line())
+        self._append(_line(["leave", key]))
+        if self._end - self._start > _SLACK + 4 * self._live:
+            self._compact()
+
+    def _append(self, line: bytes) -> None:
+        self._end += os.pwrite(self.fd, line, self._end)
+
+    def _compact(self) -> None:
+        start = self._end
+        self._append(b"".join([self._head, *(member.line() for member in self._members.values())]))
+        os.pwrite(self.fd, start.to_bytes(8, "little"), 0)
+        fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, _BEGIN, start - _BEGIN)
+        self._start = start
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+
+class Roster:
+    """The log as its reader has it; *fd* is its own."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._at = 0
+        self._rest = b""
+        self.turn = 0  # of those who share a name
+        self._reset()
+
+    def _reset(self) -> None:
+        self.name = ""
+        self.subnets: tuple[tuple[int, int, int], ...] = ()
+        self.forwards = False
+        self.servers: tuple[str, ...] = ()
+        self.only: frozenset[str] | None = None
+        self.members: dict[str, Member] = {}
+        self._by_address: dict[str, Member] = {}
+        self._by_name: dict[str, list[Member]] = {}
+
+    def refresh(self) -> None:
+        """Take note of what was written since."""
+        if not self._at:
+            self._begin()
+        while data := os.pread(self.fd, _CHUNK, self._at):
+            if b"\0" in data:  # given back meanwhile
+                self._begin()
+                continue
+            self._at += len(data)
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                self._take(json.loads(line))
+
+    def _begin(self) -> None:
+        self._reset()
+        self._rest = b""
+        self._at = int.from_bytes(os.pread(self.fd, 8, 0), "little")
+
+    def _take(self, words: list[Any]) -> None:
+        kind, *rest = words
+        if kind == "network":
+            self._reset()
+            self.name, subnets, self.forwards, servers, only = rest
+            self.subnets, self.servers = tuple(map(to_range, subnets)), tuple(servers)
+            self.only = None if only is None else frozenset(only)
+            return
+        self._forget(rest[0])
+        if kind == "join":
+            member = Member(*rest)
+            self.members[member.key] = member
+            self._by_address.update(dict.fromkeys(member.addresses, member))
+            for name in member.names:
+                self._by_name.setdefault(name, []).append(member)
+
+    def _forget(self, key: str) -> None:
+        member = self.members.pop(key, None)
+        if member is None:
+            return
+        for address in member.addresses:
+            if self._by_address.get(address) is member:
+                del self._by_address[address]
+        for name in member.names:
+            others = self._by_name[name]
+            others.remove(member)
+            if not others:
+                del self._by_name[name]
+
+    def at(self, address: str) -> Member | None:
+        """Who has *address*."""
+        return self._by_address.get(address)
+
+    def named(self, name: str) -> list[Member]:
+        """Who is known by *name*, in lower case; whoever is next in turn first."""
+        found = self._by_name.get(name, [])
+        if len(found) < 2:
+            return list(found)
+        self.turn += 1
+        shift = self.turn % len(found)
+        return found[shift:] + found[:shift]
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+
+def to_range(subnet: str) -> tuple[int, int, int]:
+    """A subnet as family, first and last address, both as numbers."""
+    text, _, prefix = subnet.partition("/")
+    family, number = to_number(text)
+    size = 1 << ((32 if family == socket.AF_INET else 128) - int(prefix))
+    return family, number, number + size - 1
+
+
+def to_number(address: str) -> tuple[int, int]:
+    """An address as family and number. Raises: OSError: it is none."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, int.from_bytes(socket.inet_pton(family, address), "big")
