@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from sandbox._networks.neighbours import Neighbours
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Inside, Switch, namespace_of
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
@@ -35,6 +36,7 @@ class Live:
     addresses: Addresses[IPv4Address]
     addresses6: Addresses[IPv6Address] | None
     places: dict[Place, Callable[[], None]] = field(factory=dict[Place, Callable[[], None]])  # and what tells its owner that it is lost
+    neighbours: Neighbours = field(factory=Neighbours)
     lock: threading.RLock = field(factory=threading.RLock)
     is_open: bool = True
     _next_port: int = FIRST_PORT
@@ -119,7 +121,9 @@ class Live:
         subnet6 = None if self.addresses6 is None else self.addresses6.subnet
         made = templates(self.addresses.subnet, subnet6, mtu=self.spec.mtu, number=number)
         mac, port = place.endpoint.mac, place.port
-        with namespace_of(place.session) as inside, self._requests_in(inside) as theirs:
+        with namespace_of(place.session) as inside, ExitStack() as stack:
+            theirs = Requests(self.switch.socket(inside, ipv6=self.addresses6 is not None))
+            stack.callback(theirs.close)
             with self.lock:
                 self._check_open()
                 self._check_mac(mac)
@@ -131,6 +135,15 @@ class Live:
             except SetupError:
                 self._check_open()  # somebody has closed it, and that is why
                 raise
+            with self.lock:
+                self._check_open()
+                self.neighbours.welcome(place, theirs, self._gateways())
+            stack.pop_all()  # they are the neighbours' now
+
+    def _gateways(self) -> list[tuple[IPv4Address | IPv6Address, str]]:
+        """The network's own addresses, and their MAC."""
+        families = [family for family in (self.addresses, self.addresses6) if family is not None]
+        return [(family.gateway, mac_of(self.addresses.gateway)) for family in families]
 
     def _check_open(self) -> None:
         if not self.is_open:
@@ -172,6 +185,7 @@ class Live:
     def _forget(self, place: Place) -> None:
         """A container that has ended loses its interface by that, some time later."""
         with self.lock:
+            self.neighbours.dismiss(place)
             if self.places.pop(place, None) is None or not self.is_open or not place.session.is_alive:
                 return
             try:
@@ -188,6 +202,7 @@ class Live:
             if owners:
                 with suppress(SandboxError):  # ENODEV, if all have ended; what else there is goes with the switch
                     self.requests.send(removal(None), "remove the interfaces")
+            self.neighbours.close()
         with stack:
             for lost in reversed(owners):
                 stack.callback(lost)
@@ -195,6 +210,7 @@ class Live:
     def abandon(self) -> None:
         """In a forked child: let go of its copies, which would keep the namespace when the parent has ended."""
         self.is_open = False
+        self.neighbours.close()
         self.requests.close()
         self.switch.abandon()
 

@@ -138,6 +138,11 @@ class Switch:
             self._session.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of the helper, which is in there; for looking only."""
+        return self._session.pid
+
     def socket(
         self,
         inside: Inside | None = None,
