@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sandbox import aio, builder, cg, errors, features, fs, image, noise, ns, sec
     from sandbox._files.limits import CopyProgress
     from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
+    from sandbox._networks.capture import Capture
     from sandbox._networks.wishes import Join
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from sandbox.measurements import Comparison, Measurement, Ratio
     from sandbox.measuring import compare, measure
     from sandbox.monitoring import Monitor, Sample
+    from sandbox.net.counters import NetStats
     from sandbox.network import Endpoint, Network
     from sandbox.pool import Lease, Leases, Pool, PoolStats
     from sandbox.process import Process, Result, Status
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "sandbox._files.limits": "CopyProgress",
     "sandbox._interact": "Chunk Interaction Party Verdict interact",
+    "sandbox._networks.capture": "Capture",
     "sandbox._networks.wishes": "Join",
     "sandbox._start": "shut_down",
     "sandbox.builder": "build",
@@ -64,6 +67,7 @@ _HOMES: Final = {
     "sandbox.measurements": "Comparison Measurement Ratio",
     "sandbox.measuring": "compare measure",
     "sandbox.monitoring": "Monitor Sample",
+    "sandbox.net.counters": "NetStats",
     "sandbox.network": "Endpoint Network",
     "sandbox._types": "DEVNULL PIPE STDOUT",
     "sandbox.pool": "Lease Leases Pool PoolStats",
@@ -79,6 +83,7 @@ __all__ = [
     "STDOUT",
     "Bind",
     "BrokenError",
+    "Capture",
     "Chunk",
     "ClosedError",
     "CommandError",
@@ -100,6 +105,7 @@ __all__ = [
     "Limits",
     "Measurement",
     "Monitor",
+    "NetStats",
     "Network",
     "Party",
     "Pool",

@@ -19,6 +19,7 @@ from sandbox.net.spec import Subnets, to_spec
 if TYPE_CHECKING:
     from sandbox._networks.wishes import Join
     from sandbox._session import Session
+    from sandbox.net.counters import NetStats
 
 __all__ = ["Endpoint", "Network"]
 
@@ -110,6 +111,12 @@ class Network:
         live = self._made()
         with live.lock:
             return tuple(place.endpoint for place in live.places)
+
+    def stats(self) -> NetStats:
+        """What the containers that are in it now have received and sent in it, together; see `NetStats`. Raises: as `subnet`."""
+        from sandbox._networks.measures import stats_of_network
+
+        return stats_of_network(self._made())
 
     # ---- Life ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sandbox.errors import UsageError
@@ -10,11 +11,16 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Mapping
 
+    from sandbox._networks.capture import Capture
+    from sandbox._networks.live import Live
     from sandbox._networks.membership import Membership
+    from sandbox._networks.places import Place
     from sandbox._networks.wishes import Join, Wishes
     from sandbox._session import Attach
     from sandbox._spec import ContainerSpec
     from sandbox._start import Started
+    from sandbox._types import Size, StrPath
+    from sandbox.net.counters import NetStats
     from sandbox.network import Endpoint, Network
 
 
@@ -65,10 +71,64 @@ class NetworkAccess:
 
         self._networked("disconnect").disconnect(to_join(network).network)
 
-    def _networked(self, what: str) -> Membership:
+    # ---- What passes ----
+
+    def net_stats(self) -> Mapping[str, NetStats]:
+        """What it received and sent in each of its networks since it joined that, by the network's name; see `NetStats`.
+
+        Raises: ClosedError: it does not run; UsageError: its network is another container's, or the host's.
+        """
+        from sandbox._networks.measures import stats_of_place
+
+        found = {network.name: stats_of_place(*seat) for network, seat in self._places("net_stats").items()}
+        return {name: stats for name, stats in found.items() if stats is not None}
+
+    def capture(
+        self,
+        path: StrPath,
+        network: Network | None = None,
+        *,
+        snaplen: int = 65535,
+        max_bytes: Size = "256M",
+        max_packets: int | None = None,
+    ) -> Capture:
+        """Write its traffic in *network* into a pcap file while the ``with`` block runs; see `Capture`.
+
+        path: of the host; made anew, for its owner only. network: None: the only one that it is in. snaplen: bytes that are kept of each packet.
+        max_bytes: of the file. max_packets: None: any number. Where one of them is reached, the capture ends.
+
+        Raises: UsageError: a wrong value, or it is in no network, in several, or not in that one; ClosedError: it does not run; as `Capture.start`.
+        """
+        from sandbox._networks.capture import Capture
+        from sandbox._networks.measures import packets_of
+
+        live, place = self._place("capture", network)
+        return Capture(partial(packets_of, live, place), path, snaplen=snaplen, max_bytes=max_bytes, max_packets=max_packets)
+
+    def _places(self, what: str) -> dict[Network, tuple[Live, Place]]:
+        self._live()
+        self._check_own(what)
+        return {} if self._membership is None else self._membership.places()
+
+    def _place(self, what: str, network: Network | None) -> tuple[Live, Place]:
+        places = self._places(what)
+        if network is None and len(places) == 1:
+            (network,) = places
+        if network is None:
+            names = ", ".join(repr(known.name) for known in places)
+            hint = f"say which of its networks: {names}" if places else "it is in no network, and loopback alone cannot be looked at from outside"
+            raise UsageError(f"{what}: {hint}")
+        if network not in places:
+            raise UsageError(f"{what}: {network!r} is no network that the container is in")
+        return places[network]
+
+    def _check_own(self, what: str) -> None:
         if self.spec.net is not None or self._wishes.net_of is not None:
             whose = "the host" if self._wishes.net_of is None else "another container"
             raise UsageError(f"{what}: the container shares the network of {whose}; {what} that one, or start it with net=None")
+
+    def _networked(self, what: str) -> Membership:
+        self._check_own(what)
         with self._lock:
             started = self._live()
             if self._membership is None:

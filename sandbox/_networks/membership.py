@@ -91,6 +91,11 @@ class Membership:
         with self._lock:
             return {network: seat.place.endpoint for network, seat in self._seats.items()}
 
+    def places(self) -> dict[Network, tuple[Live, Place]]:
+        """The same for those who work on them."""
+        with self._lock:
+            return {network: (seat.live, seat.place) for network, seat in self._seats.items()}
+
     # ---- Changes ----
 
     def attach(self, session: Session) -> Callable[[], None]:

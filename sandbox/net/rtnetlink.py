@@ -226,6 +226,20 @@ class Requests:
         if failed:
             raise SetupError(what, failed, step="network")
 
+    def ask(self, message: bytes, what: str) -> list[bytes]:
+        """Put a question, and give what is behind the heads of the answers. Raises: SetupError."""
+        self._sock.send(_numbered(message, 0, _ACK))
+        found: list[bytes] = []
+        while True:
+            for kind, body in _messages(self._sock.recv(_CHUNK)):
+                if kind not in (_ERROR, _DONE):
+                    found.append(body)
+                    continue
+                code = -int.from_bytes(body[:4], "little", signed=True)
+                if code:
+                    raise SetupError(what, code, step="network")
+                return found
+
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
