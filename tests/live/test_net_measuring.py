@@ -67,8 +67,9 @@ def send(container: Container, to: Container, number: int, size: int = 100) -> N
 def meet(container: Container, to: Container) -> None:
     """Have packets pass: the first ones are lost where the kernel has not yet begun with an interface that has just come up."""
     deadline = time.monotonic() + patience(10)
-    while received(container) < 1 or received(to) < 2:  # an answer of ARP; a question, and the packet itself
-        send(container, to, 1)
+    before = received(to)
+    while received(to) < before + 3:
+        send(container, to, 3)
         assert time.monotonic() < deadline
 
 
