@@ -55,7 +55,7 @@ def setup_ops(spec: ContainerSpec, host: Host, fsplan: FsPlan, file_targets: fro
     """What init carries out, in order, early and late: namespaces, names, file systems, and last the walls that forbid all that."""
     spaces = ns.pieces(spec.namespaces, privileged=host.privileged)
     known = spec.resolver
-    names = fsplan.names(spec.hostname, hosts=known.hosts, nameservers=known.nameservers, search=known.search)
+    names = fsplan.names(spec.hostname, hosts=known.hosts, nameservers=known.nameservers, search=known.search, options=known.options)
     early, late = fsplan.early_ops(names), fsplan.late_ops(names)
     first = (plan.Unshare(spaces.unshare_flags), *(op for op in spaces.early_ops if op != plan.MakePrivate()))  # fs begins with that
     limits, walls = _walls(spec, host, file_targets)

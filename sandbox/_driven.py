@@ -57,7 +57,7 @@ class Driven(Container):
             return
         try:
             join = None if self._wishes.net_of is None else self._wishes.net_of.pid
-            self._started = yield from _start.start_steps(self.spec, net_of=join, attach=self._attach)
+            self._started = yield from _start.start_steps(self._networked_spec(), net_of=join, attach=self._attach)
             self._started.session.patience = self._patience
         except OSError as error:
             raise_shortage(error, "make a container")

@@ -49,6 +49,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         one, or a list of those: an interface of its own in each.
     ports: published at the host: 80, "8080:80", "127.0.0.1:53:53/udp"; see `sandbox.net.Port`. links: other containers by an alias.
     dns, dns_search: addresses of name servers, domains to search. extra_hosts: names and their addresses, for /etc/hosts.
+    name: by which others of its networks find it, beside its hostname and its aliases: letters, digits, ``_.-``.
     share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host.
     mounts: `Bind`, `Tmpfs`, `Volume`, or Docker's strings ("src:/dst:ro", "type=volume,source=name,target=/dst").
     read_only: no writable layer at all; scratch: size of the writable layer, a `Scratch`, or "copy": no overlay over the directory, but a
@@ -86,6 +87,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         env: Mapping[str, str] | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,
+        name: str | None = None,
         hostname: str = "sandbox",
         domainname: str | None = None,
         read_only: bool = False,
@@ -98,11 +100,13 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         subids: bool = False,
     ) -> None:
         from sandbox import _spec
-        from sandbox._networks.wishes import to_wishes
+        from sandbox._networks.wishes import evolve_name, to_wishes
 
         limits: dict[str, Any] = {"memory": memory, "swap": swap, "cpus": cpus, "cpu_weight": cpu_weight, "cpuset": cpuset, "pids": pids}
         limits |= {"io_weight": io_weight, "io_max": io_max, "hugetlb": hugetlb, "devices": devices}
         word, self._wishes = to_wishes(net, ports, links)
+        if name is not None:
+            self._wishes = evolve_name(self._wishes, name)
         self.spec: ContainerSpec = _spec.build(
             image=image, store=store,
             **limits,
@@ -145,7 +149,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
             if self._started is None:
                 join = None if self._wishes.net_of is None else self._wishes.net_of.pid
                 try:
-                    self._started = start(self.spec, net_of=join, attach=self._attach)
+                    self._started = start(self._networked_spec(), net_of=join, attach=self._attach)
                 except OSError as error:
                     raise_shortage(error, "make a container")
                     raise

@@ -29,6 +29,7 @@ class NetworkAccess:
 
     _wishes: Wishes
     _membership: Membership | None = None
+    _own_env: tuple[tuple[str, str], ...] | None = None  # before that of links was added to it
 
     if TYPE_CHECKING:
         spec: ContainerSpec
@@ -141,6 +142,47 @@ class NetworkAccess:
         from sandbox._networks.membership import Membership
 
         return Membership(self._wishes, self.spec)
+
+    @property
+    def name(self) -> str | None:
+        """By which others of its networks find it, if it was given one."""
+        return self._wishes.name
+
+    def _networked_spec(self) -> ContainerSpec:
+        """What it is to be, with what its networks add. Raises: UsageError: a link leads to nobody; ClosedError: a network is not created."""
+        joins = self._wishes.joins
+        if not joins:
+            return self.spec
+        from attrs import evolve
+
+        from sandbox._networks.naming import resolver_for
+
+        if self._wishes.links and self._own_env is None:
+            variables = self._link_variables()
+            self._own_env = self.spec.env
+            self.spec = evolve(self.spec, env=(*variables, *self.spec.env))
+        if self.spec.filesystem.scratch is not None:
+            return self.spec
+        # To a root that nobody can write to, its files come with the root; its addresses are not known then.
+        known = resolver_for(self.spec, [joins[0].network.gateway], is_internal=all(join.network.is_internal for join in joins))
+        return evolve(self.spec, resolver=known)
+
+    def _link_variables(self) -> list[tuple[str, str]]:
+        from sandbox._networks.naming import link_variables
+
+        found: list[tuple[str, str]] = []
+        for alias, other in self._wishes.links:
+            if not other.is_running:
+                raise UsageError(f"links: {alias!r}: that container does not run; start it first")
+            membership, wishes, env = other._membership, other._wishes, other._own_env  # noqa: SLF001 - of this class
+            places = {} if membership is None else membership.endpoints
+            address = next((places[join.network].address for join in self._wishes.joins if join.network in places), None)
+            if address is None:
+                raise UsageError(f"links: {alias!r}: that container is in none of this one's networks; put both into one")
+            ports = [*other.exposed_ports, *(f"{port.number}/{port.protocol}" for port in wishes.ports)]
+            env = other.spec.env if env is None else env
+            found += link_variables(alias, self.name or self.spec.hostname, address, ports, env)
+        return found
 
     @property
     def _attach(self) -> Attach | None:

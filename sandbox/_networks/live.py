@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from sandbox._networks.names import NetworkNames
+from sandbox._networks.naming import begin as begin_names
 from sandbox._networks.neighbours import Neighbours
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Inside, Switch, namespace_of
@@ -35,6 +37,7 @@ class Live:
     requests: Requests  # to the switch
     addresses: Addresses[IPv4Address]
     addresses6: Addresses[IPv6Address] | None
+    names: NetworkNames
     places: dict[Place, Callable[[], None]] = field(factory=dict[Place, Callable[[], None]])  # and what tells its owner that it is lost
     neighbours: Neighbours = field(factory=Neighbours)
     lock: threading.RLock = field(factory=threading.RLock)
@@ -61,7 +64,9 @@ class Live:
             switch.begin_ipv6("bridge")
         families = [family for family in (addresses, addresses6) if family is not None]
         requests.send([bridge_address(family.gateway, family.subnet) for family in families], "give a bridge its addresses")
-        return cls(spec, switch, requests, addresses, addresses6)
+        names = begin_names(spec, switch, str(addresses.gateway), [str(family.subnet) for family in families])
+        stack.callback(names.close)
+        return cls(spec, switch, requests, addresses, addresses6, names)
 
     def check(self, join: Join) -> None:
         """Refuse what a container cannot have here now; nothing is touched. Raises: UsageError."""
@@ -211,6 +216,7 @@ class Live:
         """In a forked child: let go of its copies, which would keep the namespace when the parent has ended."""
         self.is_open = False
         self.neighbours.close()
+        self.names.abandon()
         self.requests.close()
         self.switch.abandon()
 

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field, frozen
 
 from sandbox import _plan as plan
+from sandbox._networks import naming
 from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
 from sandbox._networks.places import Endpoint, Place
 from sandbox.errors import BrokenError, ClosedError, SetupError, UnsupportedError, UsageError
+from sandbox.fs import resolv_text
 
 if TYPE_CHECKING:
     from sandbox._networks.wishes import Join, Wishes
@@ -37,7 +39,7 @@ _ROOT: Final = f"@{plan.ROLE_ROOT}"
 class Arrival:
     """A container that has just got its place in a network, as those are told who have something to do about it.
 
-    *wishes*: of the container; *is_first*: whether it is in no other network.
+    *wishes*: of the container; *servers*: whom it asks for names that nobody in its networks has; *is_first*: whether it is in no other network.
     """
 
     network: Network
@@ -45,12 +47,13 @@ class Arrival:
     place: Place
     wishes: Wishes
     is_first: bool
+    servers: tuple[str, ...] = ()
 
 
 # Called in this order, before the container's first program if it starts in the network. What each gives takes back what it did, and is called when
 # the container leaves, has ended, or the network is closed: `place.session.is_alive` and `live.is_open` tell. Whoever raises has taken
 # everything back itself.
-ON_ARRIVAL: tuple[Callable[[Arrival], Callable[[], object] | None], ...] = ()
+ON_ARRIVAL: tuple[Callable[[Arrival], Callable[[], object] | None], ...] = (naming.arrive,)
 
 
 @define(eq=False)
@@ -80,8 +83,6 @@ class Membership:
         """Refuse what cannot be had now, before anything is touched. Raises: UsageError, UnsupportedError, ClosedError."""
         if self._wishes.ports:
             raise UnsupportedError("ports: not offered yet", feature="ports", remedy="leave them out")
-        if self._wishes.links:
-            raise UnsupportedError("links: not offered yet", feature="links", remedy="leave them out")
         for join in self._wishes.joins:
             join.network.check(join)
 
@@ -169,7 +170,7 @@ class Membership:
         with ExitStack() as stack:
             live, place = network.admit(session, join, self._spec.hostname, number=number, routed=routed, lost=partial(self._lost, network))
             stack.callback(live.dismiss, place)
-            arrival = Arrival(network, live, place, self._wishes, not self._seats)
+            arrival = Arrival(network, live, place, self._wishes, not self._seats, self._spec.resolver.nameservers)
             for hook in ON_ARRIVAL:
                 undo = hook(arrival)
                 if undo is not None:
@@ -208,13 +209,24 @@ class Membership:
     def _write_files(self, session: Session) -> None:
         """A root that nobody can write to keeps its first files, where its name is 127.0.1.1."""
         try:
-            session.request([plan.WriteFile(f"etc/{name}", text, _ROOT) for name, text in self._files()], [])
+            session.request([plan.WriteFile(f"etc/{name}", text, _ROOT) for name, text in self._files() if not self._is_mounted(name)], [])
         except SetupError as error:
             if error.errno != errno.EROFS:
                 raise
 
+    def _is_mounted(self, name: str) -> bool:
+        """Whether the caller has mounted something of its own there, which is not ours to write to."""
+        return any(mount.target in ("/etc", f"/etc/{name}") for mount in self._spec.filesystem.mounts)
+
     def _files(self) -> Iterable[tuple[str, bytes]]:
         """The files in /etc that tell of networks."""
         places = [seat.place.endpoint for seat in self._seats.values()]
+        lives = [seat.live for seat in self._seats.values()]
+        known = naming.resolver_for(
+            self._spec, [str(live.addresses.gateway) for live in lives], is_internal=all(live.spec.internal for live in lives)
+        )
         own = [address for place in places for address in (place.address, place.address6) if address is not None]
-        return [("hosts", hosts_text(self._spec.hostname, own, self._spec.resolver.hosts))]
+        return [
+            ("hosts", hosts_text(self._spec.hostname, own, self._spec.resolver.hosts)),
+            ("resolv.conf", resolv_text(known.nameservers, known.search, known.options)),
+        ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from sandbox.errors import UsageError
 
@@ -71,12 +71,13 @@ class Join:
 
 @define
 class Wishes:
-    """Of one container. *net_of*: the container whose network it shares; *links*: (alias, container) pairs."""
+    """Of one container. *net_of*: the container whose network it shares; *links*: (alias, container) pairs; *name*: its own."""
 
     joins: tuple[Join, ...] = ()
     ports: tuple[Port, ...] = ()
     links: tuple[tuple[str, Container], ...] = ()
     net_of: Container | None = None
+    name: str | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -85,6 +86,13 @@ class Wishes:
 
 
 NONE: Final = Wishes()
+
+
+def evolve_name(wishes: Wishes, name: str) -> Wishes:
+    """The same of a container that has a name. Raises: UsageError."""
+    from sandbox.fs import to_host_name
+
+    return evolve(wishes, name=to_host_name(name, what="name", most=63))
 
 
 def to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any) -> tuple[str | None, Wishes]:  # noqa: ANN401 - what is none of these is refused in words

@@ -42,6 +42,7 @@ class _Container(TypedDict, total=False):
     extra_hosts: Mapping[str, str] | tuple[()]
     share: Iterable[str]
     mounts: Iterable[Bind | Tmpfs | Volume | str]
+    name: str | None
     hostname: str
     domainname: str | None
     read_only: bool

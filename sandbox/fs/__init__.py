@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sandbox.fs._host import host_trees
 from sandbox.fs._layers import read_file
-from sandbox.fs._names import name_ops, to_address, to_host_name
+from sandbox.fs._names import name_ops, resolv_text, to_address, to_host_name
 from sandbox.fs._open import FsPlan, ops
 from sandbox.fs._resolver import MAX_SERVERS, Resolver, host_resolver
 from sandbox.fs._specs import (
@@ -65,6 +65,7 @@ __all__ = [
     "parse_tmpfs",
     "parse_volume",
     "read_file",
+    "resolv_text",
     "to_address",
     "to_host_name",
     "to_mount",

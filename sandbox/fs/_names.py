@@ -33,6 +33,7 @@ def name_ops(
     hosts: Iterable[tuple[str, str]] = (),
     nameservers: Iterable[str] = (),
     search: Iterable[str] = (),
+    options: Iterable[str] = (),
     etc: tuple[Slot, str] = (ROOT, "etc"),
 ) -> tuple[Op, ...]:
     """Return the operations that write hostname, hosts and resolv.conf into *etc*, a slot and a path below it; cached.
@@ -40,22 +41,28 @@ def name_ops(
     *hosts* are (address, name) pairs beside localhost and, on 127.0.1.1, the host's own name.
     Raises: UsageError: a name or an address is none.
     """
-    return _name_ops(hostname, tuple(hosts), tuple(nameservers), tuple(search), etc)
+    return _name_ops(hostname, tuple(hosts), resolv_text(nameservers, search, options), etc)
+
+
+def resolv_text(nameservers: Iterable[str], search: Iterable[str], options: Iterable[str] = ()) -> bytes:
+    """The content of resolv.conf(5). Raises: UsageError: an address or a name is none."""
+    text = "".join(f"nameserver {to_address(address)}\n" for address in nameservers)
+    for word, values in (("search", [to_host_name(domain, what="search", most=253) for domain in search]), ("options", [*options])):
+        if values:
+            text += f"{word} {' '.join(values)}\n"
+    return text.encode("ascii")
 
 
 @lru_cache(maxsize=256)
 def _name_ops(
-    hostname: str, hosts: tuple[tuple[str, str], ...], nameservers: tuple[str, ...], search: tuple[str, ...], etc: tuple[Slot, str]
+    hostname: str, hosts: tuple[tuple[str, str], ...], resolv: bytes, etc: tuple[Slot, str]
 ) -> tuple[Op, ...]:
     name = to_host_name(hostname)
     own = "" if any(entry == name for _, entry in hosts) else f"127.0.1.1\t{name}\n"
     lines = "".join(f"{to_address(address)}\t{to_host_name(entry, what='hosts', most=253)}\n" for address, entry in hosts)
-    resolv = "".join(f"nameserver {to_address(address)}\n" for address in nameservers)
-    if search:
-        resolv += f"search {' '.join(to_host_name(domain, what='search', most=253) for domain in search)}\n"
-    texts = (f"{name}\n", _HOSTS_HEAD + own + lines, resolv)
+    texts = (f"{name}\n".encode("ascii"), (_HOSTS_HEAD + own + lines).encode("ascii"), resolv)
     slot, directory = etc
-    return tuple(WriteFile(f"{directory}/{name}", text.encode("ascii"), slot) for name, text in zip(NAME_FILES, texts, strict=True))
+    return tuple(WriteFile(f"{directory}/{name}", text, slot) for name, text in zip(NAME_FILES, texts, strict=True))
 
 
 def to_address(value: str) -> str:

@@ -97,9 +97,10 @@ class FsPlan:
         hosts: Iterable[tuple[str, str]] = (),
         nameservers: Iterable[str] = (),
         search: Iterable[str] = (),
+        options: Iterable[str] = (),
     ) -> tuple[Op, ...]:
         """Return what writes /etc/hostname, hosts and resolv.conf; see `name_ops`."""
-        return name_ops(hostname, hosts=hosts, nameservers=nameservers, search=search, etc=self.static.etc)
+        return name_ops(hostname, hosts=hosts, nameservers=nameservers, search=search, options=options, etc=self.static.etc)
 
     def read(self, path: str, most: int) -> bytes:
         """Read up to *most* bytes of the file *path* of a root `Directory` or `Layers`, following links within it; b"" when it is no regular

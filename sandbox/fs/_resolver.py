@@ -24,11 +24,12 @@ _LOCAL: Final = re.compile(r"localhost|ip6-.*|.*\.localdomain", re.ASCII)
 
 @frozen(cache_hash=True)
 class Resolver:
-    """Addresses of name servers, domains to search, and (address, name) pairs."""
+    """Addresses of name servers, domains to search, (address, name) pairs, and options of resolv.conf(5)."""
 
     nameservers: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     hosts: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def host_resolver(root: str = "/") -> Resolver:
