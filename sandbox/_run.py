@@ -181,11 +181,13 @@ STEP_WORDS: Final = {
 }
 MEMORY_HINT: Final = "the container's memory= is used up, by files on its tmpfs perhaps; remove some, or start another container"
 _SLOW: Final = "other programs of its user stopped it, or its file could not be read in time: the host is very busy, or its disk slow"
+# The second: clone(2) says EAGAIN too when there is no memory for the counters of its user (set_cred_ucounts).
+_NO_PROCESS: Final = "a limit on processes is reached (pids=, RLIMIT_NPROC, kernel.pid_max), or the container's memory is used up (memory=)"
 _HINTS: Final[dict[tuple[int, int], str]] = {
     (wire.Step.EXECVE, ETIMEDOUT): _SLOW,
     (wire.Step.EXECVE, ENOEXEC): "is it a script without '#!', or for another machine?",
-    (wire.Step.CLONE, EAGAIN): "a limit on processes is reached (pids=, RLIMIT_NPROC, kernel.pid_max)",
-    (wire.Step.CGROUP, EAGAIN): "a limit on processes is reached (pids=, RLIMIT_NPROC, kernel.pid_max)",
+    (wire.Step.CLONE, EAGAIN): _NO_PROCESS,
+    (wire.Step.CGROUP, EAGAIN): _NO_PROCESS,
     (wire.Step.CLONE, EPERM): "init needs clone, timer_create and timer_settime: do not deny them",
     (wire.Step.CLONE, ENOSYS): "init needs clone, timer_create and timer_settime: do not deny them",
 }
