@@ -11,7 +11,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from sandbox._networks.live import Live
+from sandbox._networks.live import Live, uplink_of
+from sandbox._networks.outlet import find_program
 from sandbox._networks.places import Endpoint, Place
 from sandbox.errors import ClosedError, UnsupportedError
 from sandbox.net.spec import Subnets, to_spec
@@ -34,7 +35,9 @@ class Network:
 
     name: letters, digits, ``_-.``; None: one is made up. subnet: ``"10.1.2.0/24"``; None: one that is in the way of no route of the host
         and no other network of this process. gateway: the address that the network keeps for itself; None: the first.
-    internal: True: its containers reach one another only. False is not offered yet, and raises UnsupportedError in `create`.
+    internal: True: its containers reach one another only.
+    uplink: how they reach others. "kernel": the host forwards (root; not offered yet). "slirp4netns": that program, if it is installed, makes
+        connections of its own of theirs, with the caller's rights. None: the first as root, the second as an ordinary user.
     mtu: of its interfaces, 1500 unless said. labels: strings of the caller's own, for looking at.
     ipv6: its containers have addresses of IPv6 too, of *subnet6*: ``"fd00:1::/64"``; None: one of fd00::/8 that is likely to be nobody else's.
 
@@ -54,8 +57,11 @@ class Network:
         labels: Mapping[str, str] | None = None,
         ipv6: bool = False,
         subnet6: str | IPv6Network | None = None,
+        uplink: str | None = None,
     ) -> None:
-        self._spec = to_spec(name, subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6)
+        self._spec = to_spec(
+            name, subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6, uplink=uplink
+        )
         self._live: Live | None = None
         self._closed = False
         self._stack = ExitStack()
@@ -136,11 +142,13 @@ class Network:
     def _check(self) -> None:
         """Refuse what cannot be done, before anything is touched."""
         if not self._spec.internal:
-            raise UnsupportedError(
-                "networks that reach outside are not offered yet",
-                feature="masquerade",
-                remedy="give internal=True, for containers that reach one another only; or Container(net='host')",
-            )
+            if uplink_of(self._spec) == "kernel":
+                raise UnsupportedError(
+                    "networks that reach outside by the host's forwarding are not offered yet",
+                    feature="masquerade",
+                    remedy="give uplink='slirp4netns'; internal=True, for containers that reach one another only; or Container(net='host')",
+                )
+            find_program()
         if self._spec.ipv6 and not os.path.exists("/proc/sys/net/ipv6"):
             raise UnsupportedError("this host has no IPv6", feature="ipv6", remedy="boot without ipv6.disable=1, or leave ipv6 out")
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from sandbox import _host
 from sandbox._networks.names import NetworkNames
 from sandbox._networks.naming import begin as begin_names
 from sandbox._networks.neighbours import Neighbours
+from sandbox._networks.outlet import Outlet
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Inside, Switch, namespace_of
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 VERSIONS = (4, 6)
 
 
+def uplink_of(spec: NetworkSpec) -> str:
+    """How a network that is not internal reaches outside."""
+    return spec.uplink or ("kernel" if _host.host().privileged else "slirp4netns")
+
+
 @define(eq=False)
 class Live:
     """A network from its making to its end. Thread-safe. *lock* is held for one request to the kernel at a time."""
@@ -38,6 +45,7 @@ class Live:
     addresses: Addresses[IPv4Address]
     addresses6: Addresses[IPv6Address] | None
     names: NetworkNames
+    outlet: Outlet | None = None  # by which it reaches outside without the host's forwarding
     places: dict[Place, Callable[[], None]] = field(factory=dict[Place, Callable[[], None]])  # and what tells its owner that it is lost
     neighbours: Neighbours = field(factory=Neighbours)
     lock: threading.RLock = field(factory=threading.RLock)
@@ -66,7 +74,11 @@ class Live:
         requests.send([bridge_address(family.gateway, family.subnet) for family in families], "give a bridge its addresses")
         names = begin_names(spec, switch, str(addresses.gateway), [str(family.subnet) for family in families])
         stack.callback(names.close)
-        return cls(spec, switch, requests, addresses, addresses6, names)
+        outlet = None
+        if not spec.internal:
+            outlet = Outlet(switch, mtu=spec.mtu)
+            stack.callback(outlet.close)
+        return cls(spec, switch, requests, addresses, addresses6, names, outlet)
 
     def check(self, join: Join) -> None:
         """Refuse what a container cannot have here now; nothing is touched. Raises: UsageError."""
@@ -217,6 +229,8 @@ class Live:
         self.is_open = False
         self.neighbours.close()
         self.names.abandon()
+        if self.outlet is not None:
+            self.outlet.close()
         self.requests.close()
         self.switch.abandon()
 

@@ -27,7 +27,7 @@ from sandbox import _plan as plan
 from sandbox._launch import wire
 from sandbox._session import Session
 from sandbox._spawner import start_helper
-from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER, NS_GET_USERNS
+from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NS_GET_USERNS
 from sandbox._sys.fds import Fd
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError
 from sandbox.net.nft import NETLINK_NETFILTER, Nftables
@@ -172,6 +172,36 @@ class Switch:
         except SetupError:
             self._session.request([back], [], {"here": fds["here"]})
             raise
+
+    def fileno(self) -> int:
+        """The namespace's descriptor; it stays this object's."""
+        return self._namespace.fileno()
+
+    def owner(self) -> Fd | None:
+        """The user namespace that it belongs to, which the caller closes; None: it is the caller's own."""
+        return Fd(ioctl(self._namespace.fileno(), NS_GET_USERNS)) if self._is_ordinary else None
+
+    def netfilter(self) -> int:
+        """Open a socket to nf_tables here. The descriptor is the caller's. Raises: as `socket`; UnsupportedError: the kernel has none."""
+        try:
+            return self._session.request([plan.Socket("socket", socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)], ["socket"])[0]
+        except SetupError as error:
+            if error.errno != errno.EPROTONOSUPPORT:
+                raise
+            raise UnsupportedError("this kernel has no nf_tables", feature="nf_tables", remedy="as root: modprobe nf_tables") from error
+
+    def forward(self, *interfaces: str) -> None:
+        """Have what comes by these interfaces passed on. Raises: SetupError, ClosedError."""
+        # Each by itself: a new namespace may have ``ip_forward`` from the first one, and to set what is set changes no interface.
+        self._session.request([plan.WriteProc(f"/proc/sys/net/ipv4/conf/{name}/forwarding", b"1\n", plan.HOST) for name in interfaces], [])
+
+    def room(self) -> int:
+        """A directory for few files with names, in a file system that is mounted nowhere and goes with its descriptor, which is the caller's."""
+        # Who is not the host's root has the right to mount in a mount namespace of its own only. What is unmounted outside goes there, too: the
+        # kernel makes a copy for another user namespace a slave.
+        first = (plan.Unshare(CLONE_NEWNS),) if self._is_ordinary else ()
+        making = plan.NewFs("room", "tmpfs", (("size", "64k"), ("mode", "0700")))
+        return self._session.request([*first, making], ["room"])[0]
 
     def begin_ipv6(self, interface: str) -> None:
         """Have an interface here take part in IPv6; it has none of its own yet. Raises: SetupError, ClosedError."""

@@ -18,6 +18,7 @@ from sandbox.net.rtnetlink import routes
 
 DEFAULT_MTU: Final = 1500
 LEAST_MTU, MOST_MTU = 576, 65535  # RFC 791's least for hosts; veth's and the bridge's most
+UPLINKS: Final = ("kernel", "slirp4netns")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)  # Docker's, bounded
 _numbers: Final = itertools.count(1)
 _LEAST_IPV6_MTU: Final = 1280  # RFC 8200, section 5
@@ -37,11 +38,13 @@ class NetworkSpec:
     labels: Mapping[str, str]
     ipv6: bool = False
     subnet6: IPv6Network | None = None
+    uplink: str | None = None
 
 
 def to_spec(
-    name: object, *, subnet: object, gateway: object, internal: object, mtu: object, labels: object, ipv6: object = False, subnet6: object = None
-) -> NetworkSpec:
+    name: object, *, subnet: object, gateway: object, internal: object, mtu: object, labels: object, ipv6: object = False, subnet6: object = None,
+    uplink: object = None,
+) -> NetworkSpec:  # fmt: skip
     """Check what a user says. Raises: UsageError."""
     for what, value in (("internal", internal), ("ipv6", ipv6)):
         if not isinstance(value, bool):
@@ -64,7 +67,18 @@ def to_spec(
         _to_labels(labels),
         bool(ipv6),
         _to_subnet6(subnet6, ipv6=bool(ipv6)),
+        _to_uplink(uplink, internal=bool(internal)),
     )
+
+
+def _to_uplink(uplink: object, *, internal: bool) -> str | None:
+    if uplink is None:
+        return None
+    if uplink not in UPLINKS:
+        raise UsageError(f"uplink: {uplink!r} is none of {', '.join(UPLINKS)}")
+    if internal:
+        raise UsageError("uplink: an internal network has none; give one of the two")
+    return str(uplink)
 
 
 def _to_subnet6(subnet6: object, *, ipv6: bool) -> IPv6Network | None:

@@ -1,0 +1,183 @@
+"""The way out for networks of those who may not change the host's: slirp4netns, which makes sockets of what comes from a network.
+
+Theory of operation
+-------------------
+A program of the host with the caller's rights (`Companion`) has the other end of a tap interface in the network's switch. What comes out
+there it reads frame by frame, and connects, sends and receives as any program of the caller's does. The switch translates its
+containers' addresses to that of the interface, so that it needs to know one guest only.
+
+It is root of the switch's user namespace, an ordinary user's, only until it has the interface; then it has an empty root directory,
+no capability but to bind low ports (in that namespace, so: none), and a seccomp filter of its own. It lives until its pipe to us closes, or
+the launcher kills it: nothing of it outlives this process. Ports are published by words over a Unix socket, whose name is in a file
+system that is mounted nowhere, and goes with its last descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv4Network
+from itertools import chain
+from typing import Any, Final, cast
+
+from sandbox._networks.companion import Companion
+from sandbox._networks.passage import BRIDGE, Passage
+from sandbox._networks.switch import Switch
+from sandbox._sys.fds import Fd
+from sandbox.errors import BrokenError, ProtocolError, SetupError, UnsupportedError, UsageError
+
+PROGRAM: Final = "slirp4netns"
+INTERFACE: Final = "outlet"
+# Of its own side of the interface, in each switch the same: nobody beyond it sees them. Of the range for measuring networks (RFC 2544), which is
+# nobody's address outside: 10.0.2.0/24, its default, is that of VirtualBox's guests and of many an office.
+NET: Final = IPv4Network("198.18.255.0/25")
+GATEWAY: Final = NET.network_address + 2  # the numbers are slirp4netns' own
+ADDRESS: Final = NET.network_address + 100
+TUN: Final = "/dev/net/tun"
+REMEDY: Final = f"install the package {PROGRAM} (Debian: apt install {PROGRAM}); or give internal=True"
+LOW: Final = "ports below 1024 are root's; as root: sysctl -w net.ipv4.ip_unprivileged_port_start=0, or publish one from 1024 on"
+_SOCKET: Final = "api"
+_WAIT_S: Final = 10.0
+_MOST: Final = 1 << 16
+_READY, _EXIT, _ROOM, _NETNS = 3, 4, 5, 6  # its descriptors
+
+
+def find_program() -> str:
+    """Where it is. Raises: UnsupportedError: it is not installed, or could not make an interface."""
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise UnsupportedError(f"reaching outside without root's rights takes {PROGRAM}, which is not in PATH", feature=PROGRAM, remedy=REMEDY)
+    if not os.access(TUN, os.R_OK | os.W_OK):
+        gone = not os.path.exists(TUN)
+        reason = "is not there" if gone else "may not be opened by this user"
+        remedy = f"as root: modprobe tun; in an outer container: docker run --device {TUN}" if gone else f"as root: chmod 666 {TUN} (as udev does)"
+        raise UnsupportedError(f"reaching outside without root's rights takes {TUN}, which {reason}", feature=TUN, remedy=remedy)
+    return os.path.abspath(found)
+
+
+class Outlet:
+    """Of one network. Ends with `close`, and with this process. The caller has a lock."""
+
+    def __init__(self, switch: Switch, *, mtu: int) -> None:
+        """Start it, and have the switch pass on what goes there: it has `INTERFACE` then, with `ADDRESS` and a default route by `GATEWAY`.
+
+        Raises: UnsupportedError; SetupError, with what the program said.
+        """
+        program = find_program()
+        with ExitStack() as stack:
+            # First the rules: nothing is passed on without them.
+            self._passage = Passage(switch.netfilter(), interface=INTERFACE, beyond=NET)
+            stack.callback(self._passage.close)
+            self._room = stack.enter_context(Fd(switch.room()))
+            theirs, self._life = (stack.enter_context(Fd(fd)) for fd in os.pipe2(os.O_CLOEXEC))
+            owner = switch.owner()
+            user = None if owner is None else stack.enter_context(owner).fileno()
+            fds = {_EXIT: theirs.fileno(), _ROOM: self._room.fileno(), _NETNS: switch.fileno()}
+            self._taken: set[tuple[str, int]] = set()
+            self._companion = Companion(_command(program, mtu), fds, ready=_READY, user=user)
+            stack.callback(self._companion.close)
+            switch.forward(BRIDGE, INTERFACE)
+            stack.pop_all()
+        theirs.close()
+        if owner is not None:
+            owner.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the program runs."""
+        return self._companion.is_alive
+
+    @property
+    def pid(self) -> int:
+        """The program's."""
+        return self._companion.pid
+
+    def publish(self, protocol: str, host: tuple[IPv4Address, int], to: tuple[IPv4Address, int]) -> Callable[[], None]:
+        """Have what comes to *host*, an address of the host's and a port, go *to* a container's; gives what ends that.
+
+        Connections of other hosts come from where they come from; the host's own from `GATEWAY`. What is connected when it ends stays so.
+        Raises: SetupError: why it cannot listen there, as EADDRINUSE, EACCES; BrokenError.
+        """
+        with ExitStack() as stack:
+            inside = self._take(protocol, host[1])
+            stack.callback(self._taken.discard, (protocol, inside))
+            self._passage.publish(protocol, inside, *to)
+            stack.callback(self._passage.withdraw, protocol, inside)
+            number = self._listen(protocol, *host, inside)
+            stack.callback(self._ask_to_end, number)
+            return stack.pop_all().close
+        raise AssertionError("unreachable")
+
+    def _take(self, protocol: str, wanted: int) -> int:
+        """A port of `ADDRESS`: the host's number, where another of the host's addresses has not taken it."""
+        for port in chain((wanted,), range(1, 65536)):
+            if (protocol, port) not in self._taken:
+                self._taken.add((protocol, port))
+                return port
+        raise UsageError(f"ports: all 65,535 of {protocol} are published; use another network")
+
+    def _listen(self, protocol: str, address: IPv4Address, port: int, inside: int) -> int:
+        said = self._ask("add_hostfwd", proto=protocol, host_addr=str(address), host_port=port, guest_addr=str(ADDRESS), guest_port=inside)
+        if "error" in said:
+            why = _why_not(protocol, address, port)
+            raise SetupError(f"listen on {address}:{port}/{protocol}", why, step="network", hint=LOW if why == errno.EACCES else "")
+        number = said["return"].get("id") if isinstance(said.get("return"), dict) else None
+        if not isinstance(number, int):
+            raise ProtocolError(f"{PROGRAM} answers {said!r:.200}")
+        return int(number)
+
+    def _ask_to_end(self, number: int) -> None:
+        if self.is_alive and "error" in (said := self._ask("remove_hostfwd", id=number)):
+            raise ProtocolError(f"{PROGRAM} answers {said!r:.200}")
+
+    def _ask(self, what: str, **arguments: object) -> Mapping[str, Any]:
+        """One question, one connection. It is said by a path of our own descriptor's, as the file system has no other."""
+        words = json.dumps({"execute": what, "arguments": arguments}).encode()
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.settimeout(_WAIT_S)
+                sock.connect(f"/proc/self/fd/{self._room.fileno()}/{_SOCKET}")
+                sock.sendall(words)
+                sock.shutdown(socket.SHUT_WR)
+                answer = b""
+                while len(answer) < _MOST and (more := sock.recv(_MOST)):
+                    answer += more
+            said = json.loads(answer)
+        except (OSError, ValueError) as error:
+            raise BrokenError(f"{PROGRAM} of this network does not answer ({error}); close the network, and make another one") from error
+        if not isinstance(said, dict):
+            raise ProtocolError(f"{PROGRAM} answers {said!r:.200}")
+        return cast("dict[str, Any]", said)
+
+    def close(self) -> None:
+        """End it, with what is connected through it. In a forked child its copies only are closed. May be called twice."""
+        self._life.close()
+        self._room.close()
+        self._companion.close()
+        self._passage.close()
+
+
+def _why_not(protocol: str, address: IPv4Address, port: int) -> int:
+    """Its errno, which the program does not tell: as we get it, who have no more rights than that."""
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as sock:
+        try:
+            sock.bind((str(address), port))
+        except OSError as error:
+            return error.errno or errno.EADDRINUSE
+    return errno.EADDRINUSE  # it has become free since
+
+
+def _command(program: str, mtu: int) -> tuple[str, ...]:
+    return (
+        program, "--configure", f"--mtu={mtu}", f"--cidr={NET}",
+        # Not --disable-host-loopback: what comes by UDP from the host's 127.0.0.1 to a published port would get no answer. See `passage`.
+        "--disable-dns", "--enable-sandbox", "--enable-seccomp",
+        f"--ready-fd={_READY}", f"--exit-fd={_EXIT}", f"--api-socket=/proc/self/fd/{_ROOM}/{_SOCKET}",
+        "--netns-type=path", f"/proc/self/fd/{_NETNS}", INTERFACE,
+    )  # fmt: skip
