@@ -2,10 +2,12 @@
 
 Each function asks once per process and remembers; `forget` makes all ask anew.
 `NEEDS` is what every container takes; `check_floor` says what of that is missing. `is_filtered` and `hidden_proc` tell what an outer container
-has put around this process.
+has put around this process. `networks` asks what networks of containers can do, each time.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from sandbox._sys.features import (
     PROBES,
@@ -41,6 +43,9 @@ from sandbox._sys.features import (
 from sandbox._sys.floor import FLOOR, NEEDS, Need, check_floor
 from sandbox._sys.outer import PROC_REMEDY, SECCOMP_REMEDY, hidden_proc, is_filtered
 
+if TYPE_CHECKING:
+    from sandbox.net import Offer
+
 __all__ = [
     "FLOOR",
     "NEEDS",
@@ -63,6 +68,7 @@ __all__ = [
     "memfd_executable",
     "memfd_seals",
     "mount_setattr",
+    "networks",
     "new_mount_api",
     "newuidmap",
     "openat2",
@@ -80,3 +86,10 @@ __all__ = [
     "user_namespaces",
     "userns_obstacle",
 ]
+
+
+def networks() -> Offer:
+    """What networks of containers can do here: tried in a namespace made for it, with the rights that we have. Takes about 20 ms."""
+    from sandbox._networks.survey import survey
+
+    return survey()

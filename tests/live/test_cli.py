@@ -416,7 +416,7 @@ def test_doctor_tries_a_container() -> None:
     assert (report["findings"][-1]["section"], report["findings"][-1]["state"]) == ("trial", "ok")
     assert all(finding["remedy"] for finding in report["findings"] if finding["state"] == "missing")
     sections = {finding["section"] for finding in report["findings"]}
-    assert sections == {"kernel", "user namespaces and ids", "control groups", "limits in force", "noise in measurements", "trial"}
+    assert sections == {"kernel", "user namespaces and ids", "control groups", "networks", "limits in force", "noise in measurements", "trial"}
 
 
 def test_doctor_in_words() -> None:

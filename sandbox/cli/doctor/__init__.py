@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from sandbox.cli.doctor import groups, identity, kernel, limits, noise, trial
+from sandbox.cli.doctor import groups, identity, kernel, limits, networks, noise, trial
 from sandbox.cli.doctor.finding import Finding, State
 
 __all__ = ["Finding", "State", "examine", "main"]
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def examine() -> list[Finding]:
     """All findings; the last one is the trial of the default container."""
-    return [finding for part in (kernel, identity, groups, limits, noise, trial) for finding in part.findings()]
+    return [finding for part in (kernel, identity, groups, networks, limits, noise, trial) for finding in part.findings()]
 
 
 def _print_json(found: list[Finding], *, works: bool) -> None:

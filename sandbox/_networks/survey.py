@@ -1,0 +1,74 @@
+"""What networks can do on this host: tried in a switch that is made for it, and gone afterwards."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from sandbox._networks.outlet import find_program
+from sandbox._networks.switch import Switch
+from sandbox.errors import SandboxError, SetupError, UnsupportedError
+from sandbox.net.nft import Nftables, Table, Transaction
+from sandbox.net.offer import Offer
+from sandbox.net.qdisc import attribute, message, probe
+from sandbox.net.rtnetlink import Requests
+
+LINKS: Final = ("bridge", "veth", "ifb")
+QUEUES: Final = ("tbf", "netem")
+_NEWLINK: Final = 16
+_MAKE: Final = 0x0605  # NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE
+_IFNAME, _LINKINFO, _INFO_KIND = 3, 18, 1
+
+
+def survey() -> Offer:
+    """Ask. Takes about 10 ms."""
+    outlet, lacking = None, None
+    try:
+        outlet = find_program()
+    except UnsupportedError as error:
+        lacking = error
+    try:
+        switch = Switch()
+    except SandboxError as error:
+        return Offer(frozenset(), error, outlet, lacking)
+    try:
+        return Offer(frozenset(_kinds(switch)), None, outlet, lacking)
+    finally:
+        switch.close()
+
+
+def _kinds(switch: Switch) -> list[str]:
+    requests = Requests(switch.socket())
+    try:
+        tried: dict[str, Callable[[], object]] = {kind: lambda kind=kind: requests.send(_link(kind), kind) for kind in LINKS}  # type: ignore[misc]
+        tried |= {kind: lambda kind=kind: requests.send(probe(kind), kind) for kind in QUEUES}  # type: ignore[misc]
+        tried |= {"nf_tables": lambda: _make_table(switch, owner=False), "owner": lambda: _make_table(switch, owner=True)}
+        return [kind for kind, attempt in tried.items() if _works(attempt)]
+    finally:
+        requests.close()
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except UnsupportedError:
+        return False
+    except SetupError as error:
+        if error.errno == errno.EINVAL:  # a queue of a kind that it knows, without options
+            return True
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return False
+        raise
+    return True
+
+
+def _link(kind: str) -> bytes:
+    body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + attribute(_IFNAME, f"try-{kind}".encode() + b"\0")
+    return message(_NEWLINK, body + attribute(_LINKINFO, attribute(_INFO_KIND, kind.encode() + b"\0")), _MAKE)
+
+
+def _make_table(switch: Switch, *, owner: bool) -> None:
+    with Nftables(switch.netfilter()) as kernel:
+        kernel.commit(Transaction().add(Table("ip", f"try-{owner}", owner=owner)))
