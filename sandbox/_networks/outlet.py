@@ -71,7 +71,7 @@ class Outlet:
         program = find_program()
         with ExitStack() as stack:
             # First the rules: nothing is passed on without them.
-            self._passage = Passage(switch.netfilter(), interface=INTERFACE, beyond=NET)
+            self._passage = Passage(switch.filters(), interface=INTERFACE, beyond=NET)
             stack.callback(self._passage.close)
             self._room = stack.enter_context(Fd(switch.room()))
             theirs, self._life = (stack.enter_context(Fd(fd)) for fd in os.pipe2(os.O_CLOEXEC))

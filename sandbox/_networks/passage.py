@@ -47,12 +47,12 @@ _PORTS = Set(_TABLE, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
 class Passage:
     """The rules of one switch, which go with it. The caller has a lock."""
 
-    def __init__(self, fd: int, *, interface: str, beyond: IPv4Network) -> None:
-        """Make them. *fd*: a socket to the switch's nf_tables, ours from now on. *beyond*: addresses of *interface*'s own side, which nobody reaches.
+    def __init__(self, kernel: Nftables, *, interface: str, beyond: IPv4Network) -> None:
+        """Make them. *kernel*: the switch's, ours from now on. *beyond*: addresses of *interface*'s own side, which nobody reaches.
 
         Raises: UnsupportedError; SetupError.
         """
-        self._kernel = Nftables(fd)
+        self._kernel = kernel
         work = Transaction().add(_TABLE).add(_PORTS)
         for chain in (_IN, _OUT, _THROUGH, _HERE, _FROM_HERE):
             work.add(chain)

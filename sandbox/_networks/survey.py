@@ -10,7 +10,7 @@ from typing import Final
 from sandbox._networks.outlet import find_program
 from sandbox._networks.switch import Switch
 from sandbox.errors import SandboxError, SetupError, UnsupportedError
-from sandbox.net.nft import Nftables, Table, Transaction
+from sandbox.net.nft import Table, Transaction
 from sandbox.net.offer import Offer
 from sandbox.net.qdisc import attribute, message, probe
 from sandbox.net.rtnetlink import Requests
@@ -70,5 +70,5 @@ def _link(kind: str) -> bytes:
 
 
 def _make_table(switch: Switch, *, owner: bool) -> None:
-    with Nftables(switch.netfilter()) as kernel:
+    with switch.filters() as kernel:
         kernel.commit(Transaction().add(Table("ip", f"try-{owner}", owner=owner)))

@@ -27,6 +27,7 @@ from sandbox import _plan as plan
 from sandbox._launch import wire
 from sandbox._session import Session
 from sandbox._spawner import start_helper
+from sandbox._sys import outer
 from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NS_GET_USERNS
 from sandbox._sys.fds import Fd
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError
@@ -118,6 +119,15 @@ def helper_of(ops: tuple[plan.Op, ...]) -> plan.Plan:
     )
 
 
+def _started(planned: plan.Plan) -> Session:
+    try:
+        return start_helper(planned, 0)
+    except SetupError as error:
+        if error.errno != errno.EROFS:
+            raise
+        raise UnsupportedError("networks set switches in /proc/sys, which is read-only here", feature="procfs", remedy=outer.PROC_REMEDY) from error
+
+
 def _visit(inside: Inside, ops: tuple[plan.Op, ...]) -> None:
     """Carry *ops* out in a container's network namespace, in a process that exists for this only, and has all rights in there."""
     with Fd(ioctl(inside.fileno(), NS_GET_USERNS)) as owner:
@@ -130,7 +140,7 @@ class Switch:
     """The namespace and its helper. Belongs to the process that made it."""
 
     def __init__(self) -> None:
-        self._session = start_helper(helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS)), 0)
+        self._session = _started(helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS)))
         self._is_ordinary = not _host.host().privileged
         try:
             self._namespace = namespace_of(self._session)
@@ -180,15 +190,6 @@ class Switch:
     def owner(self) -> Fd | None:
         """The user namespace that it belongs to, which the caller closes; None: it is the caller's own."""
         return Fd(ioctl(self._namespace.fileno(), NS_GET_USERNS)) if self._is_ordinary else None
-
-    def netfilter(self) -> int:
-        """Open a socket to nf_tables here. The descriptor is the caller's. Raises: as `socket`; UnsupportedError: the kernel has none."""
-        try:
-            return self._session.request([plan.Socket("socket", socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)], ["socket"])[0]
-        except SetupError as error:
-            if error.errno != errno.EPROTONOSUPPORT:
-                raise
-            raise UnsupportedError("this kernel has no nf_tables", feature="nf_tables", remedy="as root: modprobe nf_tables") from error
 
     def forward(self, *interfaces: str) -> None:
         """Have what comes by these interfaces passed on. Raises: SetupError, ClosedError."""

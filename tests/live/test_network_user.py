@@ -13,11 +13,11 @@ import attr
 import pytest
 
 import sandbox
-from sandbox import PIPE, STDOUT, Bind, Container, Network, Result
+from sandbox import PIPE, STDOUT, Bind, Container, Network, Result, Security
 from sandbox._networks.switch import namespace_of
 from sandbox.errors import SetupError
 from tests.leak.killed import run_and_kill
-from tests.support import needs
+from tests.support import known, needs
 
 pytestmark = [needs("userns", "program:ip"), pytest.mark.unprivileged, pytest.mark.usefixtures("no_leftovers")]
 
@@ -113,13 +113,30 @@ def test_a_user_namespace_around_us_is_no_obstacle() -> None:
     assert said == address
 
 
-def test_in_a_container_the_error_says_what_helps() -> None:
-    code = "from sandbox import Network, SandboxError\ntry: Network(internal=True).create()\nexcept SandboxError as e: print(type(e).__name__, e, flush=True)"
-    mounts = [Bind(Path(module.__file__).parents[1], f"/opt/{module.__name__}", read_only=True) for module in (attr, sandbox)]
-    with Container(mounts=mounts, env={"PYTHONPATH": "/opt/sandbox:/opt/attr"}) as c:
+@pytest.mark.parametrize(
+    ("security", "words"),
+    [
+        (Security(), ("UnsupportedError", "nesting=True")),
+        (Security(nesting=True), ("UnsupportedError", "read-only here", "masks=False")),
+        (Security(nesting=True, masks=False), ("works",)),
+    ],
+)
+def test_in_a_container_networks_work_or_the_error_says_what_helps(security: Security, words: tuple[str, ...]) -> None:
+    code = (
+        "from sandbox import Container, Network, SandboxError\n"
+        "try:\n"
+        "    with Network(internal=True) as net, Container(net=net) as c: print('works' if c.address else 'no address')\n"
+        "except SandboxError as error: print(type(error).__name__, error)\n"
+    )
+    mounts = [Bind(Path(known(module.__file__)).parents[1], f"/opt/{module.__name__}", read_only=True) for module in (attr, sandbox)]
+    with Container(mounts=mounts, env={"PYTHONPATH": "/opt/sandbox:/opt/attr"}, security=security) as c:
         said = c.exec([PYTHON, "-c", code], text=True).stdout
-    assert said.startswith("UnsupportedError")
-    assert "nesting=True" in said or "seccomp" in said
+    assert all(word in said for word in words), said
+
+
+def test_containers_find_one_another_by_name() -> None:
+    with Network(internal=True) as net, Container(net=net, hostname="one"), Container(net=net, hostname="two") as two:
+        assert two.exec(["getent", "hosts", "one"], text=True).stdout.split()[1:] == ["one"]
 
 
 @needs("user")
