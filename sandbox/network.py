@@ -186,11 +186,11 @@ class Network:
         return self._made()
 
     def admit(
-        self, session: Session, join: Join, hostname: str, *, number: int, routed: tuple[int, ...], lost: Callable[[], None]
+        self, session: Session, join: Join, hostname: str, *, number: int, routed: tuple[int, ...], forger: bool, lost: Callable[[], None]
     ) -> tuple[Live, Place]:
         """Connect a container; see `Live.admit`. Raises: UsageError, ClosedError, SetupError, BrokenError: the container has ended."""
         live = self._made()
-        return live, live.admit(session, join, hostname, number=number, routed=routed, lost=lost)
+        return live, live.admit(session, join, hostname, number=number, routed=routed, forger=forger, lost=lost)
 
     def abandon(self) -> None:
         """In a forked child: let go of its copies, which would keep the namespace when the parent has ended."""

@@ -9,9 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from sandbox import _host
+from sandbox._networks.guard import Guard
 from sandbox._networks.names import NetworkNames
 from sandbox._networks.naming import begin as begin_names
 from sandbox._networks.neighbours import Neighbours
@@ -20,6 +21,7 @@ from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Inside, Switch, namespace_of
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.net.addresses import mac_of
+from sandbox.net.guard import opened, without_up
 from sandbox.net.rtnetlink import FIRST_PORT, INSIDE, Requests, bridge, bridge_address, default_route, removal, templates
 from sandbox.net.spec import Addresses, NetworkSpec, Subnets
 
@@ -48,6 +50,7 @@ class Live:
     outlet: Outlet | None = None  # by which it reaches outside without the host's forwarding
     places: dict[Place, Callable[[], None]] = field(factory=dict[Place, Callable[[], None]])  # and what tells its owner that it is lost
     neighbours: Neighbours = field(factory=Neighbours)
+    guard: Guard = field(default=Factory(lambda self: Guard(self.switch), takes_self=True))
     lock: threading.RLock = field(factory=threading.RLock)
     is_open: bool = True
     _next_port: int = FIRST_PORT
@@ -101,9 +104,12 @@ class Live:
 
     # ---- Containers ----
 
-    def admit(self, session: Session, join: Join, hostname: str, *, number: int, routed: tuple[int, ...], lost: Callable[[], None]) -> Place:
+    def admit(
+        self, session: Session, join: Join, hostname: str, *, number: int, routed: tuple[int, ...], forger: bool, lost: Callable[[], None]
+    ) -> Place:
         """Connect a container by its *number*-th interface. *routed*: the versions of IP whose default route goes through here.
 
+        *forger*: its programs may have rights over the interface, and are held to its addresses by the port.
         *lost* is called when the network is closed before `dismiss`.
         """
         with ExitStack() as stack:
@@ -116,7 +122,7 @@ class Live:
             )
             place = Place(endpoint, session, address, address6, port, INSIDE + number)
             stack.callback(self._forget, place)
-            self._connect(place, number, routed, lost)
+            self._connect(place, number, routed, forger, lost)
             stack.pop_all()
             return place
         raise AssertionError("unreachable")
@@ -134,7 +140,7 @@ class Live:
         stack.callback(family.release, address6)
         return address, address6
 
-    def _connect(self, place: Place, number: int, routed: tuple[int, ...], lost: Callable[[], None]) -> None:
+    def _connect(self, place: Place, number: int, routed: tuple[int, ...], forger: bool, lost: Callable[[], None]) -> None:
         subnet6 = None if self.addresses6 is None else self.addresses6.subnet
         made = templates(self.addresses.subnet, subnet6, mtu=self.spec.mtu, number=number)
         mac, port = place.endpoint.mac, place.port
@@ -146,7 +152,10 @@ class Live:
                 self._check_mac(mac)
                 self.places[place] = lost
                 link = made.link_of(port=port, mac=mac, namespace=inside.fileno())
-                self.requests.send([link, made.neighbour_of(port=port, mac=mac)], "make an interface")
+                self.requests.send([without_up(link) if forger else link, made.neighbour_of(port=port, mac=mac)], "make an interface")
+                if forger:
+                    self.guard.fence(place)
+                    self.requests.send(opened(port), "open a port")
             try:
                 theirs.send([*made.addresses_of(place.address, place.address6), *self._routes(place, routed)], "give a container its addresses")
             except SetupError:
@@ -203,6 +212,8 @@ class Live:
         """A container that has ended loses its interface by that, some time later."""
         with self.lock:
             self.neighbours.dismiss(place)
+            if self.is_open:
+                self.guard.dismiss(place)
             if self.places.pop(place, None) is None or not self.is_open or not place.session.is_alive:
                 return
             try:
@@ -220,6 +231,7 @@ class Live:
                 with suppress(SandboxError):  # ENODEV, if all have ended; what else there is goes with the switch
                     self.requests.send(removal(None), "remove the interfaces")
             self.neighbours.close()
+            self.guard.close()
         with stack:
             for lost in reversed(owners):
                 stack.callback(lost)
@@ -231,6 +243,7 @@ class Live:
         self.names.abandon()
         if self.outlet is not None:
             self.outlet.close()
+        self.guard.close()
         self.requests.close()
         self.switch.abandon()
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field, frozen
 
 from sandbox import _plan as plan
-from sandbox._networks import naming
+from sandbox._networks import guard, naming
 from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
 from sandbox._networks.places import Endpoint, Place
@@ -168,7 +168,8 @@ class Membership:
         number = next(number for number in range(len(used) + 1) if number not in used)
         routed = tuple(version for version in VERSIONS if version not in self._routes and network.live.offers_route(version))
         with ExitStack() as stack:
-            live, place = network.admit(session, join, self._spec.hostname, number=number, routed=routed, lost=partial(self._lost, network))
+            forger, lost = guard.is_forger(self._spec), partial(self._lost, network)
+            live, place = network.admit(session, join, self._spec.hostname, number=number, routed=routed, forger=forger, lost=lost)
             stack.callback(live.dismiss, place)
             arrival = Arrival(network, live, place, self._wishes, not self._seats, self._spec.resolver.nameservers)
             for hook in ON_ARRIVAL:

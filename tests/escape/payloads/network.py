@@ -178,14 +178,14 @@ def sniff(parties):
             if line not in seen:
                 seen.add(line)
                 print(f"saw {line}", flush=True)
-            if frame.endswith(DONE) or parties.get("until", "\0").encode() in frame:
+            if parties.get("until", DONE.decode()).encode() in frame:
                 return
 
 
 def record():
     """Write down all that arrives until the standard input ends; then everything at once."""
     with packet_socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE: as far as we may
+        sock.setsockopt(263, 23, 1)  # PACKET_IGNORE_OUTGOING: what it sends itself shall not fill its buffer
         print("up", flush=True)
         sys.stdin.read()
         sock.setblocking(False)

@@ -1,0 +1,71 @@
+"""The walls around those members of a network that can make up frames: containers whose root may have NET_RAW or NET_ADMIN.
+
+All others cannot name a source that they do not have, whatever options they set on a socket, and cost nothing here.
+A port gets its rules while it is down: nothing goes through it before.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field
+
+from sandbox.errors import SetupError, UnsupportedError
+from sandbox.net.guard import chain_of, fence
+from sandbox.net.nft import NETLINK_NETFILTER, Nftables, Transaction
+from sandbox.sec.capabilities import capability_mask
+
+if TYPE_CHECKING:
+    from sandbox._networks.places import Place
+    from sandbox._networks.switch import Switch
+    from sandbox._spec import ContainerSpec
+
+_RIGHTS: Final = capability_mask(("NET_ADMIN", "NET_RAW"))
+_ABSENT: Final = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.ENOPROTOOPT)
+
+
+def is_forger(spec: ContainerSpec) -> bool:
+    """Whether programs of such a container can send what they like from its interface, or change that."""
+    return bool(spec.security.bounding_mask(host_view=spec.host_view) & _RIGHTS)
+
+
+@define(eq=False)
+class Guard:
+    """Of one network. The caller has the network's lock."""
+
+    _switch: Switch
+    _kernel: Nftables | None = None
+    _fenced: set[Place] = field(factory=set["Place"])
+
+    def fence(self, place: Place) -> None:
+        """Hold its port to its addresses. Raises: UnsupportedError: the kernel cannot; SetupError."""
+        if self._kernel is None:
+            self._kernel = Nftables(self._switch.socket(protocol=NETLINK_NETFILTER))
+        try:
+            self._kernel.commit(fence(place.port, place.endpoint.mac, place.address, place.address6))
+        except SetupError as error:
+            if error.errno not in _ABSENT:
+                raise
+            raise UnsupportedError(
+                "networks: this kernel cannot keep a container with NET_ADMIN or NET_RAW from taking others' addresses",
+                feature="nf_tables of family netdev",
+                remedy="modprobe nf_tables (CONFIG_NF_TABLES_NETDEV), or do not add these capabilities",
+            ) from error
+        self._fenced.add(place)
+
+    def dismiss(self, place: Place) -> None:
+        """Its port goes, or has gone. Once more is nothing."""
+        if place in self._fenced and self._kernel is not None:
+            self._fenced.discard(place)
+            try:
+                self._kernel.commit(Transaction().delete(chain_of(place.port)))
+            except SetupError as error:
+                if error.errno != errno.ENOENT:  # older kernels remove the chain with its interface
+                    raise
+
+    def close(self) -> None:
+        """Close the socket; the rules are the switch's."""
+        if self._kernel is not None:
+            self._kernel.close()
+        self._fenced.clear()
