@@ -118,6 +118,7 @@ class Zone:
         self._udp, self._tcp = (socket.socket(fileno=fd) for fd in fds[1:])
         self._clients: dict[str, Client] = {}
         self._connections: set[Connection] = set()
+        self.questions: set[Question] = set()
         self.is_open = True
         for sock, handler in ((self._udp, self._on_packets), (self._tcp, self._on_connections)):
             sock.setblocking(False)
@@ -125,8 +126,8 @@ class Zone:
 
     def close(self) -> None:
         self.is_open = False
-        for connection in list(self._connections):
-            connection.close()
+        for one in (*self._connections, *self.questions):
+            one.close()
         for sock in (self._udp, self._tcp):
             self._server.loop.forget(sock.fileno())
             sock.close()
@@ -274,15 +275,21 @@ class Connection:
 class Question:
     """One that was passed on, from server to server until one answers."""
 
-    def __init__(self, server: Server, client: Client, packet: bytes, forward: dns.Forward, reply: Reply, *, over_tcp: bool) -> None:
-        self._server, self._client, self._original, self._forward, self._reply = server, client, packet, forward, reply
+    def __init__(self, zone: Zone, client: Client, packet: bytes, forward: dns.Forward, reply: Reply, *, over_tcp: bool) -> None:
+        self._zone, self._server, self._client = zone, zone.server, client
+        self._original, self._forward, self._reply = packet, forward, reply
         self._kind = socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM
         self._servers = list(forward.servers)[:_TRIES]
         self._sock: socket.socket | None = None
         self._packet = self._unsent = self._got = b""
         self._try = 0
         client.outside += 1
-        server.outside += 1
+        self._server.outside += 1
+        zone.questions.add(self)
+
+    @property
+    def is_open(self) -> bool:
+        return self in self._zone.questions
 
     def ask_of_host(self) -> None:
         """Ask the servers that the host has just now."""
@@ -370,10 +377,16 @@ class Question:
         self._end(dns.fitting(self._original, self._original[:2] + answer[2:], self._forward.size))
 
     def _end(self, answer: bytes) -> None:
-        self._drop()
-        self._client.outside -= 1
-        self._server.outside -= 1
+        self.close()
         self._reply(answer)
+
+    def close(self) -> None:
+        """Nobody waits for it any more."""
+        self._drop()
+        if self in self._zone.questions:
+            self._zone.questions.discard(self)
+            self._client.outside -= 1
+            self._server.outside -= 1
 
     def _drop(self) -> None:
         if self._sock is not None:
@@ -408,7 +421,8 @@ class Server:
         self.host_servers = servers
         waiting, self._waiting = self._waiting, []
         for question in waiting:
-            question.ask_of_host()
+            if question.is_open:
+                question.ask_of_host()
 
     def answer(self, zone: Zone, address: str, client: Client, packet: bytes, reply: Reply, *, over_tcp: bool) -> bool:
         """Answer now or later; False: never."""
@@ -426,16 +440,16 @@ class Server:
         if isinstance(decision, bytes):
             reply(decision)
         elif decision is not None:
-            self._pass_on(client, packet, decision, reply, over_tcp=over_tcp)
+            self._pass_on(zone, client, packet, decision, reply, over_tcp=over_tcp)
         return decision is not None
 
-    def _pass_on(self, client: Client, packet: bytes, forward: dns.Forward, reply: Reply, *, over_tcp: bool) -> None:
+    def _pass_on(self, zone: Zone, client: Client, packet: bytes, forward: dns.Forward, reply: Reply, *, over_tcp: bool) -> None:
         if client.outside >= _MOST_OF_CLIENT or self.outside >= _MOST_OUTSIDE:
             reply(dns.bare(packet, dns.SERVFAIL))
             return
         if forward.servers:
-            Question(self, client, packet, forward, reply, over_tcp=over_tcp).ask()
+            Question(zone, client, packet, forward, reply, over_tcp=over_tcp).ask()
             return
-        self._waiting.append(Question(self, client, packet, forward, reply, over_tcp=over_tcp))
+        self._waiting.append(Question(zone, client, packet, forward, reply, over_tcp=over_tcp))
         if len(self._waiting) == 1:
             self._look()
