@@ -11,11 +11,12 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
+from sandbox import _host
 from sandbox._networks.live import Live, uplink_of
 from sandbox._networks.outlet import find_program
 from sandbox._networks.places import Endpoint, Place
 from sandbox.errors import ClosedError, UnsupportedError
-from sandbox.net.spec import Subnets, to_spec
+from sandbox.net.spec import NetworkSpec, Subnets, to_spec
 
 if TYPE_CHECKING:
     from sandbox._networks.wishes import Join
@@ -35,9 +36,10 @@ class Network:
 
     name: letters, digits, ``_-.``; None: one is made up. subnet: ``"10.1.2.0/24"``; None: one that is in the way of no route of the host
         and no other network of this process. gateway: the address that the network keeps for itself; None: the first.
-    internal: True: its containers reach one another only.
-    uplink: how they reach others. "kernel": the host forwards (root; not offered yet). "slirp4netns": that program, if it is installed, makes
-        connections of its own of theirs, with the caller's rights. None: the first as root, the second as an ordinary user.
+    internal: True: its containers reach one another only. False: what the host reaches too, but not the host itself.
+    uplink: how they do that. "kernel": the host forwards (of root, IPv4). What its other packet filters forbid stays forbidden: UnsupportedError
+        in `create` says what to do. "slirp4netns": that program, if it is installed, makes connections of its own of theirs, with the caller's
+        rights. None: the first as root, the second as an ordinary user.
     mtu: of its interfaces, 1500 unless said. labels: strings of the caller's own, for looking at.
     ipv6: its containers have addresses of IPv6 too, of *subnet6*: ``"fd00:1::/64"``; None: one of fd00::/8 that is likely to be nobody else's.
 
@@ -142,13 +144,7 @@ class Network:
     def _check(self) -> None:
         """Refuse what cannot be done, before anything is touched."""
         if not self._spec.internal:
-            if uplink_of(self._spec) == "kernel":
-                raise UnsupportedError(
-                    "networks that reach outside by the host's forwarding are not offered yet",
-                    feature="masquerade",
-                    remedy="give uplink='slirp4netns'; internal=True, for containers that reach one another only; or Container(net='host')",
-                )
-            find_program()
+            _check_outside(self._spec)
         if self._spec.ipv6 and not os.path.exists("/proc/sys/net/ipv6"):
             raise UnsupportedError("this host has no IPv6", feature="ipv6", remedy="boot without ipv6.disable=1, or leave ipv6 out")
 
@@ -199,6 +195,21 @@ class Network:
         self._stack.pop_all()
         if live is not None:
             live.abandon()
+
+
+def _check_outside(spec: NetworkSpec) -> None:
+    if uplink_of(spec) != "kernel":
+        find_program()
+    elif not _host.host().privileged:
+        raise UnsupportedError(
+            "networks that reach outside by the host's forwarding are made by root only",
+            feature="CAP_NET_ADMIN",
+            remedy="give uplink='slirp4netns', or internal=True, for containers that reach one another only",
+        )
+    elif spec.ipv6:
+        raise UnsupportedError(
+            "networks that reach outside by the host's forwarding have IPv4 only", feature="ipv6", remedy="leave ipv6 out, or give internal=True"
+        )
 
 
 _networks: weakref.WeakSet[Network] = weakref.WeakSet()

@@ -1,11 +1,15 @@
-"""Run a test's body in a network namespace of its own: a thread goes there, and ends there. What it starts is there too."""
+"""Run a test's body in a network namespace of its own: a thread goes there, and ends there. What it starts is there too. And a world outside."""
 
 from __future__ import annotations
 
+import ast
 import functools
+import shlex
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ParamSpec
 
 from sandbox._sys.calls import unshare
@@ -40,3 +44,93 @@ def alone(body: Callable[P, None]) -> Callable[P, None]:
 def said(*argv: str) -> str:
     """What a program says, run where the calling thread is."""
     return subprocess.run(argv, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+
+
+PYTHON = "/usr/bin/python3"
+HOST, WORLD = "203.0.113.1", "203.0.113.2"
+TCP_PORT = UDP_PORT = 8000
+# Tells whoever asks, by TCP or UDP, from where it was asked; runs what it is told by its standard input.
+_SERVER = f"""
+import os, selectors, socket, subprocess, sys
+tcp = socket.create_server(("", {TCP_PORT}))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("", {UDP_PORT}))
+print("up", flush=True)
+ready = selectors.DefaultSelector()
+for what in (tcp, udp, sys.stdin):
+    ready.register(what, selectors.EVENT_READ)
+while True:
+    for key, _ in ready.select():
+        if key.fileobj is tcp:
+            peer, address = tcp.accept()
+            peer.sendall(address[0].encode())
+            peer.close()
+        elif key.fileobj is udp:
+            _, address = udp.recvfrom(100)
+            udp.sendto(address[0].encode(), address)
+        else:
+            line = sys.stdin.readline()
+            if not line:
+                sys.exit()
+            done = subprocess.run(line, shell=True, capture_output=True, text=True)
+            print(repr((done.returncode, done.stdout + done.stderr)), flush=True)
+"""
+# What a client says: the answer, or the error.
+ASK = """
+import socket, sys
+kind, address, port, timeout = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+try:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
+        s.settimeout(timeout)
+        s.connect((address, port))
+        if kind == "udp":
+            s.send(b"?")
+        print(s.recv(100).decode())
+except OSError as error:
+    print(type(error).__name__, error)
+    sys.exit(1)
+"""
+
+
+class World:
+    """What is outside: another namespace, with a server of TCP and of UDP at 203.0.113.2; here we are 203.0.113.1, by interface ``wan``."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def run(self, command: str) -> tuple[int, str]:
+        """Run a line of shell there."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(command.replace("\n", " ") + "\n")
+        self._process.stdin.flush()
+        status, output = ast.literal_eval(self._process.stdout.readline())
+        return status, output
+
+    def ask(self, address: str, port: int, *, kind: str = "tcp", timeout_s: float = 0.3) -> tuple[int, str]:
+        """Whether it reaches somebody."""
+        return self.run(f"{PYTHON} -c {shlex.quote(f'exec({ASK!r})')} {kind} {address} {port} {timeout_s}")
+
+
+@contextmanager
+def world(*, forwards: bool = True, is_default: bool = True) -> Generator[World]:
+    """Give the namespace of the calling thread a neighbour."""
+    said("ip", "link", "set", "lo", "up")
+    for what in ("all", "default"):
+        Path(f"/proc/sys/net/ipv4/conf/{what}/forwarding").write_text("1" if forwards else "0", encoding="ascii")
+    command = ["unshare", "--net", PYTHON, "-u", "-c", _SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        there = World(process)
+        said("ip", "link", "add", "wan", "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
+        said("ip", "address", "add", f"{HOST}/24", "dev", "wan")
+        said("ip", "link", "set", "wan", "up")
+        assert there.run(f"ip link set lo up; ip address add {WORLD}/24 dev eth0; ip link set eth0 up") == (0, "")
+        if is_default:
+            said("ip", "route", "add", "default", "via", WORLD)
+        try:
+            yield there
+        finally:
+            process.stdin.close()

@@ -19,6 +19,7 @@ from sandbox._networks.neighbours import Neighbours
 from sandbox._networks.outlet import Outlet
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Inside, Switch, namespace_of
+from sandbox._networks.uplink import Uplink
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.net.addresses import mac_of
 from sandbox.net.guard import opened, without_up
@@ -48,6 +49,7 @@ class Live:
     addresses6: Addresses[IPv6Address] | None
     names: NetworkNames
     outlet: Outlet | None = None  # by which it reaches outside without the host's forwarding
+    uplink: Uplink | None = None  # or with it
     places: dict[Place, Callable[[], None]] = field(factory=dict[Place, Callable[[], None]])  # and what tells its owner that it is lost
     neighbours: Neighbours = field(factory=Neighbours)
     guard: Guard = field(default=Factory(lambda self: Guard(self.switch), takes_self=True))
@@ -77,11 +79,13 @@ class Live:
         requests.send([bridge_address(family.gateway, family.subnet) for family in families], "give a bridge its addresses")
         names = begin_names(spec, switch, str(addresses.gateway), [str(family.subnet) for family in families])
         stack.callback(names.close)
-        outlet = None
-        if not spec.internal:
+        outlet = uplink = None
+        if not spec.internal and uplink_of(spec) == "kernel":
+            uplink = Uplink.make(switch, requests, mtu=spec.mtu, avoid=subnet, stack=stack)
+        elif not spec.internal:
             outlet = Outlet(switch, mtu=spec.mtu)
             stack.callback(outlet.close)
-        return cls(spec, switch, requests, addresses, addresses6, names, outlet)
+        return cls(spec, switch, requests, addresses, addresses6, names, outlet, uplink)
 
     def check(self, join: Join) -> None:
         """Refuse what a container cannot have here now; nothing is touched. Raises: UsageError."""

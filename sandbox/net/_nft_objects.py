@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, Self, cast
 
@@ -225,6 +226,15 @@ def _set(what: Set, number: int) -> Iterator[Attribute]:
     if concatenated and what.intervals:  # the kernel has to know where one field ends
         yield 9, ((2, tuple((1, ((1, u32(kind.length)),)) for kind in what.key)),)
     yield 10, u32(number)  # NFTA_SET_ID, which must be there
+    data = what.data if isinstance(what.data, tuple) else ()
+    records = b"".join(bytes((kind, 4)) + struct.pack("=I", 1) for kind, kinds in enumerate((what.key, data)) if _is_hosts(kinds))
+    if records:
+        yield 13, records  # NFTNL_UDATA_SET_KEYBYTEORDER, _DATABYTEORDER: so that nft shows names as such
+
+
+def _is_hosts(kinds: tuple[Kind, ...]) -> bool:
+    """Whether the values are in the host's order of bytes."""
+    return len(kinds) == 1 and not kinds[0].ordered
 
 
 def _type(kinds: tuple[Kind, ...]) -> int:

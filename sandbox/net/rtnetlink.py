@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -29,6 +30,7 @@ NETLINK_ROUTE: Final = 0
 BRIDGE: Final = 1000  # indices that we choose need not be asked for; the low ones may be taken by the kernel's fallback tunnels
 INSIDE: Final = 1001  # of a container's first interface, in its own namespace; the next ones follow
 FIRST_PORT: Final = 1002
+UPLINK: Final = 999  # of the switch's end of the pair that leads outside
 PORTS: Final = 1  # the group of all ports, by which they can be removed in one go
 
 _HEAD: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
@@ -41,7 +43,7 @@ _PUT: Final = 0x0501  # NLM_F_REQUEST | NLM_F_REPLACE | NLM_F_CREATE
 _CHANGE: Final = 0x0001  # NLM_F_REQUEST
 _ACK: Final = 0x0004
 _DUMP: Final = 0x0301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
-_RTA_DST: Final = 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _IFF_UP: Final = 1
 _IFA_F_NODAD: Final = 0x02
 _NUD_NOARP: Final = 0x40
@@ -133,6 +135,19 @@ def bridge_address(gateway: IPv4Address | IPv6Address, subnet: IPv4Network | IPv
     return _address(BRIDGE, gateway, subnet)
 
 
+def uplink(name: str, mtu: int, outside: int) -> bytes:
+    """Make the pair that leads outside: ``uplink`` here, *name* in *outside*, a descriptor of a namespace. Neither is up yet."""
+    # This way round: veth heeds the index of a peer only where the first one's is given too, and what is free outside is not ours to know.
+    peer = {"attrs": [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", outside)]}
+    info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
+    return _link(UPLINK, [("IFLA_IFNAME", "uplink"), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)], up=False)
+
+
+def brought_up(index: int, address: IPv4Address | IPv6Address, subnet: IPv4Network | IPv6Network) -> list[bytes]:
+    """Give an interface that is there its address, and bring it up."""
+    return [_address(index, address, subnet), _link(index, [], flags=_CHANGE)]
+
+
 def removal(port: int | None) -> bytes:
     """Remove a container's pair, by its port; None: those of all."""
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # pyright: ignore[reportMissingTypeStubs]
@@ -150,17 +165,18 @@ def default_route(gateway: IPv4Address | IPv6Address, index: int) -> bytes:
     return _message(rtmsg(), _NEWROUTE, {**fields, "attrs": [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", index)]}, _PUT)
 
 
-def _link(index: int, attributes: list[Any], flags: int = _NEW) -> bytes:
+def _link(index: int, attributes: list[Any], *, flags: int = _NEW, up: bool = True) -> bytes:
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # pyright: ignore[reportMissingTypeStubs]
 
-    return _message(ifinfmsg(), _NEWLINK, {"index": index, "flags": _IFF_UP, "change": _IFF_UP, "attrs": attributes}, flags)
+    state = _IFF_UP if up else 0
+    return _message(ifinfmsg(), _NEWLINK, {"index": index, "flags": state, "change": state, "attrs": attributes}, flags)
 
 
 def _address(index: int, address: IPv4Address | IPv6Address, subnet: IPv4Network | IPv6Network) -> bytes:
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # pyright: ignore[reportMissingTypeStubs]
 
     attributes = [("IFA_LOCAL", str(address)), ("IFA_ADDRESS", str(address))]
-    if subnet.version == 4:
+    if subnet.version == 4 and subnet.prefixlen < 31:  # a pair of two has none (RFC 3021)
         attributes.append(("IFA_BROADCAST", str(subnet.broadcast_address)))
     flags = 0 if subnet.version == 4 else _IFA_F_NODAD  # nobody else can have it, so nobody is asked for a second whether he has
     fields = {"family": _family(address), "prefixlen": subnet.prefixlen, "flags": flags, "index": index, "attrs": attributes}
@@ -257,9 +273,32 @@ def _acknowledged(answer: bytes, what: str) -> tuple[int, int]:
     return head[3], -int.from_bytes(answer[_HEAD.size : _HEAD.size + 4], "little", signed=True)
 
 
+@frozen
+class WayOut:
+    """A default route: the interface that it leads through, and the neighbour that it leads to, if it names one."""
+
+    index: int
+    gateway: IPv4Address | None
+
+
 def routes() -> list[IPv4Network]:
-    """The destinations of all routes, in all tables, of the namespace that the calling thread is in."""
-    found: list[IPv4Network] = []
+    """The destinations of all routes, in all tables, of the namespace that the calling thread is in. A default route has none."""
+    found = [(route[1], _route_attributes(route).get(_RTA_DST)) for route in _routes()]
+    return [IPv4Network((destination, prefix), strict=False) for prefix, destination in found if destination is not None]
+
+
+def ways_out() -> list[WayOut]:
+    """The default routes of the namespace that the calling thread is in; one through several interfaces is left out."""
+    found: list[WayOut] = []
+    for route in _routes():
+        attributes = _route_attributes(route)
+        if route[1] == 0 and route[7] == _UNICAST and _RTA_OIF in attributes:
+            gateway = attributes.get(_RTA_GATEWAY)
+            found.append(WayOut(int.from_bytes(attributes[_RTA_OIF], sys.byteorder), None if gateway is None else IPv4Address(gateway)))
+    return found
+
+
+def _routes() -> Iterator[bytes]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE) as sock:
         sock.settimeout(_WAIT_S)
         body = _ROUTE.pack(socket.AF_INET, *([0] * 7), 0)
@@ -267,11 +306,11 @@ def routes() -> list[IPv4Network]:
         while True:
             for kind, data in _messages(sock.recv(1 << 20)):
                 if kind == _DONE:
-                    return found
+                    return
                 if kind == _ERROR:
-                    code = -int.from_bytes(data[:4], "little", signed=True)
+                    code = -int.from_bytes(data[:4], sys.byteorder, signed=True)
                     raise SetupError("read the host's routes", code or errno.EIO, hint=os.strerror(code))
-                found += _destination(data)
+                yield data
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -284,14 +323,13 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _destination(route: bytes) -> list[IPv4Network]:
-    """Of one route; a default route has none."""
-    prefix, at = route[1], _ROUTE.size
+def _route_attributes(route: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    at = _ROUTE.size
     while at + _ATTRIBUTE.size <= len(route):
         length, kind = _ATTRIBUTE.unpack_from(route, at)
         if length < _ATTRIBUTE.size:
             break
-        if kind == _RTA_DST:
-            return [IPv4Network((route[at + 4 : at + 8], prefix), strict=False)]
+        found[kind] = route[at + _ATTRIBUTE.size : at + length]
         at += (length + 3) & ~3
-    return []
+    return found

@@ -154,7 +154,7 @@ def test_sets_and_maps_are_as_nft_lists_them() -> None:
     wide6 = Set(INET, "wide6", (IPV6,), intervals=True)
     both = Set(INET, "both", (IPV4, PROTOCOL, PORT), intervals=True)
     verdicts, targets = Set(INET, "verdicts", (PORT,), data=VERDICT), Set(INET, "targets", (PROTOCOL, PORT), data=(IPV4, PORT))
-    others = [Set(INET, "others1", (MAC,)), Set(INET, "others2", (IFNAME, MARK)), Set(INET, "others3", (ETHERTYPE,))]
+    others = [Set(INET, "others1", (MAC,)), Set(INET, "others2", (IFNAME, MARK)), Set(INET, "others3", (ETHERTYPE,)), Set(INET, "others4", (IFNAME,), data=(MARK,))]
     chain, sub = Chain(INET, "walls", hook="forward"), Chain(INET, "sub")
     nat = Chain(INET, "nat", hook="prerouting", type="nat", priority=-100)
     work = Transaction().add(INET).add(chain).add(sub).add(nat)
@@ -166,7 +166,7 @@ def test_sets_and_maps_are_as_nft_lists_them() -> None:
     work.add_elements(both, [Element((ip_network("10.0.0.0/8"), "tcp", Range(1, 9))), Element(("192.0.2.1", "udp", 53))])
     work.add_elements(verdicts, [Element(80, accept), Element(81, jump(sub))])
     work.add_elements(targets, [Element(("tcp", 80), ("10.0.0.7", 8080))])
-    work.add_elements(others[1], [Element(("eth0", 7))])
+    work.add_elements(others[1], [Element(("eth0", 7))]).add_elements(others[3], [Element("eth9", 9)])
     work.add(rule(chain, [in_set(pairs, ip_daddr, tcp_dport), accept])).add(rule(chain, [in_set(wide, ip_saddr, negate=True), drop]))
     work.add(rule(chain, [in_set(both, ip_daddr, l4proto, th_dport), accept])).add(rule(chain, [vmap(verdicts, tcp_dport)]))
     work.add(rule(nat, [dnat_to(targets, l4proto, th_dport)]))
@@ -186,6 +186,7 @@ def test_sets_and_maps_are_as_nft_lists_them() -> None:
             "81 : jump sub",
             "tcp . 80 : 10.0.0.7 . 8080",
             '"eth0" . 0x00000007',
+            '"eth9" : 0x00000009',
             "ip daddr . tcp dport @pairs accept",
             "ip saddr != @wide drop",
             "ip daddr . meta l4proto . th dport @both accept",

@@ -6,12 +6,13 @@ import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sandbox import Container, Network, Pool
+from sandbox import Container, Network, Pool, _host
 from sandbox.errors import ClosedError, UnsupportedError, UsageError
 from sandbox.net import mac_of
 from sandbox.net.rtnetlink import bridge, bridge_address, routes, templates
@@ -52,9 +53,11 @@ def test_what_is_no_network_is_refused_before_anything_is_touched(options: dict[
         Network(**options)
 
 
-def test_a_network_that_reaches_outside_is_refused_in_words() -> None:
+def test_an_ordinary_user_has_no_network_that_the_host_forwards_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = attrs.evolve(_host.host(), privileged=False)
+    monkeypatch.setattr("sandbox.network._host.host", lambda: known)
     with pytest.raises(UnsupportedError, match="internal=True"):
-        Network().create()
+        Network(uplink="kernel").create()
 
 
 def test_a_pool_refuses_networks() -> None:

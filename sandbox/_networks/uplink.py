@@ -1,0 +1,417 @@
+"""What leads from a network to the outside: a pair of interfaces between its switch and the host, and rules that go when we do.
+
+Theory of operation
+-------------------
+The pair (``sandbox0a570123`` here, ``uplink`` in the switch) has two addresses of a range that clashes with no route of the host. The switch
+gives all that leaves it its own one, so that the host knows one address of each network, and none of its containers; the host gives that its own.
+
+Here there is one table of nf_tables per process (`_HostTable`), which belongs to a netlink socket of this process: nobody else can change it,
+``nft flush ruleset`` passes it over, and the kernel removes it with the socket, so after kill -9 too. The pair goes with the switch's namespace.
+What is set on the pair's interface goes with the interface. Nothing else of the host is changed: not its forwarding, nobody's rules.
+
+So others' rules may be in the way. A rule that accepts in one table cannot overrule one that drops in another; we ask the kernel instead of
+guessing: `_probe` sends a datagram out, and the last of all chains of the forward hook, which is ours, counts it and lets it go no further.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field, frozen
+
+from sandbox.errors import SetupError, UnsupportedError
+from sandbox.net.addresses import choose_subnet
+from sandbox.net.nft import (
+    IFNAME,
+    IPV4,
+    Chain,
+    Element,
+    ListedChain,
+    Nftables,
+    Set,
+    Table,
+    Transaction,
+    accept,
+    counter,
+    ct_state,
+    ct_status,
+    drop,
+    iifname,
+    in_set,
+    ip_daddr,
+    ip_saddr,
+    jump,
+    masquerade,
+    oifname,
+    reject,
+    rule,
+    udp_dport,
+)
+from sandbox.net.rtnetlink import NETLINK_ROUTE, UPLINK, Requests, WayOut, brought_up, default_route, routes, uplink, ways_out
+
+if TYPE_CHECKING:
+    from sandbox._networks.switch import Switch
+
+PREFIX: Final = "sandbox"  # of our interfaces' names; with eight digits of their address they have the 15 letters that fit
+# Private ranges (RFC 1918) beside those that networks take theirs from, and a corner of RFC 6598's, for who routes all of the former.
+POOLS: Final = tuple(map(IPv4Network, ("10.87.0.0/16", "192.168.176.0/20", "100.127.224.0/19")))
+_PAIR: Final = 31  # RFC 3021
+_TRIES: Final = 20
+_CONF: Final = "/proc/sys/net/ipv4/conf"
+# Of our own interface. It takes no word of the containers for routes; 127.0.0.1 stays out of their reach.
+_SETTINGS: Final = {"forwarding": "1", "accept_redirects": "0", "accept_source_route": "0", "route_localnet": "0"}
+_LAST: Final = 2**31 - 1  # the priority behind all others
+_FORWARD: Final = 2  # NF_INET_FORWARD
+_DISCARD: Final = 9  # the port of RFC 863, where nobody is
+_NOWHERE: Final = IPv4Address("198.51.100.9")  # of TEST-NET-2 (RFC 5737)
+_PROBE_S: Final = 0.5
+_NEVER_DROPPED: Final = ("established", "related")
+
+
+@frozen
+class Uplink:
+    """One network's. *name*: of the host's interface; *here*, *there*: the addresses of the host's end and of the switch's."""
+
+    name: str
+    here: IPv4Address
+    there: IPv4Address
+    host: HostTable
+
+    @classmethod
+    def make(cls, switch: Switch, requests: Requests, *, mtu: int, avoid: IPv4Network, stack: ExitStack) -> Uplink:
+        """Lead *switch* outside; *requests* go to it, *avoid* is its subnet. *stack* takes it back, but for the pair, which goes with the switch.
+
+        Raises: UnsupportedError: the host does not forward, or drops what is forwarded; or it lacks what this takes. SetupError.
+        """
+        ways = ways_out()
+        check_forwarding(ways)
+        host = hold(stack)
+        pair, name = _make_pair(requests, mtu=mtu, avoid=avoid)
+        found = cls(name, pair[0], pair[1], host)
+        requests.send([*brought_up(UPLINK, found.there, pair), default_route(found.here, UPLINK)], "lead a switch outside")
+        _make_walls(switch)
+        switch.set({f"ipv4/conf/{interface}/forwarding": b"1\n" for interface in ("bridge", "uplink")})
+        host.add(found)
+        stack.callback(host.remove, found)
+        _probe(switch, found, ways)
+        return found
+
+
+# ---- The pair ----
+
+
+def _make_pair(requests: Requests, *, mtu: int, avoid: IPv4Network) -> tuple[IPv4Network, str]:
+    """The interface's name is made of its address, so that the kernel lets nobody else of us have the same one."""
+    here = Requests(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE).detach())
+    try:
+        with open("/proc/thread-self/ns/net", "rb") as outside:
+            for pair in _candidates([*routes(), avoid]):
+                name = f"{PREFIX}{int(pair[0]):08x}"
+                if _is_made(requests, uplink(name, mtu, outside.fileno())):
+                    _set_up(name)
+                    here.send(brought_up(socket.if_nametoindex(name), pair[0], pair), "bring an interface up that leads outside")
+                    return pair, name
+    finally:
+        here.close()
+    raise SetupError("make an interface that leads outside", errno.EADDRINUSE, step="network", hint="there are too many")
+
+
+def _is_made(requests: Requests, message: bytes) -> bool:
+    try:
+        requests.send(message, "make an interface that leads outside")
+    except SetupError as error:
+        if error.errno == errno.EEXIST:
+            return False
+        raise
+    return True
+
+
+def _candidates(taken: list[IPv4Network]) -> Iterator[IPv4Network]:
+    """Somewhere in the ranges: what remembers an address that was in use a moment ago (conntrack) is not to meet it at once."""
+    for _ in range(_TRIES):
+        pool = POOLS[0]
+        pair = IPv4Network((int(pool.network_address) + 2 * secrets.randbelow(pool.num_addresses // 2), _PAIR))
+        if not any(net.prefixlen and net.overlaps(pair) for net in taken):
+            yield pair
+    for _ in range(_TRIES):
+        pair = choose_subnet(taken, pools=POOLS, prefix=_PAIR)
+        taken.append(pair)
+        yield pair
+
+
+def _set_up(name: str) -> None:
+    """What the host's end is to do, and not to do. It is not up yet."""
+    try:
+        for setting, value in _SETTINGS.items():
+            _write(f"{_CONF}/{name}/{setting}", value)
+        with suppress(FileNotFoundError):  # a host without IPv6
+            _write(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "1")
+    except OSError as error:
+        hint = "networks that reach outside take a /proc/sys that can be written to" if error.errno == errno.EROFS else ""
+        raise SetupError(f"set up {name}", error.errno or errno.EIO, step="network", hint=hint) from error
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(f"{value}\n")
+
+
+# ---- In the switch ----
+
+
+def _make_walls(switch: Switch) -> None:
+    """Out goes what containers send, in comes what answers it, or was sent to a published port."""
+    table = Table("ip", "uplink")
+    forward = Chain(table, "forward", hook="forward", policy="drop")
+    inward = Chain(table, "input", hook="input")
+    nat = Chain(table, "postrouting", hook="postrouting", type="nat", priority=100)
+    work = Transaction().add(table).add(forward).add(inward).add(nat)
+    work.add(rule(forward, [ct_state("invalid"), drop]))  # which would not be translated
+    work.add(rule(forward, [ct_state(*_NEVER_DROPPED), accept]))
+    work.add(rule(forward, [iifname("bridge"), accept]))
+    work.add(rule(forward, [iifname("uplink"), ct_status("dnat"), accept]))
+    work.add(rule(inward, [iifname.is_not("uplink"), accept]))
+    work.add(rule(inward, [ct_state(*_NEVER_DROPPED), accept]))
+    work.add(rule(inward, [ct_status("dnat"), accept]))
+    work.add(rule(inward, [drop]))
+    work.add(rule(nat, [oifname("uplink"), masquerade()]))
+    with switch.filters() as kernel:
+        kernel.commit(work)
+
+
+# ---- In the host ----
+
+
+@define(eq=False)
+class HostTable:
+    """Our table in the host, of all networks of this process that reach outside. Thread-safe.
+
+    Others who have something to do for an uplink (published ports) put chains and sets of their own into *table*, by `commit`.
+    """
+
+    table: Table
+    namespace: tuple[int, int]
+    _kernel: Nftables
+    _users: int = 0
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    @property
+    def links(self) -> Set:
+        """Our interfaces, by name."""
+        return Set(self.table, "links", (IFNAME,))
+
+    @property
+    def addresses(self) -> Set:
+        """The switches' ends of them."""
+        return Set(self.table, "addresses", (IPV4,))
+
+    @property
+    def probes(self) -> Chain:
+        """What comes to its end has passed all others."""
+        return Chain(self.table, "probes", hook="forward", priority=_LAST)
+
+    def commit(self, work: Transaction) -> tuple[int, ...]:
+        """As `Nftables.commit`."""
+        with self._lock:
+            return self._kernel.commit(work)
+
+    def chains(self) -> list[ListedChain]:
+        """All chains of the host's, whoever made them."""
+        with self._lock:
+            return self._kernel.chains()
+
+    def passed(self) -> int:
+        """How many probes have come through."""
+        with self._lock:
+            return sum(found.packets for found in self._kernel.rules(self.probes))
+
+    def add(self, link: Uplink) -> None:
+        """Let a network's packets pass."""
+        self.commit(
+            Transaction().add_elements(self.links, [Element(link.name)]).add_elements(self.addresses, [Element(link.there)]),
+        )
+
+    def remove(self, link: Uplink) -> None:
+        """Forget it. Its containers have been taken off the network before that."""
+        self.commit(
+            Transaction().delete_elements(self.links, [Element(link.name)]).delete_elements(self.addresses, [Element(link.there)]),
+        )
+
+    def make(self) -> None:
+        """Make the table, with no uplinks yet."""
+        forward = Chain(self.table, "forward", hook="forward")
+        out, back = Chain(self.table, "out"), Chain(self.table, "in")
+        inward = Chain(self.table, "input", hook="input")
+        nat = Chain(self.table, "postrouting", hook="postrouting", type="nat", priority=100)
+        work = Transaction().add(self.table).add(self.links).add(self.addresses)
+        for chain in (forward, out, back, inward, nat, self.probes):
+            work.add(chain)
+        work.add(rule(forward, [in_set(self.links, iifname), jump(out)]))
+        work.add(rule(forward, [in_set(self.links, oifname), jump(back)]))
+        work.add(rule(out, [ct_state(*_NEVER_DROPPED), accept]))
+        work.add(rule(out, [ct_status("dnat"), accept]))  # what is published is so to all
+        work.add(rule(out, [oifname(f"{PREFIX}*"), reject()]))  # of another network, perhaps of another process
+        work.add(rule(back, [ct_state(*_NEVER_DROPPED), accept]))
+        work.add(rule(back, [ct_status("dnat"), accept]))
+        work.add(rule(back, [drop]))
+        work.add(rule(inward, [in_set(self.links, iifname), ct_state("new"), reject()]))
+        work.add(rule(nat, [in_set(self.addresses, ip_saddr), masquerade()]))
+        self.commit(work)
+
+    def take(self) -> None:
+        self._users += 1
+
+    def leave(self) -> bool:
+        """Whether nobody has use for it any more; it is closed then."""
+        self._users -= 1
+        if not self._users:
+            self._kernel.close()
+        return not self._users
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        self._kernel.close()
+
+
+_tables: dict[tuple[int, int], HostTable] = {}  # by the network namespace that they are in
+_tables_lock = threading.Lock()
+
+
+def hold(stack: ExitStack) -> HostTable:
+    """Our table in the namespace that the calling thread is in, until *stack* is closed. Raises: UnsupportedError, SetupError."""
+    status = os.stat("/proc/thread-self/ns/net")
+    namespace = status.st_dev, status.st_ino
+    with _tables_lock:
+        found = _tables.get(namespace)
+        if found is None:
+            kernel = Nftables.here()
+            try:
+                found = HostTable(Table("ip", f"{PREFIX}-{os.getpid()}-{secrets.token_hex(4)}", owner=True), namespace, kernel)
+                found.make()
+            except BaseException:
+                kernel.close()
+                raise
+            _tables[namespace] = found
+        found.take()
+    stack.callback(_leave, found)
+    return found
+
+
+def _leave(table: HostTable) -> None:
+    with _tables_lock:
+        if table.leave():
+            _tables.pop(table.namespace, None)
+
+
+def _after_fork_in_child() -> None:
+    """A copy of the socket would keep the table when the parent has ended."""
+    global _tables_lock
+    _tables_lock = threading.Lock()
+    for table in _tables.values():
+        table.abandon()
+    _tables.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+# ---- What may be in the way ----
+
+
+def check_forwarding(ways: list[WayOut]) -> None:
+    """Refuse a host that does not forward: answers would be dropped where they come in. Raises: UnsupportedError.
+
+    Refused: to switch it on. That opens the host to whoever is on its networks, and after kill -9 nobody would switch it off again.
+    """
+    names = list(dict.fromkeys(filter(None, (_name_of(way.index) for way in ways)))) or ["all"]
+    closed = [name for name in names if not _forwards(name)]
+    if closed:
+        raise UnsupportedError(
+            f"this host does not forward packets (net.ipv4.conf.{closed[0]}.forwarding is 0), which networks that reach outside take",
+            feature="ip_forward",
+            remedy="sysctl -w net.ipv4.ip_forward=1, or give uplink='slirp4netns', or internal=True",
+        )
+
+
+def _name_of(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""  # it went while we looked
+
+
+def _forwards(name: str) -> bool:
+    try:
+        with open(f"{_CONF}/{name}/forwarding", encoding="ascii") as file:
+            return file.read().strip() != "0"
+    except FileNotFoundError:
+        return True
+
+
+def _probe(switch: Switch, link: Uplink, ways: list[WayOut]) -> None:
+    """See whether what containers send gets past the host's other rules. Without a default route there is nowhere to send it.
+
+    Raises: UnsupportedError: it does not; the remedy names the rules that are in the way, if they can be seen.
+    """
+    targets = [_NOWHERE, *(way.gateway for way in ways if way.gateway is not None)] if ways else []
+    if not targets:
+        return
+    # One that passes is enough: others may well forbid addresses of no use, or of their own network.
+    tests = Transaction()
+    for target in targets:
+        tests.add(rule(link.host.probes, [iifname(link.name), ip_daddr(target), udp_dport(_DISCARD), counter(), drop]))
+    handles = link.host.commit(tests)
+    try:
+        if not _gets_through(switch, link, targets):
+            raise _in_the_way(link.host)
+    finally:
+        gone = Transaction()
+        for handle in handles:
+            gone.delete_rule(link.host.probes, handle)
+        link.host.commit(gone)
+
+
+def _gets_through(switch: Switch, link: Uplink, targets: list[IPv4Address]) -> bool:
+    fd = switch.socket(domain=socket.AF_INET, kind=socket.SOCK_DGRAM, protocol=0)
+    deadline, pause = time.monotonic() + _PROBE_S, 0.0005
+    with socket.socket(fileno=fd) as sender:
+        while True:
+            for target in targets:
+                with suppress(OSError):  # an answer to the one before: somebody rejects it
+                    sender.sendto(b"", (str(target), _DISCARD))
+            # Usually it has been counted before sendto returns; on a busy machine somebody else carries it on, and tells nobody.
+            if link.host.passed():
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause)
+            pause *= 2
+
+
+def _in_the_way(host: HostTable) -> UnsupportedError:
+    chains = [chain for chain in host.chains() if chain.table != host.table.name and chain.family in ("ip", "inet")]
+    closed = [f"{chain.family} {chain.table} {chain.name}" for chain in chains if chain.hook == _FORWARD and chain.policy == "drop"]
+    seen = f" ({', '.join(closed)}: policy drop)" if closed else ""
+    return UnsupportedError(
+        f"the host's packet filters drop what containers send outside{seen}", feature="forward", remedy=_remedy(chains, closed)
+    )
+
+
+def _remedy(chains: list[ListedChain], closed: list[str]) -> str:
+    if any(chain.name == "DOCKER-USER" for chain in chains):
+        return f"iptables -I DOCKER-USER -i {PREFIX}+ -j ACCEPT; iptables -I DOCKER-USER -o {PREFIX}+ -j ACCEPT"
+    if any(chain.table == "firewalld" for chain in chains):
+        return f"firewall-cmd --zone=trusted --add-interface={PREFIX}+"
+    if closed:
+        ways = (f"nft insert rule {closed[0]} {way} '\"{PREFIX}*\"' accept" for way in ("iifname", "oifname"))
+        return "; ".join(ways)
+    return f"iptables -I FORWARD -i {PREFIX}+ -j ACCEPT; iptables -I FORWARD -o {PREFIX}+ -j ACCEPT"
