@@ -87,8 +87,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         env: Mapping[str, str] | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,
-        name: str | None = None,
-        hostname: str = "sandbox",
+        name: str | None = None, hostname: str = "sandbox",
         domainname: str | None = None,
         read_only: bool = False,
         scratch: Scratch | Size | None = None,
@@ -100,13 +99,11 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         subids: bool = False,
     ) -> None:
         from sandbox import _spec
-        from sandbox._networks.wishes import evolve_name, to_wishes
+        from sandbox._networks.wishes import to_wishes
 
         limits: dict[str, Any] = {"memory": memory, "swap": swap, "cpus": cpus, "cpu_weight": cpu_weight, "cpuset": cpuset, "pids": pids}
         limits |= {"io_weight": io_weight, "io_max": io_max, "hugetlb": hugetlb, "devices": devices}
-        word, self._wishes = to_wishes(net, ports, links)
-        if name is not None:
-            self._wishes = evolve_name(self._wishes, name)
+        word, self._wishes = to_wishes(net, ports, links, name)
         self.spec: ContainerSpec = _spec.build(
             image=image, store=store,
             **limits,

@@ -126,8 +126,10 @@ class Zone:
 
     def close(self) -> None:
         self.is_open = False
-        for one in (*self._connections, *self.questions):
-            one.close()
+        for connection in [*self._connections]:
+            connection.close()
+        for question in [*self.questions]:
+            question.close()
         for sock in (self._udp, self._tcp):
             self._server.loop.forget(sock.fileno())
             sock.close()

@@ -88,18 +88,20 @@ class Wishes:
 NONE: Final = Wishes()
 
 
-def evolve_name(wishes: Wishes, name: str) -> Wishes:
-    """The same of a container that has a name. Raises: UsageError."""
-    from sandbox.fs import to_host_name
-
-    return evolve(wishes, name=to_host_name(name, what="name", most=63))
-
-
-def to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any) -> tuple[str | None, Wishes]:  # noqa: ANN401 - what is none of these is refused in words
+def to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any, name: str | None = None) -> tuple[str | None, Wishes]:  # noqa: ANN401
     """Check what the caller says: the word for the plan (None: a network namespace of its own; ``"host"``), and the rest.
 
     Raises: UsageError.
     """
+    word, wishes = _to_wishes(net, ports, links)
+    if name is None:
+        return word, wishes
+    from sandbox.fs import to_host_name
+
+    return word, evolve(wishes, name=to_host_name(name, what="name", most=63))
+
+
+def _to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any) -> tuple[str | None, Wishes]:  # noqa: ANN401 - what is none of these is refused in words
     if net is None and ports == () and links == ():
         return None, NONE
     from sandbox.container import Container

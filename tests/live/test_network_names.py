@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -80,14 +80,18 @@ def addresses(record: dnslib.DNSRecord | None) -> list[str]:
 
 
 @contextmanager
-def looking(container: Container) -> Generator:
+def looking(container: Container) -> Generator[Callable[[str], str]]:
     """A program in *container* that looks up names, one after the other."""
     with container.popen([PYTHON, "-uc", LOOKER], stdin=PIPE, stdout=PIPE, text=True) as process:
 
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
         def look(name: str) -> str:
-            process.stdin.write(f"{name}\n")
-            process.stdin.flush()
-            return process.stdout.readline().strip()
+            stdin.write(f"{name}\n")
+            stdin.flush()
+            return str(stdout.readline()).strip()
 
         yield look
         process.kill()

@@ -48,15 +48,15 @@ class Upstream:
 
     def _run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._udp, self._tcp, self._stop], [], [])
+            ready, _, _ = select.select([self._udp.fileno(), self._tcp.fileno(), self._stop], [], [])
             if self._stop in ready:
                 return
-            if self._udp in ready:
+            if self._udp.fileno() in ready:
                 packet, source = self._udp.recvfrom(4096)
                 self.asked.append((packet, source[1]))
                 for answer in self._answers(packet, False):
                     self._udp.sendto(answer, source)
-            if self._tcp in ready:
+            if self._tcp.fileno() in ready:
                 with self._tcp.accept()[0] as peer:
                     packet = receive(peer)
                     self.asked.append((packet, 0))
