@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sandbox.measuring import compare, measure
     from sandbox.monitoring import Monitor, Sample
     from sandbox.net.counters import NetStats
+    from sandbox.net.shape import Shape
     from sandbox.network import Endpoint, Network
     from sandbox.pool import Lease, Leases, Pool, PoolStats
     from sandbox.process import Process, Result, Status
@@ -68,6 +69,7 @@ _HOMES: Final = {
     "sandbox.measuring": "compare measure",
     "sandbox.monitoring": "Monitor Sample",
     "sandbox.net.counters": "NetStats",
+    "sandbox.net.shape": "Shape",
     "sandbox.network": "Endpoint Network",
     "sandbox._types": "DEVNULL PIPE STDOUT",
     "sandbox.pool": "Lease Leases Pool PoolStats",
@@ -123,6 +125,7 @@ __all__ = [
     "Scratch",
     "Security",
     "SetupError",
+    "Shape",
     "Status",
     "Tmpfs",
     "UnsupportedError",

@@ -11,6 +11,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Self
 
+from attrs import evolve
+
 from sandbox import _host
 from sandbox._networks.live import Live, uplink_of
 from sandbox._networks.outlet import find_program
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from sandbox._networks.wishes import Join
     from sandbox._session import Session
     from sandbox.net.counters import NetStats
+    from sandbox.net.shape import Shape
 
 __all__ = ["Endpoint", "Network"]
 
@@ -42,6 +45,7 @@ class Network:
         rights. None: the first as root, the second as an ordinary user.
     mtu: of its interfaces, 1500 unless said. labels: strings of the caller's own, for looking at.
     ipv6: its containers have addresses of IPv6 too, of *subnet6*: ``"fd00:1::/64"``; None: one of fd00::/8 that is likely to be nobody else's.
+    shape: how fast, how late and how reliably the packets of each container pass, unless `Join` says otherwise; see `Shape`. None: as they come.
 
     Raises: UsageError for a wrong value, before anything is touched.
     Needs: a kernel with bridge and veth; as an ordinary user, one that allows user namespaces.
@@ -60,10 +64,12 @@ class Network:
         ipv6: bool = False,
         subnet6: str | IPv6Network | None = None,
         uplink: str | None = None,
+        shape: Shape | None = None,
     ) -> None:
         self._spec = to_spec(
             name, subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6, uplink=uplink
         )
+        self._spec = evolve(self._spec, shape=shape)
         self._live: Live | None = None
         self._closed = False
         self._stack = ExitStack()

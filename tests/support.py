@@ -17,6 +17,7 @@ variable SANDBOX_TESTS_REQUIRE (separated by blanks) must be met: there, a skip 
 ``kernel:5.12``           this release or a later one
 ``arch:x86_64``           this machine
 ``program:NAME``          found in PATH
+``qdisc:KIND``            the kernel has such queues (sch_netem, say), as tc says
 ``module:NAME``           can be imported by this Python
 ========================  ==================================================================================================
 """
@@ -239,7 +240,12 @@ def _succeeds(*argv: str) -> str:
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"{argv[0]} failed"])[-1]
 
 
-WITH_ARGUMENT = frozenset({"arch", "cgroup", "kernel", "module", "program"})
+def _qdisc(kind: str) -> str:
+    options = {"netem": "delay 1ms", "tbf": "rate 1mbit burst 10000 limit 10000"}
+    return _succeeds("unshare", "--net", "sh", "-c", f"tc qdisc add dev lo root {kind} {options.get(kind, '')}")
+
+
+WITH_ARGUMENT = frozenset({"arch", "cgroup", "kernel", "module", "program", "qdisc"})
 PROBES: dict[str, Probe] = {
     "arch": _arch,
     "cgroup": _cgroup,
@@ -253,6 +259,7 @@ PROBES: dict[str, Probe] = {
     "nft": _nft,
     "overlay": _overlay,
     "program": _program,
+    "qdisc": _qdisc,
     "root": _root,
     "subids": _subids,
     "user": _user,

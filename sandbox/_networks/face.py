@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sandbox._start import Started
     from sandbox._types import Size, StrPath
     from sandbox.net.counters import NetStats
+    from sandbox.net.shape import Shape
     from sandbox.network import Endpoint, Network
 
 
@@ -73,6 +74,18 @@ class NetworkAccess:
         self._networked("disconnect").disconnect(to_join(network).network)
 
     # ---- What passes ----
+
+    def shape(self, network: Network, shape: Shape | None, /) -> None:
+        """Have its packets in *network* pass so from now on; None: as they come, whatever `Network` says. What waits in its queues is lost.
+
+        Raises: UsageError: the container is not in there, a burst is smaller than a packet, its network is another container's or the host's;
+            UnsupportedError: this kernel cannot delay or lose packets (it has no sch_netem, say); ClosedError: it does not run;
+            SetupError: then it has no shape.
+        """
+        from sandbox._networks.measures import shape_place
+        from sandbox.net.shape import to_shape
+
+        shape_place(*self._place("shape", network), to_shape(shape))
 
     def net_stats(self) -> Mapping[str, NetStats]:
         """What it received and sent in each of its networks since it joined that, by the network's name; see `NetStats`.

@@ -18,6 +18,7 @@ from sandbox._networks.naming import begin as begin_names
 from sandbox._networks.neighbours import Neighbours
 from sandbox._networks.outlet import Outlet
 from sandbox._networks.places import Endpoint, Place
+from sandbox._networks.shaping import Shaping
 from sandbox._networks.switch import Inside, Switch, namespace_of
 from sandbox._networks.uplink import Uplink
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
@@ -55,6 +56,7 @@ class Live:
     guard: Guard = field(default=Factory(lambda self: Guard(self.switch), takes_self=True))
     lock: threading.RLock = field(factory=threading.RLock)
     is_open: bool = True
+    shaping: Shaping = field(default=Factory(lambda live: Shaping(live.switch, live.requests, live.spec.mtu), takes_self=True))
     _next_port: int = FIRST_PORT
 
     @classmethod
@@ -85,7 +87,10 @@ class Live:
         elif not spec.internal:
             outlet = Outlet(switch, mtu=spec.mtu)
             stack.callback(outlet.close)
-        return cls(spec, switch, requests, addresses, addresses6, names, outlet, uplink)
+        live = cls(spec, switch, requests, addresses, addresses6, names, outlet, uplink)
+        if spec.shape is not None:
+            live.shaping.check(spec.shape)
+        return live
 
     def check(self, join: Join) -> None:
         """Refuse what a container cannot have here now; nothing is touched. Raises: UsageError."""
@@ -95,6 +100,9 @@ class Live:
             self._ipv6().check(IPv6Address(join.address6))
         if join.mac is not None:
             self._check_mac(join.mac)
+        if join.shape is not None:
+            with self.lock:
+                self.shaping.check(join.shape)
 
     def _ipv6(self) -> Addresses[IPv6Address]:
         if self.addresses6 is None:
@@ -236,6 +244,7 @@ class Live:
                     self.requests.send(removal(None), "remove the interfaces")
             self.neighbours.close()
             self.guard.close()
+            self.shaping.close()
         with stack:
             for lost in reversed(owners):
                 stack.callback(lost)
@@ -248,6 +257,7 @@ class Live:
         if self.outlet is not None:
             self.outlet.close()
         self.guard.close()
+        self.shaping.close()
         self.requests.close()
         self.switch.abandon()
 

@@ -1,10 +1,14 @@
-"""What passes a container's port: counted, and shown to who captures it."""
+"""What passes a container's port: counted, shaped, and shown to who captures it."""
 
 from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
+
+from attrs import evolve
 
 from sandbox.errors import ClosedError, SetupError
 from sandbox.net.counters import NetStats, stats_of, stats_request
@@ -12,7 +16,9 @@ from sandbox.net.rtnetlink import name_of_port
 
 if TYPE_CHECKING:
     from sandbox._networks.live import Live
+    from sandbox._networks.membership import Arrival
     from sandbox._networks.places import Place
+    from sandbox.net.shape import Shape
 
 
 def stats_of_place(live: Live, place: Place) -> NetStats | None:
@@ -22,11 +28,13 @@ def stats_of_place(live: Live, place: Place) -> NetStats | None:
             return None
         try:
             (answer,) = live.requests.ask(stats_request(place.port), "read what an interface has counted")
+            received, sent = live.shaping.drops(place.port)
         except SetupError as error:
             if error.errno == errno.ENODEV:  # its container ends just now
                 return None
             raise
-        return stats_of(answer)
+        found = stats_of(answer)
+        return evolve(found, received_dropped=found.received_dropped + received, sent_dropped=found.sent_dropped + sent)
 
 
 def stats_of_network(live: Live) -> NetStats:
@@ -42,3 +50,26 @@ def packets_of(live: Live, place: Place) -> tuple[int, str]:
         if not live.is_open or place not in live.places:
             raise ClosedError("the container has left the network")
         return live.switch.socket(domain=socket.AF_PACKET), name_of_port(place.port)  # of no protocol: nothing comes to it before it is bound
+
+
+def shape_place(live: Live, place: Place, shape: Shape | None) -> None:
+    """Have what passes a container's port be shaped so from now on. Raises: UsageError, UnsupportedError, SetupError, ClosedError."""
+    with live.lock:
+        if not live.is_open or place not in live.places:
+            raise ClosedError("the container has left the network")
+        live.shaping.apply(place.port, shape)
+
+
+def shape_arrival(arrival: Arrival) -> Callable[[], object]:
+    """Give a container that has just come what it was said to have, or its network."""
+    live, place = arrival.live, arrival.place
+    shape = live.spec.shape if arrival.join.shape is None else arrival.join.shape
+    if shape is not None:
+        shape_place(live, place, shape)
+    return partial(_unshape, live, place)
+
+
+def _unshape(live: Live, place: Place) -> None:
+    with live.lock:
+        if live.is_open:
+            live.shaping.forget(place.port)

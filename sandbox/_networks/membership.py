@@ -22,6 +22,7 @@ from sandbox import _plan as plan
 from sandbox._networks import guard, naming
 from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
+from sandbox._networks.measures import shape_arrival
 from sandbox._networks.places import Endpoint, Place
 from sandbox.errors import BrokenError, ClosedError, SetupError, UnsupportedError, UsageError
 from sandbox.fs import resolv_text
@@ -39,12 +40,14 @@ _ROOT: Final = f"@{plan.ROLE_ROOT}"
 class Arrival:
     """A container that has just got its place in a network, as those are told who have something to do about it.
 
-    *wishes*: of the container; *servers*: whom it asks for names that nobody in its networks has; *is_first*: whether it is in no other network.
+    *join*: how it is to be in there; *wishes*: of the container; *servers*: whom it asks for names that nobody in its networks has;
+    *is_first*: whether it is in no other network.
     """
 
     network: Network
     live: Live
     place: Place
+    join: Join
     wishes: Wishes
     is_first: bool
     servers: tuple[str, ...] = ()
@@ -53,7 +56,7 @@ class Arrival:
 # Called in this order, before the container's first program if it starts in the network. What each gives takes back what it did, and is called when
 # the container leaves, has ended, or the network is closed: `place.session.is_alive` and `live.is_open` tell. Whoever raises has taken
 # everything back itself.
-ON_ARRIVAL: tuple[Callable[[Arrival], Callable[[], object] | None], ...] = (naming.arrive,)
+ON_ARRIVAL: tuple[Callable[[Arrival], Callable[[], object] | None], ...] = (shape_arrival, naming.arrive)
 
 
 @define(eq=False)
@@ -171,7 +174,7 @@ class Membership:
             forger, lost = guard.is_forger(self._spec), partial(self._lost, network)
             live, place = network.admit(session, join, self._spec.hostname, number=number, routed=routed, forger=forger, lost=lost)
             stack.callback(live.dismiss, place)
-            arrival = Arrival(network, live, place, self._wishes, not self._seats, self._spec.resolver.nameservers)
+            arrival = Arrival(network, live, place, join, self._wishes, not self._seats, self._spec.resolver.nameservers)
             for hook in ON_ARRIVAL:
                 undo = hook(arrival)
                 if undo is not None:

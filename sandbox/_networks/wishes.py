@@ -12,6 +12,7 @@ from sandbox.errors import UsageError
 if TYPE_CHECKING:
     from sandbox.container import Container
     from sandbox.net.ports import Port
+    from sandbox.net.shape import Shape
     from sandbox.network import Network
 
 
@@ -52,12 +53,19 @@ def _to_mac(value: Any) -> str | None:  # noqa: ANN401
     return None if value is None else to_mac(value)
 
 
+def _to_shape(value: Any) -> Shape | None:  # noqa: ANN401
+    from sandbox.net.shape import to_shape
+
+    return to_shape(value)
+
+
 @frozen
 class Join:
     """A network that a container is to be in, and how: for ``Container(net=[Join(net, aliases=["db"])])``.
 
     network: a `Network`. address: its address there; None: a free one. mac: of its interface; None: made of the address.
     aliases: names by which the others of that network find it, beside its own. address6: as *address*, in a network with IPv6.
+    shape: how its packets pass there; None: as `Network` says, and ``Shape()`` for none in any case.
 
     Raises: UsageError. Whether an address is free in the network is looked at when the container joins it.
     """
@@ -67,6 +75,7 @@ class Join:
     mac: str | None = field(default=None, kw_only=True, converter=_to_mac)
     aliases: tuple[str, ...] = field(default=(), kw_only=True, converter=_to_names)
     address6: str | None = field(default=None, kw_only=True, converter=_to_address6)
+    shape: Shape | None = field(default=None, kw_only=True, converter=_to_shape)
 
 
 @define

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from sandbox._networks.wishes import Join
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
+    from sandbox.net.counters import NetStats
+    from sandbox.net.shape import Shape
     from sandbox.network import Endpoint, Network
 
 
@@ -156,6 +158,14 @@ class Container(ImageAccess):
     async def connect(self, network: Network | Join, /) -> Endpoint:
         """Put the running container into one more network; see `sandbox.Container.connect`."""
         return await bridge(partial(self.driven.connect, network))
+
+    async def shape(self, network: Network, shape: Shape | None, /) -> None:
+        """Have its packets in *network* pass so from now on; see `sandbox.Container.shape`."""
+        await bridge(partial(self.driven.shape, network, shape))
+
+    async def net_stats(self) -> Mapping[str, NetStats]:
+        """What it received and sent in each of its networks; see `sandbox.Container.net_stats`."""
+        return self.driven.net_stats()
 
     async def disconnect(self, network: Network, /) -> None:
         """Take the running container out of a network; see `sandbox.Container.disconnect`."""

@@ -281,6 +281,12 @@ def set_mark(number: int) -> Statement:
     return Statement((give, Expression("meta", ((2, u32(3)), (3, u32(_REGISTER))))))
 
 
+def forward(index: int) -> Statement:
+    """Send it out by the interface with this index, at once. In a chain of family netdev."""
+    give = Expression("immediate", ((1, u32(_REGISTER)), (2, _data(struct.pack("=I", index)))))
+    return Statement((give, Expression("fwd", ((1, u32(_REGISTER)),))))
+
+
 def masquerade() -> Statement:
     """Give it the address of the interface that it leaves by. In a chain of type nat, hook postrouting."""
     return Statement((Expression("masq"),))

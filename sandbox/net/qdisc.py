@@ -21,6 +21,7 @@ _NETEM: Final = struct.Struct("=6I")  # tc_netem_qopt: latency, limit, loss, gap
 
 _NEWLINK, _DELLINK, _NEWQDISC, _DELQDISC, _GETQDISC = 16, 17, 36, 37, 38
 _ACK: Final = 0x0005  # NLM_F_REQUEST | NLM_F_ACK
+_ECHO: Final = 0x0008
 _REPLACE, _EXCL, _CREATE = 0x100, 0x200, 0x400
 _ROOT: Final = 0xFFFFFFFF  # TC_H_ROOT
 _KIND, _OPTIONS, _STATS2 = 1, 2, 7
@@ -115,7 +116,8 @@ def netem(line: Line) -> bytes:
 
 def drops_request(index: int, handle: int) -> bytes:
     """Ask for the figures of one queue."""
-    return _qdisc(_GETQDISC, index, _ACK, handle=handle, parent=0)
+    # The answer is a notification, which comes to who asked only where he says so.
+    return _qdisc(_GETQDISC, index, _ACK | _ECHO, handle=handle, parent=0)
 
 
 def drops_of(answer: bytes) -> int:

@@ -128,6 +128,13 @@ class Shape:
         return ("tbf",) * (self.rate is not None) + ("netem",) * self.has_line
 
 
+def to_shape(value: object) -> Shape | None:
+    """A shape, or None. Raises: UsageError: it is neither."""
+    if value is not None and not isinstance(value, Shape):
+        raise UsageError(f"shape: {value!r} is not a Shape; give such as Shape('10M', delay=0.05)")
+    return value
+
+
 @frozen
 class Bucket:
     """A token bucket (sch_tbf): *rate* in bytes per second; *burst*, and *limit* of what waits, in bytes."""

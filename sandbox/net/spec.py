@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Generic, TypeVar, cast
 
-from attrs import frozen
+from attrs import field, frozen
 
 from sandbox.errors import UsageError
 from sandbox.net.addresses import choose_address, choose_subnet, is_host_of, to_gateway, to_subnet
 from sandbox.net.rtnetlink import routes
+from sandbox.net.shape import Shape, queues_of, to_shape
 
 DEFAULT_MTU: Final = 1500
 LEAST_MTU, MOST_MTU = 576, 65535  # RFC 791's least for hosts; veth's and the bridge's most
@@ -39,6 +40,11 @@ class NetworkSpec:
     ipv6: bool = False
     subnet6: IPv6Network | None = None
     uplink: str | None = None
+    shape: Shape | None = field(default=None, converter=to_shape)
+
+    def __attrs_post_init__(self) -> None:
+        if self.shape is not None:
+            queues_of(self.shape, mtu=self.mtu)
 
 
 def to_spec(

@@ -9,73 +9,16 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from sandbox import PIPE, Capture, ClosedError, Container, NetStats, Network, UsageError
+from sandbox import Capture, ClosedError, Container, NetStats, Network, UsageError
 from tests.leak.killed import run_and_kill
-from tests.support import needs, patience
+from tests.live.traffic import FLOOD, HEADS, SINK, meet, running, send
+from tests.support import needs
 
 pytestmark = [needs("root", "userns"), pytest.mark.usefixtures("no_leftovers")]
-
-PYTHON = "/usr/bin/python3"
-SINK = """
-import socket
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.bind(("", 9000))
-print("up", flush=True)
-while True:
-    s.recv(65536)
-"""
-# Frames of 42 bytes of heads, and what is said here.
-SEND = """
-import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-for number in range(int(sys.argv[2])):
-    s.sendto(b"%06d" % number + b"x" * (int(sys.argv[3]) - 6), (sys.argv[1], 9000))
-"""
-FLOOD = """
-import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.connect((sys.argv[1], 9000))
-print("up", flush=True)
-while True:
-    try:
-        s.send(b"x" * int(sys.argv[2]))
-    except OSError:
-        pass
-"""
-HEADS = 42  # Ethernet, IPv4, UDP
-
-
-@contextmanager
-def running(container: Container, code: str, *args: str) -> Generator[None]:
-    with container.popen([PYTHON, "-c", code, *args], stdout=PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"up\n"
-        yield
-        process.kill()
-
-
-def send(container: Container, to: Container, number: int, size: int = 100) -> None:
-    container.exec([PYTHON, "-c", SEND, str(to.address), str(number), str(size)], check=True)
-
-
-def meet(container: Container, to: Container) -> None:
-    """Have packets pass: the first ones are lost where the kernel has not yet begun with an interface that has just come up."""
-    deadline = time.monotonic() + patience(10)
-    before = received(to)
-    while received(to) < before + 3:
-        send(container, to, 3)
-        assert time.monotonic() < deadline
-
-
-def received(container: Container) -> int:
-    return sum(stats.received_packets for stats in container.net_stats().values())
-
 
 def read_pcap(path: Path) -> list[tuple[float, bytes, int]]:
     """Times, bytes and whole lengths of the packets of a pcap; refuses what tcpdump would."""
