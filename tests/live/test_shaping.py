@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +125,29 @@ def test_root_with_all_rights_over_its_interface_cannot_take_a_shape_away(net: N
         assert "ifb" not in one.exec(["ip", "-d", "link"], text=True).stdout
         assert rate(one, two, OCTETS) < 1.1 * RATE
         assert rate(two, one, OCTETS) < 1.1 * RATE
+
+
+FORGE = """
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("eth0", 0))
+for source in sys.argv[1:]:
+    for _ in range(5):
+        s.send(b"\\xff" * 6 + bytes.fromhex(source) + b"\\x12\\x34" + b"FORGED" * 10)
+"""
+
+
+def test_a_shape_is_no_way_around_the_walls_of_a_port(net: Network, tmp_path: Path) -> None:
+    rights = Security(cap_add=["NET_ADMIN", "NET_RAW"], allow_syscalls=["socket"])
+    with Container(net=net, user=0, security=rights) as one, Container(net=net) as two:
+        for shape in (None, Shape("8M")):
+            one.shape(net, shape)
+            mac, others = (c.endpoints[net.name].mac.replace(":", "") for c in (one, two))
+            path = tmp_path / "seen"
+            with two.capture(path):
+                one.exec([PYTHON, "-c", FORGE, others, mac], check=True)
+            # Of a type that is no protocol of ours: neither with another's address nor with its own does it come through.
+            assert b"FORGED" not in path.read_bytes()
 
 
 def test_what_cannot_be_is_refused_before_anything_is_touched(net: Network) -> None:
