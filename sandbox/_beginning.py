@@ -56,7 +56,18 @@ class Beginning:
     @property
     def has_begun(self) -> bool:
         """Whether the launcher has answered: with init's clone, or that it failed."""
-        return self._starting is not None and self._starting.has_event()
+        return self._is_ready or self.pid > 0 or (self._starting is not None and self._starting.has_event())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether init has said that it is ready."""
+        return self._is_ready
+
+    def look(self) -> bool:
+        """Whether a container that was asked for ahead is ready, as far as is known without waiting. Raises: as `await_ready`."""
+        while not self._is_ready and self._starting is not None and self._starting.has_event():
+            self.take_start()
+        return self._is_ready
 
     def complete(self, compiled: Compiled, fds: Sequence[int]) -> None:
         """Have a prepared init carry out what *compiled* has beside what it was prepared with.

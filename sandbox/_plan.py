@@ -449,6 +449,25 @@ class Socket(Op):
 
 
 @frozen
+class Netlink(Op):
+    """Have the kernel carry out messages, numbered from 0 to *last*, of which only that asks for an answer, by the netlink socket in *slot*.
+
+    The first that fails is the operation's failure; the kernel goes on behind it. *named*: a descriptor whose number is put into *data* at *mark*.
+    """
+
+    CODE: ClassVar[int] = 36
+    slot: Slot
+    data: bytes
+    last: int = 0
+    named: Slot = HOST
+    mark: int = 0
+
+    def describe(self) -> str:
+        """Say it without bytes that nobody reads."""
+        return f"Netlink(slot={self.slot!r}, {self.last + 1} messages)"
+
+
+@frozen
 class IdMap:
     """One line of uid_map or gid_map: *count* ids from *inside* on are those from *outside* on."""
 

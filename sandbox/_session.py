@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from sandbox import _plan as plan
 from sandbox._beginning import GONE_S, Beginning
@@ -34,6 +34,14 @@ CHANNELS: Final = 500  # init has room for 512; a few may still be on their way 
 
 def _describe(op: plan.Op) -> str:
     return op.describe()
+
+
+class Asked(NamedTuple):
+    """A request that init has, and what it is about."""
+
+    channel: Channel
+    ops: tuple[plan.Op, ...]
+    expected: int  # of descriptors that are to come
 
 
 class Session(Beginning):
@@ -233,23 +241,45 @@ class Session(Beginning):
 
         Raises: SetupError (with errno and *words*) for the operation that failed.
         """
+        return self.answer(self.ask(ops, wanted, fds), words=words)
+
+    def ask(self, ops: Sequence[plan.Op], wanted: Sequence[str], fds: Mapping[str, int] = _NO_FDS) -> Asked:
+        """As `request`, without waiting for `answer`, which must be called."""
         slots = codec.SlotTable(fds, first=0)
         block = len(ops).to_bytes(4, "little") + codec.encode_ops(ops, slots)
         numbers = b"".join(slots.number(name).to_bytes(2, "little") for name in wanted)
         if self.patience is not None:
             self.patience(None)
-        with self._channel() as channel:
+        channel = self.take_channel()
+        try:
             channel.send(wire.Msg.OPS, codec.block(block) + len(wanted).to_bytes(4, "little") + numbers, list(fds.values()))
+        except BaseException:
+            self.give_channel(channel, sound=False)
+            raise
+        return Asked(channel, tuple(ops), len(wanted))
+
+    def answer(self, asked: Asked, *, words: Callable[[plan.Op], str] = _describe) -> list[int]:
+        """Wait for the answer to `ask`, once. Raises: as `request`."""
+        channel, ops = asked.channel, asked.ops
+        try:
             if self.patience is not None:
                 self.patience(channel)
-            event, got = self._next(channel)
-            if not isinstance(event, codec.Done) or len(got) != (0 if event.errno else len(wanted)):
-                close_all(got)
-                raise ProtocolError(f"{type(event).__name__} with {len(got)} descriptors in answer to OPS")
+            event, got = self._done(channel, asked.expected)
+        except BaseException:
+            self.give_channel(channel, sound=False)
+            raise
+        self.give_channel(channel, sound=True)
         if event.errno:
             what = words(ops[event.index]) if event.index < len(ops) else "operation"
             raise SetupError(what[:400], event.errno, step="request")
         return got
+
+    def _done(self, channel: Channel, count: int) -> tuple[codec.Done, list[int]]:
+        event, got = self._next(channel)
+        if not isinstance(event, codec.Done) or len(got) != (0 if event.errno else count):
+            close_all(got)
+            raise ProtocolError(f"{type(event).__name__} with {len(got)} descriptors in answer to OPS")
+        return event, got
 
     def signal_all(self, signum: int) -> None:
         """Send a signal to every process of the container but init."""
@@ -357,6 +387,3 @@ class Session(Beginning):
                 channel.close()
             self._drop_pidfd(kill=False)
         return False
-
-
-Attach = Callable[[Session], Callable[[], object]]  # connects it to networks before its first program; what that returns lets go

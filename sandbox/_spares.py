@@ -27,7 +27,7 @@ import os
 import select
 import threading
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from attrs import define, field
 
@@ -43,6 +43,35 @@ PER_KIND: Final = 4
 _KINDS_REMEMBERED: Final = 16
 
 
+class Extra(Protocol):
+    """What is made for a spare beside itself."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nobody waits for it who uses it now."""
+        ...
+
+    def close(self) -> None:
+        """Do without it."""
+
+    def abandon(self) -> None:
+        """In a forked child: let go of its copies."""
+
+
+class Attach(Protocol):
+    """What connects a container to networks. *key*: of equal ones, one may use what another has prepared."""
+
+    @property
+    def key(self) -> object: ...
+
+    def prepare(self, session: Session, /) -> Extra | None:
+        """Have a spare's own part made, without waiting. Raises: SandboxError."""
+
+    def attach(self, session: Session, extra: Any, /) -> Callable[[], object]:  # noqa: ANN401 - what `prepare` gave
+        """Connect a container that has run no program yet; what is returned takes it back."""
+        ...
+
+
 class Kind(NamedTuple):
     """What containers must have in common to be prepared for one another."""
 
@@ -51,6 +80,7 @@ class Kind(NamedTuple):
     host_view: bool
     ids: tuple[int | None, int]  # the one, and how many from 0 on
     limits: Limits | None  # where its control groups are made ahead too
+    network: object = None  # `Attach.key`
 
 
 @define(eq=False)
@@ -62,11 +92,22 @@ class Spare:
     name: str
     group: Group | None = None  # on cgroup v2
     blueprint: Blueprint | None = None  # on v1: of the control groups that the launcher makes, and removes
+    extra: Extra | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether it has been made."""
         return self.session.has_begun
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all that its kind may have."""
+        return self.extra is not None and self.extra.is_done
+
+    def take_extra(self) -> Extra | None:
+        """What was made beside it, now the caller's."""
+        found, self.extra = self.extra, None
+        return found
 
     def close(self) -> None:
         """End it, and wait until it is gone."""
@@ -76,6 +117,9 @@ class Spare:
     def drop(self) -> None:
         """Let go of it: init ends, and the launcher removes what was made for it. Does not wait."""
         self.session.abandon()
+        if (extra := self.take_extra()) is not None:
+            with contextlib.suppress(SandboxError, OSError):  # what failed is what nobody needs
+                extra.close()
         if self.group is not None:
             self.group.remove()
         if self.blueprint is not None and self.session.launcher is not driver.known():  # whoever would remove them has died
@@ -131,10 +175,11 @@ class Spares:
         with self._lock:
             stale = self._drop_stale()
             found = self._ready.get(kind, [])
-            spare = found.pop(0) if found and found[0].is_ready else None
+            spare = _best(found, whole=kind.network is not None)
             wanted = self._wanted.pop(kind, -1)
-            # A kind's second container makes the first spare. Whoever finds none would have been glad of one more.
-            self._wanted[kind] = min(PER_KIND, wanted + (spare is None))
+            # A kind's second container makes the first spare. Whoever finds none that is whole would have been glad of one more.
+            lacks = spare is None or (kind.network is not None and not spare.is_whole)
+            self._wanted[kind] = min(PER_KIND, wanted + lacks)
             if len(self._wanted) > _KINDS_REMEMBERED:
                 del self._wanted[next(iter(self._wanted))]
         _drop_all(stale)
@@ -172,9 +217,43 @@ class Spares:
                 with self._lock:
                     self._pending -= 1
                     if spare is not None:
-                        self._ready.setdefault(kind, []).append(spare)
+                        self._put(kind, spare)
             if spare is None:
                 return
+
+    def complete(self, kind: Kind, prepare: Callable[[Session], Extra | None]) -> None:
+        """Have *prepare* ask for what those of *kind* that are ready still lack. Does not wait; never fails: they are without it then."""
+        with self._lock:
+            mine = self._ready.get(kind, [])
+            lacking = [spare for spare in mine if spare.extra is None and spare.is_ready]
+            mine[:] = [spare for spare in mine if spare not in lacking]  # nobody takes them meanwhile
+        for spare in lacking:
+            sound = False
+            try:
+                if spare.session.look():
+                    spare.extra = prepare(spare.session)
+                sound = True
+            except (SandboxError, OSError):
+                spare.drop()
+            finally:
+                if sound:
+                    with self._lock:
+                        self._put(kind, spare)
+
+    def _put(self, kind: Kind, spare: Spare) -> None:
+        """Have it ready; whoever calls has the lock."""
+        if kind.network is not None and kind not in self._wanted:  # the network was closed meanwhile
+            spare.drop()
+        else:
+            self._ready.setdefault(kind, []).append(spare)
+
+    def drop_of(self, network: object) -> None:
+        """Drop those that are prepared for a network."""
+        with self._lock:
+            dropped = [spare for kind in [*self._ready] if kind.network is network for spare in self._ready.pop(kind)]
+            for kind in [kind for kind in self._wanted if kind.network is network]:
+                del self._wanted[kind]
+        _drop_all(dropped)
 
     def _reserve(self, kind: Kind) -> bool:
         """Whether one more of *kind* is to be made, by the calling thread."""
@@ -204,6 +283,8 @@ class Spares:
         """Let go of this process's copies of their descriptors: in a forked child, which must not wait for the parent's lock."""
         for spare in self._take_all():
             spare.session.abandon()
+            if spare.extra is not None:
+                spare.extra.abandon()
         self._table.close()
 
     def close(self) -> None:
@@ -215,6 +296,16 @@ class Spares:
             with contextlib.suppress(SandboxError, OSError):  # the launcher cleans up behind it
                 spare.close()
         self._table.close()
+
+
+def _best(found: list[Spare], *, whole: bool) -> Spare | None:
+    """The first that is ready, of those that are *whole* if there are any; it is taken out."""
+    ready = [spare for spare in found if spare.is_ready] if whole else found[:1]
+    chosen = next((spare for spare in ready if spare.is_whole), None) or next(iter(ready), None)
+    if chosen is None or not chosen.is_ready:
+        return None
+    found.remove(chosen)
+    return chosen
 
 
 def _drop_all(spares: list[Spare]) -> None:
@@ -238,6 +329,13 @@ def spares() -> Spares:
                 atexit.register(_at_exit)
             found = _spares
     return found
+
+
+def drop_of(network: object) -> None:
+    """Drop the spares that are prepared for a network, if there are any."""
+    found = _spares
+    if found is not None:
+        found.drop_of(network)
 
 
 def _at_exit() -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from attrs import define, evolve, field
 
-from sandbox import _host, _spares, fs, ns, sec
+from sandbox import _cleaning, _host, _spares, fs, ns, sec
 from sandbox._arguments import Prepared
+from sandbox._cleaning import announce
 from sandbox._clone import cloned, groups_of
 from sandbox._compile import Compiled, Host, compile_plan
 from sandbox._ids import Ids, allot, shape
@@ -21,8 +22,8 @@ from sandbox._imaged.use import using
 from sandbox._launch import driver
 from sandbox._leaves import Leaves
 from sandbox._run import MEMORY_HINT
-from sandbox._session import Attach, Session
-from sandbox._spares import Kind, Spare, spares
+from sandbox._session import Session
+from sandbox._spares import Attach, Kind, Spare, spares
 from sandbox._spec import ContainerSpec
 from sandbox._sys.constants import CLONE_NEWNET
 from sandbox._sys.floor import check_floor
@@ -37,9 +38,7 @@ from sandbox.cg import (
     Stats,
     check_limits,
     close_owner,
-    count_as_ours,
     limits_need_v2,
-    owner_paths,
 )
 from sandbox.cg import blueprint as blueprint_of
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 
 _numbers: Final = map("c%010d".__mod__, itertools.count(1))  # names of one length: see groups_of
 _NO_LIMITS: Final = Limits()
-_announced: dict[int, tuple[driver.Launcher, tuple[str, ...], tuple[str, ...]]] = {}
-_announcing = threading.Lock()
 _T = TypeVar("_T")
 Steps = Generator[Session, None, _T]
 at_shut_down: Final[list[Callable[[], object]]] = []  # what others have that ends with the launcher
@@ -95,6 +92,7 @@ class Started:
                 self._group.remove_if_idle()
         finally:  # Ctrl-C, say
             self._stack.close()
+        self._complete_successors()
 
     def begin_close(self) -> None:
         """Kill everything, and do not wait: once `Session.take_end` says so, neither does `close`."""
@@ -139,6 +137,12 @@ class Started:
     def at_end(self, undo: Callable[[], object]) -> None:
         """Have *undo* called when it has ended."""
         self._stack.callback(undo)
+
+    def _complete_successors(self) -> None:
+        """Have those made ahead connected to the network, as far as they have got."""
+        kind, attach = self._starting.kind, self._starting.attach
+        if kind is not None and attach is not None and kind.network is not None:
+            spares().complete(kind, attach.prepare)
 
     def leaf(self, prepared: Prepared, wiring: Wiring) -> Leaf | None:
         """The run's own control group, where there is a reason for one; closes *wiring* when that fails."""
@@ -191,6 +195,7 @@ class Started:
     def tidy(self, has_ended: Callable[[], bool]) -> None:
         """Work that can be done while a program runs."""
         self._prepare_successor()
+        self._complete_successors()
         if self._group is not None:
             self._leaves.tidy(self._group, self.session, has_ended)
 
@@ -231,30 +236,17 @@ class Started:
 
 def make_group(name: str, limits: Limits) -> Group:
     """Make a control group; the launcher is told first what to remove if we cannot."""
-    _announce()
+    announce()
     return Group(name, limits, controllers=LEAF_ACCOUNTING).create()
-
-
-def _announce(tree: str | None = None) -> None:
-    """Tell the launcher what it has to remove when this process ends: our control groups, and the scratch layers on disk."""
-    launcher, pid, groups = driver.current(), os.getpid(), owner_paths()
-    with _announcing:
-        known = _announced.get(pid)
-        trees = known[2] if known is not None else ()
-        if tree is not None:
-            trees = (*(path for path in trees if os.path.lexists(path)), tree)
-        if known != (launcher, groups, trees):
-            count_as_ours(launcher.own_pid)
-            launcher.set_cleanup(tuple(map(os.fsencode, groups)), tuple(map(os.fsencode, trees)))
-            _announced.clear()
-            _announced[pid] = launcher, groups, trees
 
 
 class _Starting:
     """One container on its way: what it needs, what was found ready, and what has to be made."""
 
-    def __init__(self, spec: ContainerSpec, net_of: int | None) -> None:
+    def __init__(self, spec: ContainerSpec, net_of: int | None, attach: Attach | None) -> None:
         self.spec = spec
+        self.attach = attach
+        self.spare_used: Spare | None = None
         self.host = _host.host()
         self.name = next(_numbers)
         self.degraded: list[str] = []
@@ -296,7 +288,8 @@ class _Starting:
         fds = [fsplan.fds[slot] for slot in compiled.names]
         if joined is None and compiled.may_wait and self.clones_into_group == self.host.clone3_exec:
             limited = spec.limits if self.is_limited and not self.host.clone3_exec else None
-            self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, (self.shape.only, self.shape.count), limited)
+            network = None if self.attach is None else self.attach.key
+            self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, (self.shape.only, self.shape.count), limited, network)
         self.compiled = compiled
         self._root = fsplan.root
         started = yield from self._by_spare(compiled, fds, fsplan, stack)
@@ -318,6 +311,7 @@ class _Starting:
                 if not started[0].is_alive:  # it said that it was ready, but that may be long ago
                     return None
                 stack.push(mine.pop_all())
+                self.spare_used = ready
                 return started
         except (BrokenError, OSError):
             self.leaves, self.blueprint, self.name = Leaves(), None, next(_numbers)
@@ -330,7 +324,7 @@ class _Starting:
         session, ids, group = started
         first = None
         if self.blueprint is not None:
-            _announce()
+            announce()
             group = Group(self.name, self.spec.limits, controllers=LEAF_ACCOUNTING)
             stack.callback(group.remove)
             first = group.adopt(self.blueprint, session.take_opened(len(self.blueprint.opens)))
@@ -340,7 +334,8 @@ class _Starting:
             stack.callback(self.leaves.clear, group)
             self.leaves.prepare(group, first) if self.is_limited else self.leaves.common(group)
         self.identity = identify(self.spec, fsplan, ids)
-        yield session
+        if not session.is_ready:
+            yield session
         session.await_ready()
         return session, ids, group
 
@@ -458,10 +453,11 @@ def start_steps(spec: ContainerSpec, *, net_of: int | None = None, attach: Attac
     with contextlib.ExitStack() as stack:
         if spec.image is not None:
             stack.enter_context(using(spec.image))
-        starting = _Starting(spec, net_of)
+        starting = _Starting(spec, net_of, attach)
         session, ids, group = yield from starting.start(stack)
         if attach is not None:
-            stack.callback(attach(session))
+            used = starting.spare_used
+            stack.callback(attach.attach(session, None if used is None else used.take_extra()))
         degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
         return Started(
             session, starting.spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves
@@ -469,7 +465,7 @@ def start_steps(spec: ContainerSpec, *, net_of: int | None = None, attach: Attac
     raise AssertionError("unreachable")
 
 
-def open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = _announce) -> fs.FsPlan:
+def open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = announce) -> fs.FsPlan:
     return fs.ops(spec.filesystem, privileged=host.privileged, ids=ids.count, only_id=ids.only, id_mapping=_host.can_map, announce=announce)
 
 
@@ -487,13 +483,5 @@ def shut_down() -> None:
     for end in at_shut_down:
         end()
     driver.shut_down()
-    _announced.clear()
+    _cleaning.forget()
     close_owner()
-
-
-def _after_fork_in_child() -> None:
-    global _announcing
-    _announcing = threading.Lock()  # another thread of the parent may have held it
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType, TracebackType
@@ -16,13 +16,12 @@ from attrs import evolve
 from sandbox import _host
 from sandbox._networks.live import Live, uplink_of
 from sandbox._networks.outlet import find_program
-from sandbox._networks.places import Endpoint, Place
+from sandbox._networks.places import Endpoint
 from sandbox.errors import ClosedError, UnsupportedError
 from sandbox.net.spec import NetworkSpec, Subnets, to_spec
 
 if TYPE_CHECKING:
     from sandbox._networks.wishes import Join
-    from sandbox._session import Session
     from sandbox.net.counters import NetStats
     from sandbox.net.shape import Shape
 
@@ -179,20 +178,13 @@ class Network:
     # ---- Containers ----
 
     def check(self, join: Join) -> None:
-        """Refuse what a container could not have here now; nothing is touched. Raises: UsageError; ClosedError. For `Membership`, as the rest."""
+        """Refuse what a container could not have here now; nothing is touched. Raises: UsageError; ClosedError. For `Membership`, as `live`."""
         self._made().check(join)
 
     @property
     def live(self) -> Live:
         """What was made. Raises: ClosedError."""
         return self._made()
-
-    def admit(
-        self, session: Session, join: Join, hostname: str, *, number: int, routed: tuple[int, ...], forger: bool, lost: Callable[[], None]
-    ) -> tuple[Live, Place]:
-        """Connect a container; see `Live.admit`. Raises: UsageError, ClosedError, SetupError, BrokenError: the container has ended."""
-        live = self._made()
-        return live, live.admit(session, join, hostname, number=number, routed=routed, forger=forger, lost=lost)
 
     def abandon(self) -> None:
         """In a forked child: let go of its copies, which would keep the namespace when the parent has ended."""

@@ -137,6 +137,7 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.Remove: lambda o, s: _U16(s.number(o.at)) + text(o.path) + bytes([o.recursive]),
     plan.NewOverlay: _new_overlay,
     plan.Socket: lambda o, s: _U16(s.number(o.out)) + _U32(o.domain) + _U32(o.type) + _U32(o.protocol),
+    plan.Netlink: lambda o, s: _U16(s.number(o.slot)) + _U16(s.number(o.named)) + _U32(o.mark) + _U32(o.last) + block(o.data),
     plan.CopyTree: lambda o, s: _U16(s.number(o.src)) + _U16(s.number(o.at)) + text(o.path),
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sandbox._networks.membership import Membership
     from sandbox._networks.places import Place
     from sandbox._networks.wishes import Join, Wishes
-    from sandbox._session import Attach
+    from sandbox._spares import Attach
     from sandbox._spec import ContainerSpec
     from sandbox._start import Started
     from sandbox._types import Size, StrPath
@@ -205,4 +205,4 @@ class NetworkAccess:
         membership = self._new_membership()
         membership.check()
         self._membership = membership
-        return membership.attach
+        return membership

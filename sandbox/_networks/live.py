@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import Factory, define, field
 
 from sandbox import _host
+from sandbox._networks.ahead import Ahead
 from sandbox._networks.guard import Guard
 from sandbox._networks.names import NetworkNames
 from sandbox._networks.naming import begin as begin_names
@@ -21,10 +22,11 @@ from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.shaping import Shaping
 from sandbox._networks.switch import Inside, Switch, namespace_of
 from sandbox._networks.uplink import Uplink
+from sandbox._spares import drop_of as drop_spares
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.net.addresses import mac_of
 from sandbox.net.guard import opened, without_up
-from sandbox.net.rtnetlink import FIRST_PORT, INSIDE, Requests, bridge, bridge_address, default_route, removal, templates
+from sandbox.net.rtnetlink import FIRST_PORT, INSIDE, Batch, Requests, Templates, bridge, bridge_address, default_route, removal, templates
 from sandbox.net.spec import Addresses, NetworkSpec, Subnets
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class Live:
     guard: Guard = field(default=Factory(lambda self: Guard(self.switch), takes_self=True))
     lock: threading.RLock = field(factory=threading.RLock)
     is_open: bool = True
+    key: object = field(factory=object)  # which spares are this network's
     shaping: Shaping = field(default=Factory(lambda live: Shaping(live.switch, live.requests, live.spec.mtu), takes_self=True))
     _next_port: int = FIRST_PORT
 
@@ -117,24 +120,38 @@ class Live:
     # ---- Containers ----
 
     def admit(
-        self, session: Session, join: Join, hostname: str, *, number: int, routed: tuple[int, ...], forger: bool, lost: Callable[[], None]
+        self,
+        session: Session,
+        join: Join,
+        hostname: str,
+        *,
+        number: int,
+        routed: tuple[int, ...],
+        forger: bool,
+        lost: Callable[[], None],
+        ahead: Ahead | None,
     ) -> Place:
         """Connect a container by its *number*-th interface. *routed*: the versions of IP whose default route goes through here.
 
         *forger*: its programs may have rights over the interface, and are held to its addresses by the port.
-        *lost* is called when the network is closed before `dismiss`.
+        *lost* is called when the network is closed before `dismiss`. *ahead*: that interface, if it is there already.
         """
         with ExitStack() as stack:
+            requests = None if ahead is None else _taken(ahead)
+            if requests is not None:
+                stack.callback(requests.close)
             address, address6 = self._take_addresses(join, stack)
             mac = join.mac or mac_of(address)
             with self.lock:
                 port, self._next_port = self._next_port, self._next_port + 1
+            if ahead is not None and requests is not None:
+                port = ahead.port
             endpoint = Endpoint(
                 hostname, str(address), mac, session.pid, None if address6 is None else str(address6), join.aliases, f"eth{number}"
             )
             place = Place(endpoint, session, address, address6, port, INSIDE + number)
             stack.callback(self._forget, place)
-            self._connect(place, number, routed, forger, lost)
+            self._connect(place, number, routed, requests, forger=forger, lost=lost)
             stack.pop_all()
             return place
         raise AssertionError("unreachable")
@@ -152,31 +169,65 @@ class Live:
         stack.callback(family.release, address6)
         return address, address6
 
-    def _connect(self, place: Place, number: int, routed: tuple[int, ...], forger: bool, lost: Callable[[], None]) -> None:
-        subnet6 = None if self.addresses6 is None else self.addresses6.subnet
-        made = templates(self.addresses.subnet, subnet6, mtu=self.spec.mtu, number=number)
-        mac, port = place.endpoint.mac, place.port
-        with namespace_of(place.session) as inside, ExitStack() as stack:
-            theirs = Requests(self.switch.socket(inside, ipv6=self.addresses6 is not None))
-            stack.callback(theirs.close)
+    def _connect(
+        self, place: Place, number: int, routed: tuple[int, ...], requests: Requests | None, *, forger: bool, lost: Callable[[], None]
+    ) -> None:
+        """Everything but the addresses' choice. *requests*: to the container, where the pair is there already; ours from now on."""
+        made, mac, port = self._templates(number), place.endpoint.mac, place.port
+        with ExitStack() as stack:
+            if requests is not None:
+                stack.callback(requests.close)
             with self.lock:
                 self._check_open()
                 self._check_mac(mac)
                 self.places[place] = lost
-                link = made.link_of(port=port, mac=mac, namespace=inside.fileno())
-                self.requests.send([without_up(link) if forger else link, made.neighbour_of(port=port, mac=mac)], "make an interface")
-                if forger:
+                neighbour = made.neighbour_of(port=port, mac=mac)
+                if requests is not None:
+                    self.requests.send(neighbour, "make an interface known")
+                else:
+                    link = made.link_of(port=port, mac=mac)
+                    requests = self._make_pair(place, [without_up(link) if forger else link, neighbour])
+                    stack.callback(requests.close)
+                if forger:  # one that was made ahead is open already, but has run nothing yet
                     self.guard.fence(place)
                     self.requests.send(opened(port), "open a port")
             try:
-                theirs.send([*made.addresses_of(place.address, place.address6), *self._routes(place, routed)], "give a container its addresses")
+                own = made.addresses_of(place.address, place.address6, mac)
+                requests.send([*own, *self._routes(place, routed)], "give a container its addresses")
             except SetupError:
                 self._check_open()  # somebody has closed it, and that is why
                 raise
             with self.lock:
                 self._check_open()
-                self.neighbours.welcome(place, theirs, self._gateways())
+                self.neighbours.welcome(place, requests, self._gateways())
             stack.pop_all()  # they are the neighbours' now
+
+    def _make_pair(self, place: Place, messages: list[bytes]) -> Requests:
+        """Have a pair made; gives a socket in the container, the caller's to close. The caller has the lock."""
+        ipv6 = self.addresses6 is not None
+        with namespace_of(place.session) as inside:
+            if not self.switch.is_ordinary:
+                return Requests(self.switch.take_pair(self.switch.ask_for_pair(inside, Batch.of(messages), ipv6=ipv6)))
+            requests = Requests(self.switch.socket(inside, ipv6=ipv6))
+            try:
+                self.requests.send(messages, "make an interface", named=inside.fileno())
+            except BaseException:
+                requests.close()
+                raise
+            return requests
+
+    def prepare(self, session: Session) -> Ahead | None:
+        """Have the first interface made of a container that runs and that nobody has asked for yet; None: not as an ordinary user. Does not wait.
+
+        Raises: ClosedError, BrokenError, SetupError.
+        """
+        if self.switch.is_ordinary:
+            return None
+        with namespace_of(session) as inside, self.lock:
+            self._check_open()
+            port, self._next_port = self._next_port, self._next_port + 1
+            link = self._templates(0).link_of(port=port, mac=_passing_mac(port))
+            return Ahead(self, port, self.switch.ask_for_pair(inside, Batch.of(link), ipv6=self.addresses6 is not None))
 
     def _gateways(self) -> list[tuple[IPv4Address | IPv6Address, str]]:
         """The network's own addresses, and their MAC."""
@@ -186,6 +237,10 @@ class Live:
     def _check_open(self) -> None:
         if not self.is_open:
             raise ClosedError("the network was closed while a container joined it")
+
+    def _templates(self, number: int) -> Templates:
+        subnet6 = None if self.addresses6 is None else self.addresses6.subnet
+        return templates(self.addresses.subnet, subnet6, mtu=self.spec.mtu, number=number)
 
     def _routes(self, place: Place, versions: tuple[int, ...]) -> list[bytes]:
         ways = {4: self.addresses.gateway, 6: None if self.addresses6 is None else self.addresses6.gateway}
@@ -236,6 +291,7 @@ class Live:
 
     def close(self, stack: ExitStack) -> None:
         """Remove it, and have those who are in it know; *stack* is what `make` was given."""
+        drop_spares(self.key)
         with self.lock:  # whoever connects a container just now goes first
             self.is_open = False
             owners = [*self.places.values()]
@@ -261,3 +317,15 @@ class Live:
         self.requests.close()
         self.switch.abandon()
 
+
+def _taken(ahead: Ahead) -> Requests | None:
+    """The socket beside a pair that was made ahead; None: it was not, and whoever makes it now tells why."""
+    try:
+        return ahead.take()
+    except SetupError:
+        return None
+
+
+def _passing_mac(port: int) -> str:
+    """Until the container's own is known."""
+    return ":".join(f"{octet:02x}" for octet in (0x02, 0x43, *port.to_bytes(4, "big")))

@@ -28,6 +28,7 @@ from sandbox.errors import BrokenError, ClosedError, SetupError, UnsupportedErro
 from sandbox.fs import resolv_text
 
 if TYPE_CHECKING:
+    from sandbox._networks.ahead import Ahead
     from sandbox._networks.wishes import Join, Wishes
     from sandbox._session import Session
     from sandbox._spec import ContainerSpec
@@ -78,6 +79,7 @@ class Membership:
     def __init__(self, wishes: Wishes, spec: ContainerSpec) -> None:
         self._wishes, self._spec = wishes, spec
         self._session: Session | None = None
+        self._first: Live | None = None
         self._seats: dict[Network, _Seat] = {}  # in the order of joining
         self._routes: dict[int, _Seat] = {}  # through which the default route of a version of IP goes
         self._lock = threading.RLock()
@@ -88,6 +90,7 @@ class Membership:
             raise UnsupportedError("ports: not offered yet", feature="ports", remedy="leave them out")
         for join in self._wishes.joins:
             join.network.check(join)
+        self._first = self._wishes.joins[0].network.live if self._wishes.joins else None
 
     @property
     def endpoints(self) -> dict[Network, Endpoint]:
@@ -102,13 +105,23 @@ class Membership:
 
     # ---- Changes ----
 
-    def attach(self, session: Session) -> Callable[[], None]:
-        """Connect a container that has run no program yet. What is returned takes all of it back, when it has ended."""
+    @property
+    def key(self) -> object:
+        """Of containers with the same, spares are made that have their first interface already."""
+        return None if self._first is None else self._first.key
+
+    def prepare(self, session: Session) -> Ahead | None:
+        """Have a spare's first interface made. Raises: SandboxError."""
+        return None if self._first is None else self._first.prepare(session)
+
+    def attach(self, session: Session, ahead: Ahead | None = None) -> Callable[[], None]:
+        """Connect a container that has run no program yet. What is returned takes all of it back, when it has ended. *ahead*: of `prepare`."""
         with self._lock, ExitStack() as stack:
             stack.callback(self.end)
             self._session = session
             for join in self._wishes.joins:
-                self._enter(join)
+                self._enter(join, ahead)
+                ahead = None
             if self._seats:
                 self._settle()
             stack.pop_all()
@@ -165,14 +178,16 @@ class Membership:
 
     # ---- Steps ----
 
-    def _enter(self, join: Join) -> Place:
-        session, network = self._running(), join.network
+    def _enter(self, join: Join, ahead: Ahead | None = None) -> Place:
+        session, network, live = self._running(), join.network, join.network.live
         used = {seat.number for seat in self._seats.values()}
         number = next(number for number in range(len(used) + 1) if number not in used)
-        routed = tuple(version for version in VERSIONS if version not in self._routes and network.live.offers_route(version))
+        routed = tuple(version for version in VERSIONS if version not in self._routes and live.offers_route(version))
+        lost = partial(self._lost, network)
         with ExitStack() as stack:
-            forger, lost = guard.is_forger(self._spec), partial(self._lost, network)
-            live, place = network.admit(session, join, self._spec.hostname, number=number, routed=routed, forger=forger, lost=lost)
+            place = live.admit(
+                session, join, self._spec.hostname, number=number, routed=routed, forger=guard.is_forger(self._spec), lost=lost, ahead=ahead
+            )
             stack.callback(live.dismiss, place)
             arrival = Arrival(network, live, place, join, self._wishes, not self._seats, self._spec.resolver.nameservers)
             for hook in ON_ARRIVAL:

@@ -21,19 +21,20 @@ import os
 import socket
 from collections.abc import Mapping
 from fcntl import ioctl
+from functools import cache
 from typing import Final, Self
 
 from sandbox import _host
 from sandbox import _plan as plan
 from sandbox._launch import wire
-from sandbox._session import Session
+from sandbox._session import Asked, Session
 from sandbox._spawner import start_helper
 from sandbox._sys import outer
 from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NS_GET_USERNS
 from sandbox._sys.fds import Fd
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError
 from sandbox.net.nft import NETLINK_NETFILTER, Nftables
-from sandbox.net.rtnetlink import NETLINK_ROUTE
+from sandbox.net.rtnetlink import NETLINK_ROUTE, Batch, refusal
 from sandbox.ns.user import single_maps
 
 _SIOCGSKNS: Final = 0x894C  # <linux/sockios.h>
@@ -56,6 +57,19 @@ _NO_DETOURS: Final = tuple(
 def _with_ipv6(interface: str) -> tuple[plan.Op, ...]:
     """Have an interface (``default``: those that are made from then on) take part in IPv6 by the addresses that we give, and by nothing else."""
     return tuple(plan.WriteProc(f"{_CONF}/{interface}/{name}", value, plan.HOST) for name, value in _IPV6)
+
+
+_THERE, _HERE = plan.Setns("there", CLONE_NEWNET), plan.Setns("here", CLONE_NEWNET)
+
+
+@cache
+def _settings(*, ipv6: bool) -> tuple[plan.Op, ...]:
+    """Of interfaces that are made from then on, where the container is."""
+    return (*(_with_ipv6("default") if ipv6 else (_NO_IPV6,)), *_NO_DETOURS)
+
+
+def _words(op: plan.Op) -> str:
+    return "make an interface" if isinstance(op, plan.Netlink) else op.describe()
 
 
 class Inside:
@@ -142,7 +156,7 @@ class Switch:
 
     def __init__(self) -> None:
         self._session = _started(helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS)))
-        self._is_ordinary = not _host.host().privileged
+        self.is_ordinary = not _host.host().privileged
         try:
             self._namespace = namespace_of(self._session)
         except BaseException:
@@ -171,17 +185,26 @@ class Switch:
         """
         opening = plan.Socket("socket", domain, kind, protocol)
         if inside is None:
-            return self._session.request([opening], ["socket"])[0]
-        settings = (*(_with_ipv6("default") if ipv6 else (_NO_IPV6,)), *_NO_DETOURS)
-        if self._is_ordinary:
-            _visit(inside, settings)
+            return self._session.request([*self._home, opening], ["socket"], self._home_fds)[0]
+        if self.is_ordinary:
+            _visit(inside, _settings(ipv6=ipv6))
             return inside.session.request([opening], ["socket"])[0]
-        there, back = plan.Setns("there", CLONE_NEWNET), plan.Setns("here", CLONE_NEWNET)
-        fds = {"there": inside.fileno(), "here": self._namespace.fileno()}
+        return self._session.request([_THERE, opening, *_settings(ipv6=ipv6), _HERE], ["socket"], {"there": inside.fileno(), **self._home_fds})[0]
+
+    def ask_for_pair(self, inside: Inside, messages: Batch, *, ipv6: bool) -> Asked:
+        """Have the helper make a pair, and a socket of rtnetlink *inside*, in one request; `take_pair` waits for it. Not for an ordinary user."""
+        theirs, ours = (plan.Socket(name, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) for name in ("theirs", "ours"))
+        making = plan.Netlink("ours", messages.data, messages.last, plan.HOST if messages.mark is None else "there", messages.mark or 0)
+        ops = [_THERE, theirs, *_settings(ipv6=ipv6), _HERE, ours, making]
+        return self._session.ask(ops, ["theirs"], {"there": inside.fileno(), **self._home_fds})
+
+    def take_pair(self, asked: Asked) -> int:
+        """Wait for a pair; the socket is the caller's. Raises: SetupError; UnsupportedError: the kernel has no such links."""
         try:
-            return self._session.request([there, opening, *settings, back], ["socket"], fds)[0]
-        except SetupError:
-            self._session.request([back], [], {"here": fds["here"]})
+            return self._session.answer(asked, words=_words)[0]
+        except SetupError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise refusal("make an interface", errno.EOPNOTSUPP) from error
             raise
 
     def fileno(self) -> int:
@@ -190,24 +213,34 @@ class Switch:
 
     def owner(self) -> Fd | None:
         """The user namespace that it belongs to, which the caller closes; None: it is the caller's own."""
-        return Fd(ioctl(self._namespace.fileno(), NS_GET_USERNS)) if self._is_ordinary else None
+        return Fd(ioctl(self._namespace.fileno(), NS_GET_USERNS)) if self.is_ordinary else None
 
     def forward(self, *interfaces: str) -> None:
         """Have what comes by these interfaces passed on. Raises: SetupError, ClosedError."""
         # Each by itself: a new namespace may have ``ip_forward`` from the first one, and to set what is set changes no interface.
-        self._session.request([plan.WriteProc(f"/proc/sys/net/ipv4/conf/{name}/forwarding", b"1\n", plan.HOST) for name in interfaces], [])
+        ops = [plan.WriteProc(f"/proc/sys/net/ipv4/conf/{name}/forwarding", b"1\n", plan.HOST) for name in interfaces]
+        self._session.request([*self._home, *ops], [], self._home_fds)
 
     def room(self) -> int:
         """A directory for few files with names, in a file system that is mounted nowhere and goes with its descriptor, which is the caller's."""
         # Who is not the host's root has the right to mount in a mount namespace of its own only. What is unmounted outside goes there, too: the
         # kernel makes a copy for another user namespace a slave.
-        first = (plan.Unshare(CLONE_NEWNS),) if self._is_ordinary else ()
+        first = (plan.Unshare(CLONE_NEWNS),) if self.is_ordinary else ()
         making = plan.NewFs("room", "tmpfs", (("size", "64k"), ("mode", "0700")))
         return self._session.request([*first, making], ["room"])[0]
 
+    @property
+    def _home(self) -> tuple[plan.Op, ...]:
+        """What brings the helper back, should a request before have failed while it was elsewhere."""
+        return () if self.is_ordinary else (_HERE,)
+
+    @property
+    def _home_fds(self) -> dict[str, int]:
+        return {} if self.is_ordinary else {"here": self._namespace.fileno()}
+
     def begin_ipv6(self, interface: str) -> None:
         """Have an interface here take part in IPv6; it has none of its own yet. Raises: SetupError, ClosedError."""
-        self._session.request(_with_ipv6(interface), [])
+        self._session.request([*self._home, *_with_ipv6(interface)], [], self._home_fds)
 
     def set(self, settings: Mapping[str, bytes]) -> None:
         """Write settings of this namespace, files below /proc/sys/net. Raises: SetupError, ClosedError."""

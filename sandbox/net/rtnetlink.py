@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from sandbox.errors import ProtocolError, SetupError, UnsupportedError
+from sandbox.errors import ProtocolError, SandboxError, SetupError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,13 +74,12 @@ class Templates:
     address6: bytes | None  # of a network with IPv6
     up: bytes  # for the container's namespace: veth's own end refuses to be up (ENOTCONN) before it has the other one
 
-    def link_of(self, *, port: int, mac: str, namespace: int) -> bytes:
-        """Make the pair: its one end a port of the bridge, up; the other in *namespace*, a descriptor of ours."""
+    def link_of(self, *, port: int, mac: str) -> bytes:
+        """Make the pair: its one end a port of the bridge, up; the other in a namespace that whoever sends it names (`Batch.mark`)."""
         parts = {
             struct.pack("=I", _MARK_PORT): struct.pack("=I", port),
             _MARK_NAME.encode(): name_of_port(port).encode(),
             _octets(_MARK_MAC): _octets(mac),
-            struct.pack("=I", _MARK_FD): struct.pack("=I", namespace),
         }
         return _filled(self.link, parts)
 
@@ -88,9 +87,9 @@ class Templates:
         """Have the bridge know at once, and for good, behind which port *mac* is: another container had it before, perhaps, or claims to."""
         return _filled(self.neighbour, {struct.pack("=I", _MARK_PORT): struct.pack("=I", port), _octets(_MARK_MAC): _octets(mac)})
 
-    def addresses_of(self, address: IPv4Address, address6: IPv6Address | None) -> list[bytes]:
-        """Give the interface its addresses, and bring it up."""
-        found = [_filled(self.address, {_MARK_ADDRESS.packed: address.packed}), self.up]
+    def addresses_of(self, address: IPv4Address, address6: IPv6Address | None, mac: str) -> list[bytes]:
+        """Give the interface its addresses, that of its link too, and bring it up."""
+        found = [_filled(self.address, {_MARK_ADDRESS.packed: address.packed}), _filled(self.up, {_octets(_MARK_MAC): _octets(mac)})]
         if self.address6 is not None and address6 is not None:  # once it is up: IPv6 begins on it only then
             found.append(_filled(self.address6, {_MARK_ADDRESS6.packed: address6.packed}))
         return found
@@ -118,7 +117,7 @@ def templates(subnet: IPv4Network, subnet6: IPv6Network | None, *, mtu: int, num
         neighbour=_neighbour(),
         address=_address(index, _MARK_ADDRESS, subnet),
         address6=None if subnet6 is None else _address(index, _MARK_ADDRESS6, subnet6),
-        up=_link(index, [], flags=_CHANGE),
+        up=_link(index, [("IFLA_ADDRESS", _MARK_MAC)], flags=_CHANGE),
     )
 
 
@@ -214,6 +213,38 @@ def _filled(template: bytes, parts: Mapping[bytes, bytes]) -> bytes:
     return template
 
 
+@frozen
+class Batch:
+    """Messages for one system call, numbered from 0 to *last*. *mark*: where the number of a namespace's descriptor belongs, if anywhere."""
+
+    data: bytes
+    last: int
+    mark: int | None
+
+    @classmethod
+    def of(cls, messages: bytes | Sequence[bytes]) -> Batch:
+        """Put them together. The kernel tells of what fails, and of what is fine only where it is asked to: of the last one."""
+        if isinstance(messages, bytes):
+            messages = [messages]
+        last = len(messages) - 1
+        data = b"".join(_numbered(message, at, _ACK if at == last else 0) for at, message in enumerate(messages))
+        at = data.find(struct.pack("=I", _MARK_FD))
+        return cls(data, last, None if at < 0 else at)
+
+    def naming(self, namespace: int) -> bytes:
+        """The messages, with *namespace*, a descriptor of whoever sends them, in its place, if they have one."""
+        if self.mark is None:
+            return self.data
+        return self.data[: self.mark] + struct.pack("=I", namespace) + self.data[self.mark + 4 :]
+
+
+def refusal(what: str, code: int) -> SandboxError:
+    """Words for what the kernel refused."""
+    if code == errno.EOPNOTSUPP:
+        return UnsupportedError(f"{what}: this kernel has no such links", feature="bridge, veth", remedy="modprobe -a bridge veth")
+    return SetupError(what, code, step="network")
+
+
 class Requests:
     """A netlink socket, which is closed with this; *fd* is ours from now on. One request at a time: the caller has a lock."""
 
@@ -221,26 +252,21 @@ class Requests:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE, fileno=fd)
         self._sock.settimeout(_WAIT_S)
 
-    def send(self, messages: bytes | Sequence[bytes], what: str) -> None:
+    def send(self, messages: bytes | Sequence[bytes], what: str, *, named: int | None = None) -> None:
         """Have them carried out, one after the other, by one system call. The first that fails counts; the kernel goes on behind it.
+
+        *named*: a namespace's descriptor, where they lack one.
 
         Raises: SetupError; UnsupportedError: the kernel knows no such links.
         """
-        if isinstance(messages, bytes):
-            messages = [messages]
-        last = len(messages) - 1
-        # The kernel tells of what fails, and of what is fine only where it is asked to: of the last one.
-        self._sock.sendto(b"".join(_numbered(message, at, _ACK if at == last else 0) for at, message in enumerate(messages)), _KERNEL)
-        failed = 0
-        while True:
+        batch = Batch.of(messages)
+        self._sock.sendto(batch.data if named is None else batch.naming(named), _KERNEL)
+        failed, number = 0, -1
+        while number < batch.last:
             number, code = _acknowledged(self._sock.recv(_CHUNK), what)
             failed = failed or code
-            if number >= last:
-                break
-        if failed == errno.EOPNOTSUPP:
-            raise UnsupportedError(f"{what}: this kernel has no such links", feature="bridge, veth", remedy="modprobe -a bridge veth")
         if failed:
-            raise SetupError(what, failed, step="network")
+            raise refusal(what, failed)
 
     def ask(self, message: bytes, what: str) -> list[bytes]:
         """Put a question, and give what is behind the heads of the answers. Raises: SetupError."""

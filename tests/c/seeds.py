@@ -40,6 +40,7 @@ OPS: tuple[plan.Op, ...] = (
     plan.BindMount("f", "/run/netns/x"),
     plan.Setns("f", 0x40000000),
     plan.Socket("s", 16, 3, 0),
+    plan.Netlink("s", bytes(20), 0, "f", 16),
     plan.Unmount("/mnt", optional=True),
     plan.CopyTree("f", "t", "a"),
     plan.NewOverlay("o", (("lowerdir+", plan.FdPath("t", "/a")), ("upperdir", plan.FdPath("t", "/u")), ("userxattr", None)), plan.FdPath("t", "l")),

@@ -20,6 +20,7 @@ static long stub_syscall(long nr, ...);
 
 #include <dirent.h>
 #include <linux/filter.h>
+#include <linux/netlink.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <sched.h>
@@ -172,6 +173,21 @@ static ssize_t stub_pread(int fd, void *buffer, size_t size) {
     return (ssize_t)size;
 }
 
+// The kernel's answers to netlink, often acknowledgements of one of the first messages; at last there is none.
+static ssize_t stub_recv(int fd, void *buffer, size_t size) {
+    static unsigned asked;
+    if (stub_call("recv", fd, NULL, NULL) < 0)
+        return -1;
+    if (++asked % 4 == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    struct nlmsghdr head = {.nlmsg_type = stub_random() % 4 ? NLMSG_ERROR : NLMSG_DONE, .nlmsg_seq = stub_random() % 4};
+    memset(buffer, 0, size);
+    memcpy(buffer, &head, size < sizeof head ? size : sizeof head);
+    return stub_random() % 8 ? (ssize_t)size : 0;
+}
+
 static long stub_syscall(long nr, ...) {
     va_list args;
     long a[6];
@@ -248,6 +264,8 @@ int copy_tree(int from, int to) {
 #define setns(fd, kind) ((void)(kind), stub_call("setns", fd, NULL, NULL))
 #define fcntl(fd, ...) stub_opens("fcntl", fd, NULL)
 #define socket(domain, type, protocol) ((void)(domain), (void)(type), (void)(protocol), stub_opens("socket", AT_FDCWD, NULL))
+#define send(fd, data, length, flags) ((void)(data), (void)(length), (void)(flags), stub_call("send", fd, NULL, NULL))
+#define recv(fd, data, length, flags) stub_recv(fd, data, length)
 #define ioctl(fd, code, argument) ((void)(argument), stub_call("ioctl", fd, NULL, NULL))
 #define prctl(option, cap, ...) stub_capabilities(option, (unsigned long)(cap))
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from sandbox import Container, Network, Pool, _host
 from sandbox.errors import ClosedError, UnsupportedError, UsageError
 from sandbox.net import mac_of
-from sandbox.net.rtnetlink import bridge, bridge_address, routes, templates
+from sandbox.net.rtnetlink import Batch, bridge, bridge_address, routes, templates
 from sandbox.net.spec import Addresses, Subnets
 
 SUBNET = IPv4Network("10.1.2.0/24")
@@ -119,14 +119,15 @@ def test_the_hosts_own_loopback_is_among_its_routes() -> None:
 def test_a_template_is_filled_with_what_is_asked_and_nothing_else_moves(host: int, port: int, fd: int) -> None:
     made = templates(SUBNET, SUBNET6, mtu=1500, number=3)
     address = SUBNET.network_address + host
-    link = made.link_of(port=port, mac=mac_of(address), namespace=fd)
-    assert len(link) == len(made.link) == struct.unpack_from("=I", link)[0]
+    message = made.link_of(port=port, mac=mac_of(address))
+    link = Batch.of(message).naming(fd)
+    assert len(link) == len(message) == len(made.link) == struct.unpack_from("=I", link)[0]
     assert bytes.fromhex(mac_of(address).replace(":", "")) in link
     assert struct.pack("=HHI", 8, 28, fd) in link  # IFLA_NET_NS_FD
     assert struct.unpack_from("=I", link, 20)[0] == port
     assert (made.interface, made.index) == ("eth3", 1004)
     address6 = SUBNET6.network_address + host
-    first, up, second = made.addresses_of(address, address6)
+    first, up, second = made.addresses_of(address, address6, mac_of(address))
     assert first.count(address.packed) >= 2
     assert struct.unpack_from("=I", up, 20)[0] == 1004
     assert second.count(address6.packed) >= 2
@@ -135,7 +136,7 @@ def test_a_template_is_filled_with_what_is_asked_and_nothing_else_moves(host: in
 
 
 def test_a_network_without_ipv6_has_no_message_of_it() -> None:
-    assert len(templates(SUBNET, None, mtu=1500, number=0).addresses_of(IPv4Address("10.1.2.3"), None)) == 2
+    assert len(templates(SUBNET, None, mtu=1500, number=0).addresses_of(IPv4Address("10.1.2.3"), None, mac_of(IPv4Address("10.1.2.3")))) == 2
 
 
 def test_a_bridge_is_one_link_and_an_address_of_each_version() -> None:

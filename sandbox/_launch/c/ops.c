@@ -10,6 +10,7 @@
 #include "tree.h"
 
 #include <linux/filter.h>
+#include <linux/netlink.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <sched.h>
@@ -925,6 +926,45 @@ static int op_socket(struct ops *o, struct reader *r) {
     return slot_put(o, out, socket((int)domain, (int)type | SOCK_CLOEXEC, (int)protocol));
 }
 
+// What the kernel says to messages of netlink: it has carried them out, and answered, by the time send(2) returns. If an
+// answer was lost, there is none to wait for.
+static int netlink_answer(int sock, uint32_t last) {
+    struct {
+        struct nlmsghdr head;
+        struct nlmsgerr body;
+    } answer;
+    int failed = 0;
+    do {
+        ssize_t n = recv(sock, &answer, sizeof answer, MSG_DONTWAIT);
+        if (n < 0)
+            return -1;
+        if ((size_t)n < sizeof answer || answer.head.nlmsg_type != NLMSG_ERROR)
+            return fail(EBADMSG);
+        if (!failed)
+            failed = -answer.body.error;
+    } while (answer.head.nlmsg_seq != last);
+    return failed ? fail(failed) : 0;
+}
+
+static int op_netlink(struct ops *o, struct reader *r) {
+    uint8_t messages[4096];
+    int sock = slot_get(o, rd_uint16(r));
+    uint16_t slot = rd_uint16(r);
+    uint32_t mark = rd_uint32(r), last = rd_uint32(r);
+    struct reader data = rd_block(r);
+    size_t length = (size_t)(data.end - data.at);
+    int named = slot_get(o, slot);
+    if (r->bad || sock < 0 || length > sizeof messages)
+        return fail(EPROTO);
+    memcpy(messages, data.at, length);
+    if (slot != NO_SLOT) {
+        if (named < 0 || mark > length || length - mark < sizeof named)
+            return fail(EPROTO);
+        memcpy(messages + mark, &named, sizeof named);
+    }
+    return send(sock, messages, length, 0) < 0 ? -1 : netlink_answer(sock, last);
+}
+
 static int op_unlink(struct ops *o, struct reader *r) {
     int dir = slot_get(o, rd_uint16(r));
     const char *path = rd_str(r), *name;
@@ -977,6 +1017,7 @@ static op_fn *const TABLE[] = {
     [21] = op_seccomp,    [22] = op_close,      [23] = op_mask,          [24] = op_read_only_path, [25] = op_sethook,
     [26] = op_bind_mount, [27] = op_setns,      [28] = op_unlink,        [29] = op_unmount,        [30] = op_set_times,
     [31] = op_remove,     [32] = op_write_from, [33] = op_copy_tree,     [34] = op_new_overlay,    [35] = op_socket,
+    [36] = op_netlink,
 };
 
 static int run_one(struct ops *o, struct reader *block) {

@@ -1,0 +1,115 @@
+"""Containers whose interface was made before they were asked for: they are as any others, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from sandbox import Container, Join, Network
+from sandbox import _spares as spares_module
+from sandbox._networks.ahead import Ahead
+from sandbox._spares import Spare
+from sandbox.errors import SetupError
+from sandbox.net.rtnetlink import Requests
+from tests.live.test_network import ask, serving
+from tests.live.test_network_places import links_of, own_addresses
+from tests.support import needs
+
+pytestmark = [needs("root", "userns", "program:ip"), pytest.mark.usefixtures("no_leftovers")]
+
+
+def ready_of(net: Network) -> list[Spare]:
+    found = spares_module.spares()
+    return [spare for kind, ready in found._ready.items() if kind.network is net.live.key for spare in ready]
+
+
+def make_ahead(net: Network) -> None:
+    """Have containers come and go until one of the next has its interface."""
+    until = time.monotonic() + 20
+    while not any(spare.is_whole for spare in ready_of(net)):
+        assert time.monotonic() < until
+        with Container(net=net) as c:
+            c.exec(["true"])
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[Ahead]:
+    """What was made ahead and used."""
+    found: list[Ahead] = []
+    take = Ahead.take
+
+    def noting(self: Ahead) -> Requests:
+        found.append(self)
+        return take(self)
+
+    monkeypatch.setattr(Ahead, "take", noting)
+    return found
+
+
+def test_a_container_with_an_interface_made_ahead_is_as_any_other(used: list[Ahead]) -> None:
+    with Network(internal=True, ipv6=True, subnet="10.77.7.0/24", mtu=1400) as net, Network(internal=True) as more, Container(net=net) as other:
+        make_ahead(net)
+        used.clear()
+        join = Join(net, address="10.77.7.99", mac="02:00:00:00:00:99", address6=f"{net.gateway6}9")
+        with Container(net=join) as c, serving(c):
+            assert len(used) == 1
+            assert own_addresses(c) == ["10.77.7.99", f"{net.gateway6}9"]
+            link = links_of(c)["eth0"]
+            assert (link["address"], link["mtu"], len(links_of(c))) == ("02:00:00:00:00:99", 1400, 1)
+            assert ask(other, "10.77.7.99").exit_code == 0
+            assert c.connect(more).interface == "eth1"
+            c.disconnect(net)
+            assert [*links_of(c)] == ["eth1"]
+        assert [place.address for place in net.containers] == [other.address]
+
+
+def test_nobody_else_gets_an_interface_that_was_made_ahead() -> None:
+    with Network(internal=True) as net, Network(internal=True) as another:
+        make_ahead(net)
+        before = len(ready_of(net))
+        for _ in range(2):
+            with Container() as c:
+                assert links_of(c) == {}
+            with Container(net=another) as c:
+                assert own_addresses(c) == [c.address]
+        assert len(ready_of(net)) == before
+
+
+def test_a_closed_network_ends_what_was_made_ahead_for_it() -> None:
+    with Network(internal=True) as net:
+        make_ahead(net)
+        mine = ready_of(net)
+        found = spares_module.spares()
+    assert all(spare.session.is_ending for spare in mine)
+    assert not any(kind.network is not None for kind in found._ready)
+
+
+def test_what_could_not_be_made_ahead_is_made_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Network(internal=True) as net:
+        make_ahead(net)
+
+        def fail(self: Ahead) -> None:
+            self.close()
+            raise SetupError("as planned", 5, step="network")
+
+        # The link is there, and in the way of the next one: whoever comes is told, and the one after that has a new spare.
+        monkeypatch.setattr(Ahead, "take", fail)
+        with pytest.raises(SetupError, match="make an interface"), Container(net=net):
+            pass
+        monkeypatch.undo()
+        with Container(net=net) as c:
+            assert own_addresses(c) == [c.address]
+        assert net.containers == ()
+
+
+def test_a_forked_child_lets_go_of_what_was_made_ahead() -> None:
+    with Network(internal=True) as net:
+        make_ahead(net)
+        child = os.fork()
+        if not child:
+            os._exit(bool(spares_module._spares))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with Container(net=net) as c:
+            assert own_addresses(c) == [c.address]
