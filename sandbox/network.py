@@ -41,7 +41,8 @@ class Network:
     internal: True: its containers reach one another only. False: what the host reaches too, but not the host itself.
     uplink: how they do that. "kernel": the host forwards (of root, IPv4). What its other packet filters forbid stays forbidden: UnsupportedError
         in `create` says what to do. "slirp4netns": that program, if it is installed, makes connections of its own of theirs, with the caller's
-        rights. None: the first as root, the second as an ordinary user.
+        rights; the host itself is reached then, but for its loopback. "pasta": the same for ordinary users, without published ports.
+        None: the first as root; the second, or else the third, as an ordinary user.
     mtu: of its interfaces, 1500 unless said. labels: strings of the caller's own, for looking at.
     ipv6: its containers have addresses of IPv6 too, of *subnet6*: ``"fd00:1::/64"``; None: one of fd00::/8 that is likely to be nobody else's.
     shape: how fast, how late and how reliably the packets of each container pass, unless `Join` says otherwise; see `Shape`. None: as they come.
@@ -197,7 +198,7 @@ class Network:
 
 def _check_outside(spec: NetworkSpec) -> None:
     if uplink_of(spec) != "kernel":
-        find_program()
+        find_program(spec.uplink)
     elif not _host.host().privileged:
         raise UnsupportedError(
             "networks that reach outside by the host's forwarding are made by root only",

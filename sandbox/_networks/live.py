@@ -88,7 +88,7 @@ class Live:
         if not spec.internal and uplink_of(spec) == "kernel":
             uplink = Uplink.make(switch, requests, mtu=spec.mtu, avoid=subnet, stack=stack)
         elif not spec.internal:
-            outlet = Outlet(switch, mtu=spec.mtu)
+            outlet = Outlet(switch, mtu=spec.mtu, wanted=spec.uplink)
             stack.callback(outlet.close)
         live = cls(spec, switch, requests, addresses, addresses6, names, outlet, uplink)
         if spec.shape is not None:

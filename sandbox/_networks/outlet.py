@@ -1,4 +1,4 @@
-"""The way out for networks of those who may not change the host's: slirp4netns, which makes sockets of what comes from a network.
+"""The way out for networks of those who may not change the host's: slirp4netns or pasta, which make sockets of what comes from a network.
 
 Theory of operation
 -------------------
@@ -6,10 +6,13 @@ A program of the host with the caller's rights (`Companion`) has the other end o
 there it reads frame by frame, and connects, sends and receives as any program of the caller's does. The switch translates its
 containers' addresses to that of the interface, so that it needs to know one guest only.
 
-It is root of the switch's user namespace, an ordinary user's, only until it has the interface; then it has an empty root directory,
+slirp4netns is root of the switch's user namespace, an ordinary user's, only until it has the interface; then it has an empty root directory,
 no capability but to bind low ports (in that namespace, so: none), and a seccomp filter of its own. It lives until its pipe to us closes, or
 the launcher kills it: nothing of it outlives this process. Ports are published by words over a Unix socket, whose name is in a file
 system that is mounted nowhere, and goes with its last descriptor.
+
+pasta, where the other one is not installed, does the same for an ordinary user but for ports: those of 2023 take them at their start only. It
+goes into the switch's user namespace by itself; it says that it is ready by writing its pid "file", which is our pipe.
 """
 
 from __future__ import annotations
@@ -25,13 +28,14 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import chain
 from typing import Any, Final, cast
 
+from sandbox import _host
 from sandbox._networks.companion import Companion
 from sandbox._networks.passage import BRIDGE, Passage
 from sandbox._networks.switch import Switch
 from sandbox._sys.fds import Fd
 from sandbox.errors import BrokenError, ProtocolError, SetupError, UnsupportedError, UsageError
 
-PROGRAM: Final = "slirp4netns"
+PROGRAM, OTHER = "slirp4netns", "pasta"
 INTERFACE: Final = "outlet"
 # Of its own side of the interface, in each switch the same: nobody beyond it sees them. Of the range for measuring networks (RFC 2544), which is
 # nobody's address outside: 10.0.2.0/24, its default, is that of VirtualBox's guests and of many an office.
@@ -39,19 +43,23 @@ NET: Final = IPv4Network("198.18.255.0/25")
 GATEWAY: Final = NET.network_address + 2  # the numbers are slirp4netns' own
 ADDRESS: Final = NET.network_address + 100
 TUN: Final = "/dev/net/tun"
-REMEDY: Final = f"install the package {PROGRAM} (Debian: apt install {PROGRAM}); or give internal=True"
+REMEDY: Final = f"install the package {PROGRAM} (Debian: apt install {PROGRAM}), or passt, without published ports; or give internal=True"
 LOW: Final = "ports below 1024 are root's; as root: sysctl -w net.ipv4.ip_unprivileged_port_start=0, or publish one from 1024 on"
 _SOCKET: Final = "api"
 _WAIT_S: Final = 10.0
 _MOST: Final = 1 << 16
-_READY, _EXIT, _ROOM, _NETNS = 3, 4, 5, 6  # its descriptors
+_READY, _EXIT, _ROOM, _NETNS, _USERNS = 3, 4, 5, 6, 7  # its descriptors
 
 
-def find_program() -> str:
-    """Where it is. Raises: UnsupportedError: it is not installed, or could not make an interface."""
-    found = shutil.which(PROGRAM)
+def find_program(wanted: str | None = None) -> str:
+    """Where it is: the one that is *wanted*, or the first that is there. Raises: UnsupportedError: none is, or it could not make an interface."""
+    names = [wanted] if wanted is not None else [PROGRAM] if _host.host().privileged else [PROGRAM, OTHER]
+    if wanted == OTHER and _host.host().privileged:
+        raise UnsupportedError("pasta keeps rights of root's which it has no use for", feature=OTHER, remedy=f"give uplink={PROGRAM!r}")
+    found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        raise UnsupportedError(f"reaching outside without root's rights takes {PROGRAM}, which is not in PATH", feature=PROGRAM, remedy=REMEDY)
+        words = " or ".join(names)
+        raise UnsupportedError(f"reaching outside without root's rights takes {words}, which is not in PATH", feature=names[0], remedy=REMEDY)
     if not os.access(TUN, os.R_OK | os.W_OK):
         gone = not os.path.exists(TUN)
         reason = "is not there" if gone else "may not be opened by this user"
@@ -63,29 +71,36 @@ def find_program() -> str:
 class Outlet:
     """Of one network. Ends with `close`, and with this process. The caller has a lock."""
 
-    def __init__(self, switch: Switch, *, mtu: int) -> None:
+    def __init__(self, switch: Switch, *, mtu: int, wanted: str | None = None) -> None:
         """Start it, and have the switch pass on what goes there: it has `INTERFACE` then, with `ADDRESS` and a default route by `GATEWAY`.
 
-        Raises: UnsupportedError; SetupError, with what the program said.
+        wanted: which program; None: what there is. Raises: UnsupportedError; SetupError, with what the program said.
         """
-        program = find_program()
+        program = find_program(wanted)
+        self._taken: set[tuple[str, int]] = set()
+        self._is_pasta = os.path.basename(program) == OTHER
         with ExitStack() as stack:
             # First the rules: nothing is passed on without them.
             self._passage = Passage(switch.filters(), interface=INTERFACE, beyond=NET)
             stack.callback(self._passage.close)
             self._room = stack.enter_context(Fd(switch.room()))
             theirs, self._life = (stack.enter_context(Fd(fd)) for fd in os.pipe2(os.O_CLOEXEC))
-            owner = switch.owner()
-            user = None if owner is None else stack.enter_context(owner).fileno()
-            fds = {_EXIT: theirs.fileno(), _ROOM: self._room.fileno(), _NETNS: switch.fileno()}
-            self._taken: set[tuple[str, int]] = set()
-            self._companion = Companion(_command(program, mtu), fds, ready=_READY, user=user)
+            with ExitStack() as lent:
+                lent.enter_context(theirs)
+                owner = switch.owner()
+                user = None if owner is None else lent.enter_context(owner).fileno()
+                self._companion = self._start(program, switch.fileno(), theirs.fileno(), user, mtu)
             stack.callback(self._companion.close)
             switch.forward(BRIDGE, INTERFACE)
             stack.pop_all()
-        theirs.close()
-        if owner is not None:
-            owner.close()
+
+    def _start(self, program: str, netns: int, life: int, user: int | None, mtu: int) -> Companion:
+        if self._is_pasta:
+            if user is None:
+                raise AssertionError("pasta is for ordinary users")
+            return Companion(_pasta(program, mtu), {_NETNS: netns, _USERNS: user}, ready=_READY)
+        fds = {_EXIT: life, _ROOM: self._room.fileno(), _NETNS: netns}
+        return Companion(_command(program, mtu), fds, ready=_READY, user=user)
 
     @property
     def is_alive(self) -> bool:
@@ -101,8 +116,11 @@ class Outlet:
         """Have what comes to *host*, an address of the host's and a port, go *to* a container's; gives what ends that.
 
         Connections of other hosts come from where they come from; the host's own from `GATEWAY`. What is connected when it ends stays so.
-        Raises: SetupError: why it cannot listen there, as EADDRINUSE, EACCES; BrokenError.
+        Raises: SetupError: why it cannot listen there, as EADDRINUSE, EACCES; UnsupportedError: the program is pasta; BrokenError.
         """
+        if self._is_pasta:
+            remedy = f"install the package {PROGRAM}, or give uplink={PROGRAM!r} if it is there"
+            raise UnsupportedError("pasta takes ports at its start only", feature=PROGRAM, remedy=remedy)
         with ExitStack() as stack:
             inside = self._take(protocol, host[1])
             stack.callback(self._taken.discard, (protocol, inside))
@@ -180,4 +198,14 @@ def _command(program: str, mtu: int) -> tuple[str, ...]:
         "--disable-dns", "--enable-sandbox", "--enable-seccomp",
         f"--ready-fd={_READY}", f"--exit-fd={_EXIT}", f"--api-socket=/proc/self/fd/{_ROOM}/{_SOCKET}",
         "--netns-type=path", f"/proc/self/fd/{_NETNS}", INTERFACE,
+    )  # fmt: skip
+
+
+def _pasta(program: str, mtu: int) -> tuple[str, ...]:
+    nothing = [word for option in ("-t", "-u", "-T", "-U") for word in (option, "none")]  # what it publishes by itself: either side's listeners
+    return (
+        program, "--foreground", "--quiet", "--config-net", "--ipv4-only", "--no-map-gw", *nothing,
+        "--no-dhcp", "--no-ndp", "--no-dhcpv6", "--no-ra", "--no-netns-quit",
+        "--ns-ifname", INTERFACE, "--address", str(ADDRESS), "--netmask", str(NET.prefixlen), "--gateway", str(GATEWAY), "--mtu", str(mtu),
+        "--pid", f"/proc/self/fd/{_READY}", "--userns", f"/proc/self/fd/{_USERNS}", "--netns", f"/proc/self/fd/{_NETNS}",
     )  # fmt: skip

@@ -19,7 +19,7 @@ from sandbox.net.shape import Shape, queues_of, to_shape
 
 DEFAULT_MTU: Final = 1500
 LEAST_MTU, MOST_MTU = 576, 65535  # RFC 791's least for hosts; veth's and the bridge's most
-UPLINKS: Final = ("kernel", "slirp4netns")
+UPLINKS: Final = ("kernel", "slirp4netns", "pasta")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)  # Docker's, bounded
 _numbers: Final = itertools.count(1)
 _LEAST_IPV6_MTU: Final = 1280  # RFC 8200, section 5

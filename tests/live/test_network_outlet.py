@@ -32,7 +32,7 @@ ip link set lo up
 unshare --net sleep 100 & other=$!
 while [ "$(readlink /proc/$other/ns/net)" = "$(readlink /proc/self/ns/net)" ]; do :; done
 ip link add near type veth peer name far netns $other
-ip addr add {OURS}/24 dev near; ip link set near up
+ip addr add {OURS}/24 dev near; ip link set near up; ip route add default via {THEIRS}  # which pasta asks for
 nsenter -t $other -n sh -c 'ip link set lo up; ip addr add {THEIRS}/24 dev far; ip link set far up'
 nsenter -t $other -n {PYTHON} -c "$ECHO" & echo=$!
 status=0
@@ -118,6 +118,57 @@ with socket.create_server(("127.0.0.1", 0)) as alone, Network() as net, Containe
     assert not found.pop("accepted")
     assert len(found) == 7
     assert set(found.values()) <= {"ConnectionRefusedError", "TimeoutError", "OSError"}
+
+
+@needs("program:pasta")
+@outside
+def test_pasta_does_as_well_but_for_ports() -> None:
+    found = in_world(
+        """
+with socket.create_server(("127.0.0.1", 0)) as alone, Network(uplink="pasta") as net, Container(net=net) as c:
+    found["comm"] = open(f"/proc/{net.live.outlet.pid}/comm").read()
+    found["tcp"], found["udp"] = ask(c, TCP, THEIRS, 7), ask(c, UDP, THEIRS, 7)
+    for address in ("127.0.0.1", net.gateway, "198.18.255.2", "198.18.255.100", OURS):
+        found[address] = ask(c, TCP, address, alone.getsockname()[1])
+    with c.popen([PYTHON, "-c", SERVER], stdout=PIPE) as process:
+        process.stdout.readline()
+        found["published"] = from_here(8080), from_there(8080)  # by itself it publishes nothing
+        process.kill()
+    try: net.live.outlet.publish("tcp", (IPv4Address(0), 20080), (IPv4Address(c.address), 8080))
+    except Exception as error: found["error"] = type(error).__name__, error.remedy
+"""
+    )
+    assert found.pop("comm").startswith("pas")  # passt.avx2, where the machine has that
+    assert found.pop("tcp") == found.pop("udp") == OURS
+    assert found.pop("published") == ["ConnectionRefusedError"] * 2
+    kind, remedy = found.pop("error")
+    assert (kind, "slirp4netns" in remedy) == ("UnsupportedError", True)
+    assert len(found) == 5
+    assert set(found.values()) <= {"ConnectionRefusedError", "TimeoutError", "OSError"}
+
+
+@needs("program:pasta")
+@outside
+def test_pasta_outlives_neither_the_process_nor_a_launcher_that_is_killed_with_it() -> None:
+    found = in_world(
+        """
+import select, signal, subprocess
+code = "import os; from sandbox import Network; from sandbox._launch import driver; net = Network(uplink='pasta').create(); " \\
+    "print(net.live.outlet.pid, flush=True); os.kill(driver.known().own_pid, 9); os.kill(os.getpid(), 9)"
+pid = int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE).stdout)
+try: watch = os.pidfd_open(pid)
+except ProcessLookupError: found["ended"] = True
+else: found["ended"] = bool(select.select([watch], [], [], 2)[0])
+"""
+    )
+    assert found == {"ended": True}
+
+
+@needs("root")
+def test_pasta_is_not_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox._networks.outlet.shutil.which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(UnsupportedError, match="slirp4netns"):
+        Network(uplink="pasta").create()
 
 
 @outside
@@ -224,7 +275,7 @@ def test_what_is_missing_is_said_with_what_helps(monkeypatch: pytest.MonkeyPatch
 
 @needs("root")
 def test_a_program_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox._networks.outlet.find_program", lambda: "/bin/false")
+    monkeypatch.setattr("sandbox._networks.outlet.find_program", lambda *_: "/bin/false")
     with pytest.raises(sandbox.SetupError, match="without a word"):
         Network(uplink="slirp4netns").create()
     monkeypatch.setattr("sandbox._networks.outlet._command", lambda *_: ("/bin/sh", "-c", "echo no such luck >&2; exit 1"))
@@ -235,7 +286,7 @@ def test_a_program_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None
 @needs("root")
 def test_what_it_has_to_say_fills_nobodys_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("/bin/sh", "-c", "head -c 9000000 /dev/zero >&2 2>/dev/null; echo >&3; exec sleep 1000")
-    monkeypatch.setattr("sandbox._networks.outlet.find_program", lambda: "/bin/sh")
+    monkeypatch.setattr("sandbox._networks.outlet.find_program", lambda *_: "/bin/sh")
     monkeypatch.setattr("sandbox._networks.outlet._command", lambda *_: command)
     monkeypatch.setattr("sandbox._networks.switch.Switch.forward", lambda *_: None)
     with Network(uplink="slirp4netns") as net, Container(net=net) as c:
