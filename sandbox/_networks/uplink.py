@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field, frozen
 
 from sandbox.errors import SetupError, UnsupportedError
-from sandbox.net.addresses import choose_subnet
+from sandbox.net.addresses import choose_subnet, mac_of
+from sandbox.net.neighbours import known
 from sandbox.net.nft import (
     IFNAME,
     IPV4,
@@ -69,11 +70,12 @@ _TRIES: Final = 20
 _CONF: Final = "/proc/sys/net/ipv4/conf"
 # Of our own interface. It takes no word of the containers for routes; 127.0.0.1 stays out of their reach.
 _SETTINGS: Final = {"forwarding": "1", "accept_redirects": "0", "accept_source_route": "0", "route_localnet": "0"}
-_LAST: Final = 2**31 - 1  # the priority behind all others
+_FIRST, _LAST = 1 - 2**31, 2**31 - 1  # priorities before and behind all others
 _FORWARD: Final = 2  # NF_INET_FORWARD
 _DISCARD: Final = 9  # the port of RFC 863, where nobody is
 _NOWHERE: Final = IPv4Address("198.51.100.9")  # of TEST-NET-2 (RFC 5737)
-_PROBE_S: Final = 0.5
+_PROBE_S: Final = 5.0  # for one to arrive at the host; on a busy machine an interface takes its time until it sends
+_PASSING_S: Final = 0.2  # for one that has arrived to come through, which takes microseconds
 _NEVER_DROPPED: Final = ("established", "related")
 
 
@@ -97,7 +99,6 @@ class Uplink:
         host = hold(stack)
         pair, name = _make_pair(requests, mtu=mtu, avoid=avoid)
         found = cls(name, pair[0], pair[1], host)
-        requests.send([*brought_up(UPLINK, found.there, pair), default_route(found.here, UPLINK)], "lead a switch outside")
         _make_walls(switch)
         switch.set({f"ipv4/conf/{interface}/forwarding": b"1\n" for interface in ("bridge", "uplink")})
         host.add(found)
@@ -116,9 +117,15 @@ def _make_pair(requests: Requests, *, mtu: int, avoid: IPv4Network) -> tuple[IPv
         with open("/proc/thread-self/ns/net", "rb") as outside:
             for pair in _candidates([*routes(), avoid]):
                 name = f"{PREFIX}{int(pair[0]):08x}"
-                if _is_made(requests, uplink(name, mtu, outside.fileno())):
+                macs = mac_of(pair[0]), mac_of(pair[1])
+                if _is_made(requests, uplink(name, mtu, outside.fileno(), macs=macs)):
                     _set_up(name)
-                    here.send(brought_up(socket.if_nametoindex(name), pair[0], pair), "bring an interface up that leads outside")
+                    index = socket.if_nametoindex(name)
+                    # Each knows the other for good: an ARP request that is lost (nothing is sent before the kernel has noticed that there
+                    # is a carrier) is repeated a second later only.
+                    here.send([*brought_up(index, pair[0], pair), known(index, pair[1], macs[1])], "bring up what leads outside")
+                    near = [*brought_up(UPLINK, pair[1], pair), known(UPLINK, pair[0], macs[0]), default_route(pair[0], UPLINK)]
+                    requests.send(near, "lead a switch outside")
                     return pair, name
     finally:
         here.close()
@@ -215,6 +222,11 @@ class HostTable:
         return Set(self.table, "addresses", (IPV4,))
 
     @property
+    def arrivals(self) -> Chain:
+        """What nobody has looked at yet."""
+        return Chain(self.table, "arrivals", hook="prerouting", priority=_FIRST)
+
+    @property
     def probes(self) -> Chain:
         """What comes to its end has passed all others."""
         return Chain(self.table, "probes", hook="forward", priority=_LAST)
@@ -229,10 +241,10 @@ class HostTable:
         with self._lock:
             return self._kernel.chains()
 
-    def passed(self) -> int:
-        """How many probes have come through."""
+    def counted(self, chain: Chain, handles: set[int]) -> int:
+        """How many packets these rules of *chain* have seen."""
         with self._lock:
-            return sum(found.packets for found in self._kernel.rules(self.probes))
+            return sum(found.packets for found in self._kernel.rules(chain) if found.handle in handles)
 
     def add(self, link: Uplink) -> None:
         """Let a network's packets pass."""
@@ -253,7 +265,7 @@ class HostTable:
         inward = Chain(self.table, "input", hook="input")
         nat = Chain(self.table, "postrouting", hook="postrouting", type="nat", priority=100)
         work = Transaction().add(self.table).add(self.links).add(self.addresses)
-        for chain in (forward, out, back, inward, nat, self.probes):
+        for chain in (forward, out, back, inward, nat, self.arrivals, self.probes):
             work.add(chain)
         work.add(rule(forward, [in_set(self.links, iifname), jump(out)]))
         work.add(rule(forward, [in_set(self.links, oifname), jump(back)]))
@@ -366,35 +378,40 @@ def _probe(switch: Switch, link: Uplink, ways: list[WayOut]) -> None:
     if not targets:
         return
     # One that passes is enough: others may well forbid addresses of no use, or of their own network.
-    tests = Transaction()
-    for target in targets:
-        tests.add(rule(link.host.probes, [iifname(link.name), ip_daddr(target), udp_dport(_DISCARD), counter(), drop]))
-    handles = link.host.commit(tests)
+    tests = [[iifname(link.name), ip_daddr(target), udp_dport(_DISCARD), counter()] for target in targets]
+    host = link.host
+    work = Transaction()
+    for test in tests:
+        work.add(rule(host.arrivals, test)).add(rule(host.probes, [*test, drop]))
+    handles = host.commit(work)
     try:
-        if not _gets_through(switch, link, targets):
-            raise _in_the_way(link.host)
+        if not _gets_through(switch, host, targets, (set(handles[::2]), set(handles[1::2]))):
+            raise _in_the_way(host)
     finally:
         gone = Transaction()
-        for handle in handles:
-            gone.delete_rule(link.host.probes, handle)
-        link.host.commit(gone)
+        for at, handle in enumerate(handles):
+            gone.delete_rule(host.probes if at % 2 else host.arrivals, handle)
+        host.commit(gone)
 
 
-def _gets_through(switch: Switch, link: Uplink, targets: list[IPv4Address]) -> bool:
+def _gets_through(switch: Switch, host: HostTable, targets: list[IPv4Address], rules: tuple[set[int], set[int]]) -> bool:
+    """*rules*: those that count what arrives, and what passes. Usually both have before sendto returns."""
     fd = switch.socket(domain=socket.AF_INET, kind=socket.SOCK_DGRAM, protocol=0)
     deadline, pause = time.monotonic() + _PROBE_S, 0.0005
+    has_arrived = False
     with socket.socket(fileno=fd) as sender:
         while True:
             for target in targets:
                 with suppress(OSError):  # an answer to the one before: somebody rejects it
                     sender.sendto(b"", (str(target), _DISCARD))
-            # Usually it has been counted before sendto returns; on a busy machine somebody else carries it on, and tells nobody.
-            if link.host.passed():
+            if host.counted(host.probes, rules[1]):
                 return True
+            if not has_arrived and host.counted(host.arrivals, rules[0]):
+                has_arrived, deadline = True, time.monotonic() + _PASSING_S
             if time.monotonic() > deadline:
                 return False
             time.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, 0.05)
 
 
 def _in_the_way(host: HostTable) -> UnsupportedError:

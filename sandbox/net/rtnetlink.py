@@ -134,12 +134,16 @@ def bridge_address(gateway: IPv4Address | IPv6Address, subnet: IPv4Network | IPv
     return _address(BRIDGE, gateway, subnet)
 
 
-def uplink(name: str, mtu: int, outside: int) -> bytes:
-    """Make the pair that leads outside: ``uplink`` here, *name* in *outside*, a descriptor of a namespace. Neither is up yet."""
+def uplink(name: str, mtu: int, outside: int, *, macs: tuple[str, str]) -> bytes:
+    """Make the pair that leads outside: ``uplink`` here, *name* in *outside*, a descriptor of a namespace. Neither is up yet.
+
+    *macs*: of the outer one and of this one.
+    """
     # This way round: veth heeds the index of a peer only where the first one's is given too, and what is free outside is not ours to know.
-    peer = {"attrs": [("IFLA_IFNAME", name), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", outside)]}
+    peer = {"attrs": [("IFLA_IFNAME", name), ("IFLA_ADDRESS", macs[0]), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", outside)]}
     info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
-    return _link(UPLINK, [("IFLA_IFNAME", "uplink"), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)], up=False)
+    attributes = [("IFLA_IFNAME", "uplink"), ("IFLA_ADDRESS", macs[1]), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
+    return _link(UPLINK, attributes, up=False)
 
 
 def brought_up(index: int, address: IPv4Address | IPv6Address, subnet: IPv4Network | IPv6Network) -> list[bytes]:
