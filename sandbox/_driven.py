@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from sandbox import _beginning, _session, _start
 from sandbox._arguments import Prepared, text_of
@@ -27,6 +27,9 @@ from sandbox.cg import Leaf
 from sandbox.container import Container, input_bytes, keyword_defaults, prepare_run
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 from sandbox.process import Process
+
+if TYPE_CHECKING:
+    from sandbox.net.counters import NetStats
 
 GONE_S: Final = _beginning.GONE_S
 STARTED_S: Final = GRACE_S + 30  # as `Process` waits
@@ -86,6 +89,10 @@ class Driven(Container):
     def started(self) -> Started:
         """Raises: ClosedError."""
         return self._live()
+
+    def counters(self) -> NetStats | None:
+        """Of all networks that it is in, for a monitor."""
+        return self._net_totals()
 
     @property
     def is_open(self) -> bool:

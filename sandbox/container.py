@@ -389,7 +389,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         """A time series of what all programs use, taken in a thread of its own within ``with``; see `Monitor`. Needs: as `stats`."""
         from sandbox.monitoring import Monitor
 
-        return Monitor(self._live(), interval, max_rows=max_rows)
+        return Monitor(self._live(), interval, max_rows=max_rows, counters=self._net_totals)
 
     @property
     def cgroup(self) -> Introspection:

@@ -18,7 +18,7 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from sandbox._tables import Target, to_frame, write_csv
@@ -29,6 +29,7 @@ from sandbox.errors import ClosedError, SetupError, UsageError
 if TYPE_CHECKING:
     from sandbox._session import Session
     from sandbox._start import Started
+    from sandbox.net.counters import NetStats
 
 __all__ = ["Monitor", "Sample"]
 
@@ -47,14 +48,17 @@ class Monitor:
     samples up to some ms late, and each tells when it really was taken.
     """
 
-    def __init__(self, started: Started, interval: float = 0.05, *, max_rows: int = MAX_ROWS) -> None:
-        """*interval*: seconds, from 0.001 on. *max_rows*: how many are kept (10,000 take 8 MB)."""
+    def __init__(
+        self, started: Started, interval: float = 0.05, *, max_rows: int = MAX_ROWS, counters: Callable[[], NetStats | None] = lambda: None
+    ) -> None:
+        """*interval*: seconds, from 0.001 on. *max_rows*: how many are kept (10,000 take 8 MB). *counters*: of all networks of the container."""
         self._interval = to_seconds(interval, what="interval")
         if self._interval < LEAST_INTERVAL_S:
             raise UsageError(f"interval: {interval!r} is too short; give {LEAST_INTERVAL_S} s or more")
         self._max_rows = to_count(max_rows, what="max_rows", least=LEAST_ROWS) // 2 * 2  # even: halves are evenly spaced
         self._stride = 1
         self._started = started
+        self._counters = counters
         self._rows: list[Sample] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -157,7 +161,7 @@ class Monitor:
 
         For those who wait by themselves: *begin* is when the first was due. Raises: OSError, as `stop`.
         """
-        sample = sampler.read(lambda: time.monotonic() - begin)
+        sample = self._read(sampler, begin)
         if sample is None:
             return None
         stride = self._keep(sample)
@@ -167,9 +171,17 @@ class Monitor:
 
     def take_last(self, sampler: Sampler, begin: float) -> None:
         """Take one more than was due: it tells what all runs used together."""
-        last = sampler.read(lambda: time.monotonic() - begin)
+        last = self._read(sampler, begin)
         if last is not None:
             self._keep(last)
+
+    def _read(self, sampler: Sampler, begin: float) -> Sample | None:
+        sample = sampler.read(lambda: time.monotonic() - begin)
+        passed = None if sample is None else self._counters()
+        if sample is None or passed is None:
+            return sample
+        dropped = passed.received_dropped + passed.sent_dropped
+        return sample._replace(net_received_bytes=passed.received_bytes, net_sent_bytes=passed.sent_bytes, net_dropped=dropped)
 
     def _keep(self, sample: Sample) -> int:
         """Add a row; give how many of the intervals asked for lie between two samples now."""

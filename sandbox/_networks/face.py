@@ -97,6 +97,14 @@ class NetworkAccess:
         found = {network.name: stats_of_place(*seat) for network, seat in self._places("net_stats").items()}
         return {name: stats for name, stats in found.items() if stats is not None}
 
+    def _net_totals(self) -> NetStats | None:
+        """All networks that it is in at this moment together, for `Monitor`; None: it is in none, or they cannot be asked."""
+        if self._membership is None:
+            return None
+        from sandbox._networks.measures import stats_of_places
+
+        return stats_of_places(self._membership.places().values())
+
     def capture(
         self,
         path: StrPath,

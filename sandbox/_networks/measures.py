@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,15 @@ def stats_of_place(live: Live, place: Place) -> NetStats | None:
             raise
         found = stats_of(answer)
         return evolve(found, received_dropped=found.received_dropped + received, sent_dropped=found.sent_dropped + sent)
+
+
+def stats_of_places(seats: Collection[tuple[Live, Place]]) -> NetStats | None:
+    """Of one container, together; None: there are none, or one of them cannot be asked."""
+    try:
+        found = [stats for seat in seats if (stats := stats_of_place(*seat)) is not None]
+    except SetupError:
+        return None
+    return sum(found, NetStats()) if found else None
 
 
 def stats_of_network(live: Live) -> NetStats:

@@ -274,7 +274,7 @@ class Container(ImageAccess):
 
     def monitor(self, interval: float = 0.05, *, max_rows: int = MAX_ROWS) -> Monitor:
         """A time series of what all programs use, taken within ``async with``; see `Monitor`, and `sandbox.Container.monitor`."""
-        return Monitor(self.driven.started, interval, max_rows)
+        return Monitor(self.driven.started, interval, max_rows, self.driven.counters)
 
     # ---- Files ----
 

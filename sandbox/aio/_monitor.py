@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +16,7 @@ from sandbox.errors import ClosedError, UsageError
 
 if TYPE_CHECKING:
     from sandbox._start import Started
+    from sandbox.net.counters import NetStats
 
 
 class Monitor:
@@ -26,9 +27,9 @@ class Monitor:
     each tells when it really was taken. `rows`, `interval`, `missed`, `to_csv`, `to_pandas` and `plot` are those of `sandbox.Monitor`.
     """
 
-    def __init__(self, started: Started, interval: float, max_rows: int) -> None:
+    def __init__(self, started: Started, interval: float, max_rows: int, counters: Callable[[], NetStats | None]) -> None:
         self._started = started
-        self._series = monitoring.Monitor(started, interval, max_rows=max_rows)
+        self._series = monitoring.Monitor(started, interval, max_rows=max_rows, counters=counters)
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         #: when the series began, in seconds since the epoch; `Sample.time` counts from there

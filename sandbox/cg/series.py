@@ -21,7 +21,8 @@ class Sample(NamedTuple):
     *time*: seconds since the series began (monotonic). At that moment: bytes of *memory*, of these *anon* and *file* (page cache, tmpfs), *swap*;
     *pids* (processes and threads). Until then: the most *memory_peak*; seconds of *cpu_time*, *user_time*, *system_time*, and *throttled_time*
     (a quota made it wait); of all disks, *read_bytes*, *written_bytes*, *reads*, *writes*; seconds in which some process waited for a
-    resource, or all did (*_full*): *cpu_pressure*, *memory_pressure*, *memory_pressure_full*, *io_pressure*, *io_pressure_full*.
+    resource, or all did (*_full*): *cpu_pressure*, *memory_pressure*, *memory_pressure_full*, *io_pressure*, *io_pressure_full*. In the
+    networks that the container is in at that moment, since it joined each: *net_received_bytes*, *net_sent_bytes*, *net_dropped* packets.
     """
 
     time: float
@@ -44,6 +45,9 @@ class Sample(NamedTuple):
     memory_pressure_full: float | None = None
     io_pressure: float | None = None
     io_pressure_full: float | None = None
+    net_received_bytes: int | None = None
+    net_sent_bytes: int | None = None
+    net_dropped: int | None = None
 
 
 def sample_of(time: float, stats: Stats) -> Sample:

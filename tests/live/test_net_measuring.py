@@ -90,6 +90,33 @@ def test_containers_without_networks_have_no_counters() -> None:
         assert net.stats() == NetStats()
 
 
+@needs("cgroup:memory", "cgroup:pids")
+def test_a_monitor_has_what_passes_all_networks_of_a_container() -> None:
+    with (
+        Network("a", internal=True) as a,
+        Network("b", internal=True) as b,
+        Container(net=[a, b], memory="256M") as one,
+        Container(net=a) as two,
+        Container(memory="256M") as alone,
+        running(two, SINK),
+    ):
+        with one.monitor(60) as monitor, alone.monitor(60) as other:
+            meet(one, two)
+            send(one, two, 50)
+        first, last = monitor.rows[0], monitor.rows[-1]
+        assert first.net_sent_bytes is not None
+        assert last.net_sent_bytes is not None
+        assert last.net_sent_bytes - first.net_sent_bytes >= 50 * (100 + HEADS)
+        stats = one.net_stats()
+        assert last.net_received_bytes == stats["a"].received_bytes + stats["b"].received_bytes
+        assert last.net_dropped == 0
+        assert {row.net_sent_bytes for row in other.rows} == {None}
+        with one.monitor(60) as monitor:
+            a.close()
+            b.close()
+        assert monitor.rows[-1].net_sent_bytes is None
+
+
 # ---- Captures ----
 
 
