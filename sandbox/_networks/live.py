@@ -130,11 +130,13 @@ class Live:
         forger: bool,
         lost: Callable[[], None],
         ahead: Ahead | None,
+        chosen: Callable[[Live, Place], None] | None,
     ) -> Place:
         """Connect a container by its *number*-th interface. *routed*: the versions of IP whose default route goes through here.
 
         *forger*: its programs may have rights over the interface, and are held to its addresses by the port.
         *lost* is called when the network is closed before `dismiss`. *ahead*: that interface, if it is there already.
+        *chosen* is called once the addresses are, before anything is made.
         """
         with ExitStack() as stack:
             requests = None if ahead is None else _taken(ahead)
@@ -150,6 +152,8 @@ class Live:
                 hostname, str(address), mac, session.pid, None if address6 is None else str(address6), join.aliases, f"eth{number}"
             )
             place = Place(endpoint, session, address, address6, port, INSIDE + number)
+            if chosen is not None:
+                chosen(self, place)
             stack.callback(self._forget, place)
             self._connect(place, number, routed, requests, forger=forger, lost=lost)
             stack.pop_all()

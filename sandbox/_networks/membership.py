@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -24,13 +24,13 @@ from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
 from sandbox._networks.measures import shape_arrival
 from sandbox._networks.places import Endpoint, Place
-from sandbox.errors import BrokenError, ClosedError, SetupError, UnsupportedError, UsageError
+from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.fs import resolv_text
 
 if TYPE_CHECKING:
     from sandbox._networks.ahead import Ahead
     from sandbox._networks.wishes import Join, Wishes
-    from sandbox._session import Session
+    from sandbox._session import Asked, Session
     from sandbox._spec import ContainerSpec
     from sandbox.network import Network
 
@@ -80,6 +80,7 @@ class Membership:
         self._wishes, self._spec = wishes, spec
         self._session: Session | None = None
         self._first: Live | None = None
+        self._writing: Asked | None = None  # of its files, which init is about to write
         self._seats: dict[Network, _Seat] = {}  # in the order of joining
         self._routes: dict[int, _Seat] = {}  # through which the default route of a version of IP goes
         self._lock = threading.RLock()
@@ -120,7 +121,8 @@ class Membership:
             stack.callback(self.end)
             self._session = session
             for join in self._wishes.joins:
-                self._enter(join, ahead)
+                # The last address is all that its files wait for: init writes them while the interface is made.
+                self._enter(join, ahead, chosen=self._begin_files if join is self._wishes.joins[-1] else None)
                 ahead = None
             if self._seats:
                 self._settle()
@@ -155,7 +157,11 @@ class Membership:
     def end(self) -> None:
         """Forget all places: the container has ended, or is about to."""
         with self._lock:
-            self._session = None
+            session, self._session = self._session, None
+            writing, self._writing = self._writing, None
+            if session is not None and writing is not None:
+                with suppress(SandboxError):  # it failed behind that
+                    session.answer(writing)
             with ExitStack() as stack:
                 for network in self._seats:
                     stack.callback(self._leave, network)
@@ -178,7 +184,7 @@ class Membership:
 
     # ---- Steps ----
 
-    def _enter(self, join: Join, ahead: Ahead | None = None) -> Place:
+    def _enter(self, join: Join, ahead: Ahead | None = None, *, chosen: Callable[[Live, Place], None] | None = None) -> Place:
         session, network, live = self._running(), join.network, join.network.live
         used = {seat.number for seat in self._seats.values()}
         number = next(number for number in range(len(used) + 1) if number not in used)
@@ -186,7 +192,8 @@ class Membership:
         lost = partial(self._lost, network)
         with ExitStack() as stack:
             place = live.admit(
-                session, join, self._spec.hostname, number=number, routed=routed, forger=guard.is_forger(self._spec), lost=lost, ahead=ahead
+                session, join, self._spec.hostname, number=number, routed=routed, forger=guard.is_forger(self._spec), lost=lost, ahead=ahead,
+                chosen=chosen,
             )
             stack.callback(live.dismiss, place)
             arrival = Arrival(network, live, place, join, self._wishes, not self._seats, self._spec.resolver.nameservers)
@@ -227,24 +234,35 @@ class Membership:
 
     def _write_files(self, session: Session) -> None:
         """A root that nobody can write to keeps its first files, where its name is 127.0.1.1."""
+        writing, self._writing = self._writing, None
         try:
-            session.request([plan.WriteFile(f"etc/{name}", text, _ROOT) for name, text in self._files() if not self._is_mounted(name)], [])
+            if writing is None:
+                writing = session.ask(self._writes([(seat.live, seat.place) for seat in self._seats.values()]), [])
+            session.answer(writing)
         except SetupError as error:
             if error.errno != errno.EROFS:
                 raise
+
+    def _begin_files(self, live: Live, place: Place) -> None:
+        """As `_write_files`, which then waits for it, of a container that gets *place* beside those that it has."""
+        if not live.switch.is_ordinary:  # else its init is asked for more meanwhile
+            places = [*((seat.live, seat.place) for seat in self._seats.values()), (live, place)]
+            self._writing = self._running().ask(self._writes(places), [])
+
+    def _writes(self, places: list[tuple[Live, Place]]) -> list[plan.Op]:
+        return [plan.WriteFile(f"etc/{name}", text, _ROOT) for name, text in self._files(places) if not self._is_mounted(name)]
 
     def _is_mounted(self, name: str) -> bool:
         """Whether the caller has mounted something of its own there, which is not ours to write to."""
         return any(mount.target in ("/etc", f"/etc/{name}") for mount in self._spec.filesystem.mounts)
 
-    def _files(self) -> Iterable[tuple[str, bytes]]:
+    def _files(self, places: list[tuple[Live, Place]]) -> Iterable[tuple[str, bytes]]:
         """The files in /etc that tell of networks."""
-        places = [seat.place.endpoint for seat in self._seats.values()]
-        lives = [seat.live for seat in self._seats.values()]
+        lives = [live for live, _ in places]
         known = naming.resolver_for(
             self._spec, [str(live.addresses.gateway) for live in lives], is_internal=all(live.spec.internal for live in lives)
         )
-        own = [address for place in places for address in (place.address, place.address6) if address is not None]
+        own = [str(address) for _, place in places for address in (place.address, place.address6) if address is not None]
         return [
             ("hosts", hosts_text(self._spec.hostname, own, self._spec.resolver.hosts)),
             ("resolv.conf", resolv_text(known.nameservers, known.search, known.options)),
