@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType, TracebackType
@@ -18,6 +18,7 @@ from sandbox._networks.live import Live, uplink_of
 from sandbox._networks.outlet import find_program
 from sandbox._networks.places import Endpoint
 from sandbox.errors import ClosedError, UnsupportedError
+from sandbox.net.allow_rules import check as check_allowed
 from sandbox.net.spec import NetworkSpec, Subnets, to_spec
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Network:
         in `create` says what to do. "slirp4netns": that program, if it is installed, makes connections of its own of theirs, with the caller's
         rights; the host itself is reached then, but for its loopback. "pasta": the same for ordinary users, without published ports.
         None: the first as root; the second, or else the third, as an ordinary user.
+    allow: whom they may reach there: "10.0.0.5:5432", "10.1.0.0/16", "1.1.1.1:53/udp", "[fd00::1]:80"; []: nobody, None: everybody. What is not
+        allowed is refused at once. Names beyond the network are not answered then, and are no entries yet (UnsupportedError in `create`).
     mtu: of its interfaces, 1500 unless said. labels: strings of the caller's own, for looking at.
     ipv6: its containers have addresses of IPv6 too, of *subnet6*: ``"fd00:1::/64"``; None: one of fd00::/8 that is likely to be nobody else's.
     shape: how fast, how late and how reliably the packets of each container pass, unless `Join` says otherwise; see `Shape`. None: as they come.
@@ -64,10 +67,11 @@ class Network:
         ipv6: bool = False,
         subnet6: str | IPv6Network | None = None,
         uplink: str | None = None,
+        allow: Iterable[str] | None = None,
         shape: Shape | None = None,
     ) -> None:
         self._spec = to_spec(
-            name, subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6, uplink=uplink
+            name, subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6, uplink=uplink, allow=allow
         )
         self._spec = evolve(self._spec, shape=shape)
         self._live: Live | None = None
@@ -149,6 +153,7 @@ class Network:
 
     def _check(self) -> None:
         """Refuse what cannot be done, before anything is touched."""
+        check_allowed(self._spec.allow or ())
         if not self._spec.internal:
             _check_outside(self._spec)
         if self._spec.ipv6 and not os.path.exists("/proc/sys/net/ipv6"):

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from sandbox.errors import SetupError, UnsupportedError
 from sandbox.net.guard import chain_of, fence
-from sandbox.net.nft import NETLINK_NETFILTER, Nftables, Transaction
+from sandbox.net.nft import Nftables, Transaction
 from sandbox.sec.capabilities import capability_mask
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Guard:
     def fence(self, place: Place) -> None:
         """Hold its port to its addresses. Raises: UnsupportedError: the kernel cannot; SetupError."""
         if self._kernel is None:
-            self._kernel = Nftables(self._switch.socket(protocol=NETLINK_NETFILTER))
+            self._kernel = self._switch.filters()
         try:
             self._kernel.commit(fence(place.port, place.endpoint.mac, place.address, place.address6))
         except SetupError as error:

@@ -25,6 +25,7 @@ from sandbox._networks.uplink import Uplink
 from sandbox._spares import drop_of as drop_spares
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.net.addresses import mac_of
+from sandbox.net.allow_rules import allowing
 from sandbox.net.guard import opened, without_up
 from sandbox.net.rtnetlink import FIRST_PORT, INSIDE, Batch, Requests, Templates, bridge, bridge_address, default_route, removal, templates
 from sandbox.net.spec import Addresses, NetworkSpec, Subnets
@@ -82,6 +83,9 @@ class Live:
             switch.begin_ipv6("bridge")
         families = [family for family in (addresses, addresses6) if family is not None]
         requests.send([bridge_address(family.gateway, family.subnet) for family in families], "give a bridge its addresses")
+        if spec.allow is not None:  # before there is a way out
+            with switch.filters() as kernel:
+                kernel.commit(allowing(spec.allow))
         names = begin_names(spec, switch, str(addresses.gateway), [str(family.subnet) for family in families])
         stack.callback(names.close)
         outlet = uplink = None

@@ -38,7 +38,9 @@ def begin(spec: NetworkSpec, switch: Switch, gateway: str, subnets: Iterable[str
         for sock in sockets:
             stack.callback(sock.close)
         udp, tcp = (sock.detach() for sock in sockets)
-        return NetworkNames(spec.name, subnets, (udp, tcp), gateway, BRIDGE, forwards=not spec.internal)
+        # A question is a message to whoever answers for its name: with an allow-list, none goes out.
+        only = None if spec.allow is None else ()
+        return NetworkNames(spec.name, subnets, (udp, tcp), gateway, BRIDGE, forwards=not spec.internal, only=only)
 
 
 def key_of(session: Session) -> str:

@@ -54,6 +54,10 @@ _NO_DETOURS: Final = tuple(
 )
 
 
+# Errors by ICMP go to containers only: each attempt at what is not allowed is to fail at once, not only the first ones of a second.
+_ALL_REFUSALS: Final = plan.WriteProc("/proc/sys/net/ipv4/icmp_ratemask", b"0\n", plan.HOST)
+
+
 def _with_ipv6(interface: str) -> tuple[plan.Op, ...]:
     """Have an interface (``default``: those that are made from then on) take part in IPv6 by the addresses that we give, and by nothing else."""
     return tuple(plan.WriteProc(f"{_CONF}/{interface}/{name}", value, plan.HOST) for name, value in _IPV6)
@@ -155,7 +159,7 @@ class Switch:
     """The namespace and its helper. Belongs to the process that made it."""
 
     def __init__(self) -> None:
-        self._session = _started(helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS)))
+        self._session = _started(helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS, _ALL_REFUSALS)))
         self.is_ordinary = not _host.host().privileged
         try:
             self._namespace = namespace_of(self._session)

@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 from sandbox.errors import UsageError
 from sandbox.net.addresses import choose_address, choose_subnet, is_host_of, to_gateway, to_subnet
+from sandbox.net.allow import Allowed, to_allow
 from sandbox.net.rtnetlink import routes
 from sandbox.net.shape import Shape, queues_of, to_shape
 
@@ -40,6 +41,7 @@ class NetworkSpec:
     ipv6: bool = False
     subnet6: IPv6Network | None = None
     uplink: str | None = None
+    allow: tuple[Allowed, ...] | None = None
     shape: Shape | None = field(default=None, converter=to_shape)
 
     def __attrs_post_init__(self) -> None:
@@ -49,7 +51,7 @@ class NetworkSpec:
 
 def to_spec(
     name: object, *, subnet: object, gateway: object, internal: object, mtu: object, labels: object, ipv6: object = False, subnet6: object = None,
-    uplink: object = None,
+    uplink: object = None, allow: object = None,
 ) -> NetworkSpec:  # fmt: skip
     """Check what a user says. Raises: UsageError."""
     for what, value in (("internal", internal), ("ipv6", ipv6)):
@@ -74,7 +76,14 @@ def to_spec(
         bool(ipv6),
         _to_subnet6(subnet6, ipv6=bool(ipv6)),
         _to_uplink(uplink, internal=bool(internal)),
+        _to_allow(allow, internal=bool(internal)),
     )
+
+
+def _to_allow(allow: object, *, internal: bool) -> tuple[Allowed, ...] | None:
+    if internal and allow is not None:
+        raise UsageError("allow: an internal network reaches nobody outside; leave one of the two out")
+    return to_allow(allow)
 
 
 def _to_uplink(uplink: object, *, internal: bool) -> str | None:
