@@ -47,7 +47,8 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
     memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices: limits on all programs together; see `Limits`.
     net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's; a `Network`, a `Join` of
         one, or a list of those: an interface of its own in each.
-    ports: published at the host: 80, "8080:80", "127.0.0.1:53:53/udp"; see `sandbox.net.Port`. links: other containers by an alias.
+    ports: published at the host: 80 (where a port is free there, see `ports`), "8080:80", "127.0.0.1:53:53/udp", "8000-8010:8000-8010", or
+        `sandbox.net.Port`. publish_all: also those that the image exposes. links: other containers by an alias.
     dns, dns_search: addresses of name servers, domains to search. extra_hosts: names and their addresses, for /etc/hosts.
     name: by which others of its networks find it, beside its hostname and its aliases: letters, digits, ``_.-``.
     share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host.
@@ -81,7 +82,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         hugetlb: Any = None,  # noqa: ANN401
         devices: Iterable[str] | None = None,
         net: Container | Network | Join | Sequence[Network | Join] | str | None = None, share: Iterable[str] = (),
-        ports: Iterable[int | str | Port] = (), links: Mapping[str, Container] | tuple[()] = (),
+        ports: Iterable[int | str | Port] = (), publish_all: bool = False, links: Mapping[str, Container] | tuple[()] = (),
         dns: Iterable[str] = (), dns_search: Iterable[str] = (), extra_hosts: Mapping[str, str] | tuple[()] = (),
         mounts: Iterable[Mount | str] = (),
         env: Mapping[str, str] | None = None,
@@ -120,6 +121,8 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
             shm=shm, security=security, rlimits=rlimits,
             strict=strict, time_offsets=time_offsets, subids=subids,
         )
+        if publish_all is not False:
+            self._wishes = self._wishes.with_exposed(to_bool(publish_all, what="publish_all"), self.spec.image)
         self._started: Started | None = None
         self._closed = False
         self._lock = threading.Lock()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sandbox._start import Started
     from sandbox._types import Size, StrPath
     from sandbox.net.counters import NetStats
+    from sandbox.net.ports import HostPort
     from sandbox.net.shape import Shape
     from sandbox.network import Endpoint, Network
 
@@ -53,6 +54,12 @@ class NetworkAccess:
     def address(self) -> str | None:
         """Its address in the first `Network` that it is in; None: it is in none. Raises: ClosedError: it does not run."""
         return next((place.address for place in self.endpoints.values()), None)
+
+    @property
+    def ports(self) -> Mapping[str, tuple[HostPort, ...]]:
+        """Where the host leads to its ports now, by ``"80/tcp"``. Empty while it is in no network that reaches outside. Raises: ClosedError."""
+        self._live()
+        return {} if self._membership is None else self._membership.ports
 
     def connect(self, network: Network | Join, /) -> Endpoint:
         """Put the running container into one more network; gives its place there. Its own /etc/hosts is written anew.

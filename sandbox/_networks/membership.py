@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,14 +24,16 @@ from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
 from sandbox._networks.measures import shape_arrival
 from sandbox._networks.places import Endpoint, Place
-from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError, UsageError
+from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UsageError
 from sandbox.fs import resolv_text
 
 if TYPE_CHECKING:
     from sandbox._networks.ahead import Ahead
+    from sandbox._networks.ports import Ports
     from sandbox._networks.wishes import Join, Wishes
     from sandbox._session import Asked, Session
     from sandbox._spec import ContainerSpec
+    from sandbox.net.ports import HostPort
     from sandbox.network import Network
 
 _ROOT: Final = f"@{plan.ROLE_ROOT}"
@@ -83,12 +85,16 @@ class Membership:
         self._writing: Asked | None = None  # of its files, which init is about to write
         self._seats: dict[Network, _Seat] = {}  # in the order of joining
         self._routes: dict[int, _Seat] = {}  # through which the default route of a version of IP goes
+        self._ports: Ports | None = None
         self._lock = threading.RLock()
 
     def check(self) -> None:
         """Refuse what cannot be had now, before anything is touched. Raises: UsageError, UnsupportedError, ClosedError."""
         if self._wishes.ports:
-            raise UnsupportedError("ports: not offered yet", feature="ports", remedy="leave them out")
+            from sandbox._networks.ports import Ports
+
+            self._ports = Ports(self._wishes.ports, self._spec.hostname)
+            self._ports.check(join.network for join in self._wishes.joins)
         for join in self._wishes.joins:
             join.network.check(join)
         self._first = self._wishes.joins[0].network.live if self._wishes.joins else None
@@ -103,6 +109,12 @@ class Membership:
         """The same for those who work on them."""
         with self._lock:
             return {network: (seat.live, seat.place) for network, seat in self._seats.items()}
+
+    @property
+    def ports(self) -> Mapping[str, tuple[HostPort, ...]]:
+        """What leads to it from the host, by its own ports."""
+        with self._lock:
+            return {} if self._ports is None else self._ports.table
 
     # ---- Changes ----
 
@@ -120,6 +132,8 @@ class Membership:
         with self._lock, ExitStack() as stack:
             stack.callback(self.end)
             self._session = session
+            if self._ports is not None:
+                self._ports.hold()
             for join in self._wishes.joins:
                 # The last address is all that its files wait for: init writes them while the interface is made.
                 self._enter(join, ahead, chosen=self._begin_files if join is self._wishes.joins[-1] else None)
@@ -165,6 +179,8 @@ class Membership:
             with ExitStack() as stack:
                 for network in self._seats:
                     stack.callback(self._leave, network)
+                if self._ports is not None:
+                    stack.callback(self._ports.close)
 
     def _running(self) -> Session:
         if self._session is None:
@@ -211,13 +227,18 @@ class Membership:
             return
         for version in [version for version, way in self._routes.items() if way is seat]:
             del self._routes[version]  # the kernel removes it with the interface
-        seat.undo.close()
+        with seat.undo:
+            if self._ports is not None:
+                self._ports.leave(seat.place)
 
     def _settle(self) -> None:
         """Bring in line what depends on all places; a container that ends just now has no need of it."""
         session = self._running()
         try:
             self._reroute()
+            if self._ports is not None:  # the answers of who is asked by them take the default route
+                way = self._routes.get(4)
+                self._ports.follow(None if way is None else (way.live, way.place))
             self._write_files(session)
         except (BrokenError, ClosedError, SetupError):
             if session.is_alive:

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from ipaddress import IPv4Address
 from typing import Final
 
-from attrs import frozen
+from attrs import define
 
 from sandbox.errors import PortInUseError, SetupError, UnsupportedError, UsageError
 from sandbox.net.ports import HostPort, Port, overlap
@@ -32,7 +32,7 @@ _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
 _KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Reserved:
     """A port of the host that is ours until its reservation ends, for *port* of a container."""
 
@@ -41,6 +41,17 @@ class Reserved:
     number: int
     owner: str
     sock: socket.socket
+
+    def lend(self) -> None:
+        """Let go of it for somebody who is to listen there himself, for us."""
+        self.sock.close()
+
+    def take_back(self) -> None:
+        """Hold it again. Raises: PortInUseError: somebody else was faster."""
+        sock = _bound(self.port, self.address, self.number)
+        if sock is None:
+            raise _in_use(self.port, self.address, self.number)
+        self.sock = sock
 
     @property
     def key(self) -> str:
@@ -86,7 +97,7 @@ def _reserve(port: Port, owner: str) -> Reserved:
         sock = _bound(port, address, number)
         if sock is not None:
             return Reserved(port, address, sock.getsockname()[1], owner, sock)
-    raise _in_use(port, address)
+    raise _in_use(port, address, port.first)
 
 
 def _bound(port: Port, address: IPv4Address, number: int) -> socket.socket | None:
@@ -123,11 +134,11 @@ def _raise_failure(error: OSError, port: Port, address: IPv4Address, number: int
     raise SetupError(f"hold port {number} of {address}", error.errno or 0, step="network", hint=hint) from error
 
 
-def _in_use(port: Port, address: IPv4Address) -> PortInUseError:
-    """The error that says whose it is; of a range, who has the first of it."""
-    shown = f"{HostPort(str(address), port.first)}/{port.protocol}"
-    ours = next((one for one in _held if (one.port.protocol, one.number) == (port.protocol, port.first) and overlap(one.address, address)), None)
-    bound = bound_to(port.protocol, port.first, None if address == ANY else address)
+def _in_use(port: Port, address: IPv4Address, number: int) -> PortInUseError:
+    """The error that says who has *number*, the first of a range."""
+    shown = f"{HostPort(str(address), number)}/{port.protocol}"
+    ours = next((one for one in _held if (one.port.protocol, one.number) == (port.protocol, number) and overlap(one.address, address)), None)
+    bound = bound_to(port.protocol, number, None if address == ANY else address)
     process = owner_of([one.inode for one in bound])
     owner = describe(bound, process) if ours is None else ours.owner
     what = f"port {shown} is taken by {owner}" if port.first == port.last else f"ports {port.first} to {port.last} are all taken, {shown} by {owner}"

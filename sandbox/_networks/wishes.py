@@ -11,6 +11,7 @@ from sandbox.errors import UsageError
 
 if TYPE_CHECKING:
     from sandbox.container import Container
+    from sandbox.image import Image
     from sandbox.net.ports import Port
     from sandbox.net.shape import Shape
     from sandbox.network import Network
@@ -92,6 +93,19 @@ class Wishes:
     def is_connected(self) -> bool:
         """Whether something is to be done for it when its container starts."""
         return bool(self.joins or self.ports or self.links)
+
+
+    def with_exposed(self, wanted: bool, image: Image | None) -> Wishes:
+        """These, with the ports that *image* exposes if they are *wanted*. Raises: UsageError."""
+        if not wanted:
+            return self
+        if not self.joins:
+            raise UsageError("publish_all: ports are published through a Network; give net=Network()")
+        if image is None:
+            raise UsageError("publish_all: the ports that an image exposes: this container is of no image; give ports=[80], say")
+        from sandbox.net.ports import with_exposed
+
+        return evolve(self, ports=with_exposed(self.ports, image.settings.exposed_ports))
 
 
 NONE: Final = Wishes()

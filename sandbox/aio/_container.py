@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from sandbox._networks.wishes import Join
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
+    from sandbox.net import HostPort
     from sandbox.net.counters import NetStats
     from sandbox.net.shape import Shape
     from sandbox.network import Endpoint, Network
@@ -154,6 +155,11 @@ class Container(ImageAccess):
     def address(self) -> str | None:
         """Its address in the first `Network` that it is in; None: it is in none."""
         return self.driven.address
+
+    @property
+    def ports(self) -> Mapping[str, tuple[HostPort, ...]]:
+        """Where the host leads to its ports now; see `sandbox.Container.ports`."""
+        return self.driven.ports
 
     async def connect(self, network: Network | Join, /) -> Endpoint:
         """Put the running container into one more network; see `sandbox.Container.connect`."""

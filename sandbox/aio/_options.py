@@ -36,6 +36,7 @@ class _Container(TypedDict, total=False):
     devices: Iterable[str] | None
     net: Any  # a `Container` of either kind, networks, "host" or None
     ports: Iterable[int | str | Port]
+    publish_all: bool
     links: Any  # a mapping of names to containers of either kind
     dns: Iterable[str]
     dns_search: Iterable[str]

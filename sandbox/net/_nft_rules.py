@@ -182,6 +182,8 @@ udp_sport, udp_dport = _header("udp sport", PORT, _TRANSPORT, 0, ("l4", "udp")),
 th_sport, th_dport = _header("th sport", PORT, _TRANSPORT, 0), _header("th dport", PORT, _TRANSPORT, 2)
 icmp_type = _header("icmp type", BYTE, _TRANSPORT, 0, ("l4", "icmp"))
 icmpv6_type = _header("icmpv6 type", BYTE, _TRANSPORT, 0, ("l4", "icmpv6"))
+# Of the first packet of a flow, whatever it was translated to: NFT_CT_PROTO_DST of IP_CT_DIR_ORIGINAL.
+ct_original_dport = Field("ct original proto-dst", PORT, "ct", ((2, u32(12)), (3, bytes(1))))
 _daddr_type = Field("fib daddr type", WORD, "fib", ((2, u32(3)), (3, u32(2))))  # NFT_FIB_RESULT_ADDRTYPE of NFTA_FIB_F_DADDR
 _saddr_type = Field("fib saddr type", WORD, "fib", ((2, u32(3)), (3, u32(1))))
 _ADDRESS_TYPES: Final = {"unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5}  # RTN_*

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, Self
 
 from attrs import frozen
 
@@ -98,6 +98,12 @@ class Flows:
             if kind != _ERROR:
                 raise ProtocolError("forget a flow: the kernel's answer is no acknowledgement")
             _raise(body, "forget a flow", but=errno.ENOENT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the socket."""

@@ -45,6 +45,7 @@ from sandbox.net._nft_rules import (
     arp_saddr_ether,
     arp_saddr_ip,
     counter,
+    ct_original_dport,
     ct_state,
     ct_status,
     dnat,
@@ -90,7 +91,8 @@ from sandbox.net._nft_wire import NETLINK_NETFILTER
 __all__ = [
     "ETHERTYPE", "IFNAME", "IPV4", "IPV6", "MAC", "MARK", "NETLINK_NETFILTER", "PORT", "PROTOCOL", "VERDICT", "Chain", "Element", "Expression",
     "Family", "Field", "Kind", "Listed", "ListedChain", "Nftables", "Range", "Rule", "Set", "Statement", "Table", "Transaction", "Verdict",
-    "accept", "arp_saddr_ether", "arp_saddr_ip", "counter", "ct_state", "ct_status", "dnat", "dnat_to", "drop", "ether_daddr", "ether_saddr",
+    "accept", "arp_saddr_ether", "arp_saddr_ip", "counter", "ct_original_dport", "ct_state", "ct_status", "dnat", "dnat_to", "drop",
+    "ether_daddr", "ether_saddr",
     "ether_type", "fib_daddr", "fib_saddr", "forward", "goto", "icmp_type", "icmpv6_type", "iifname", "in_set", "ip6_daddr", "ip6_saddr", "ip_daddr",
     "ip_saddr", "jump", "l4proto", "limit", "mark", "masquerade", "oifname", "protocol", "redirect", "reject", "return_", "rule", "set_mark",
     "snat", "tcp_dport", "tcp_sport", "th_dport", "th_sport", "udp_dport", "udp_sport", "vmap",

@@ -1,0 +1,138 @@
+"""How fast bytes go through a published port, beside the same over a bridge and a veth pair made by hand: ``python -m benchmarks.published``.
+
+As root. The host's part is played by a namespace of its own (``unshare --net``), another host's by one more; nothing of the machine's is touched.
+Each round sends to all goals, one after the other. What is compared is what two goals of one round got, and, as that depends on
+who else wants the processors, bytes for each second of CPU time that sender and receiver took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from sandbox import PIPE, Container, Network
+
+HOST, WORLD, BY_HAND = "203.0.113.1", "203.0.113.2", "192.0.2.2"
+PORT: Final = 5201
+PYTHON: Final = "/usr/bin/python3"
+RECEIVER: Final = f"""
+import socket, threading, time
+server = socket.create_server(("", {PORT}))
+print("up", flush=True)
+def take(peer):
+    room = bytearray(1 << 20)
+    while peer.recv_into(room):
+        pass
+    peer.sendall(str(time.thread_time()).encode())
+    peer.close()
+while True:
+    threading.Thread(target=take, args=(server.accept()[0],), daemon=True).start()
+"""
+# Prints bits a second of wall clock, and of CPU time.
+SENDER: Final = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as sock:
+    data, sent, began, used = bytes(1 << 20), 0, time.perf_counter(), time.thread_time()
+    while time.perf_counter() - began < float(sys.argv[3]):
+        sock.sendall(data)
+        sent += len(data)
+    sock.shutdown(socket.SHUT_WR)
+    theirs = float(sock.recv(100))
+    print(8 * sent / (time.perf_counter() - began), 8 * sent / (theirs + time.thread_time() - used))
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.25, help="of each transfer")
+    options = parser.parse_args()
+    if os.environ.get("_PUBLISHED_ALONE") is None:
+        os.environ["_PUBLISHED_ALONE"] = "1"
+        os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "benchmarks.published", *sys.argv[1:]])
+    with ExitStack() as stack:
+        other, hand = stack.enter_context(_namespace("wan", HOST, WORLD)), stack.enter_context(_namespace("hand", "192.0.2.1", BY_HAND, bridge=True))
+        _serve(stack, ["nsenter", f"--net=/proc/{hand}/ns/net", PYTHON, "-c", RECEIVER])
+        net = stack.enter_context(Network())
+        c = stack.enter_context(Container(net=net, ports=[f"{PORT}:{PORT}"]))
+        server = stack.enter_context(c.popen([PYTHON, "-c", RECEIVER], stdout=PIPE))
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"up\n"
+        away = ["nsenter", f"--net=/proc/{other}/ns/net"]
+        goals = {
+            "from the host, by hand": ([], BY_HAND),
+            "from the host, 127.0.0.1": ([], "127.0.0.1"),
+            "from the host, its address": ([], HOST),
+            "from another host, by hand": (away, BY_HAND),
+            "from another host": (away, HOST),
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in goals}
+        for _ in range(options.rounds):
+            for name, (prefix, address) in goals.items():
+                found[name].append(_send(prefix, address, options.seconds))
+    _print(found)
+    return 0
+
+
+def _send(prefix: Sequence[str], address: str, seconds: float) -> tuple[float, float]:
+    said = subprocess.run([*prefix, PYTHON, "-c", SENDER, address, str(PORT), str(seconds)], capture_output=True, text=True, check=True).stdout
+    wall, cpu = map(float, said.split())
+    return wall, cpu
+
+
+def _serve(stack: ExitStack, command: Sequence[str]) -> None:
+    process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+
+
+@contextmanager
+def _namespace(name: str, ours: str, theirs: str, *, bridge: bool = False) -> Generator[int]:
+    """Another namespace, behind a veth pair or, with *bridge*, a bridge and a pair; gives the pid of who keeps it."""
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 100000"], stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdout is not None
+        keeper.stdout.readline()
+        inside = ["nsenter", f"--net=/proc/{keeper.pid}/ns/net", "ip"]
+        port = f"{name}-port" if bridge else name
+        try:
+            _ip("link", "set", "lo", "up")
+            _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(keeper.pid))
+            if bridge:
+                _ip("link", "add", name, "type", "bridge")
+                _ip("link", "set", port, "master", name, "up")
+            _ip("address", "add", f"{ours}/24", "dev", name)
+            _ip("link", "set", name, "up")
+            for words in (["address", "add", f"{theirs}/24", "dev", "eth0"], ["link", "set", "eth0", "up"], ["route", "add", "default", "via", ours]):
+                subprocess.run([*inside, *words], check=True)
+            with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
+                file.write("1\n")
+            yield keeper.pid
+        finally:
+            keeper.kill()
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def _print(found: dict[str, list[tuple[float, float]]]) -> None:
+    print("| | Gbit/s | Gbit for a second of CPU | ratio | ratio by CPU |\n| --- | --- | --- | --- | --- |")
+    base: list[tuple[float, float]] = []
+    for name, pairs in found.items():
+        base = pairs if name.endswith("by hand") else base
+        medians = [statistics.median(pair[at] for pair in pairs) / 1e9 for at in (0, 1)]
+        ratios = [statistics.median(pair[at] / before[at] for pair, before in zip(pairs, base, strict=True)) for at in (0, 1)]
+        print(f"| {name} | {medians[0]:.1f} | {medians[1]:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    print(f"\nmedians of {len(base)} rounds; load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""Ports of the host that lead into containers.
+
+Theory of operation
+-------------------
+A packet for a published port is sent on twice: in the host to the switch's end of the network's uplink, at a port that stands for the
+publication there (its *inner* port), and in the switch from that to the container. Each is one element of a map, put in and taken out by one
+transaction. The host's maps are in the table of `uplink`, which goes with this process, however it ends; the switch's with its namespace.
+
+- A client on another host, or one here that asks for an address of the host's own, is seen by the container with its own address.
+- Loopback: what this host sends to 127.0.0.1 leaves it by the uplink, as from the host's end. The kernel takes that only from an interface that
+  may carry loopback addresses (route_localnet); so the uplink may, and what comes out of it for 127.0.0.0/8 is dropped before anything else.
+- Nobody but this host gets at 127.0.0.1: what comes in for that from elsewhere is not sent on. Nor at the switch's end: see `uplink`.
+- A container that asks for the host's address, its own published port included, comes back into its network as from the host's end: otherwise
+  the answer would not pass the host, and be nobody's.
+
+Conntrack decides once where a flow goes, and keeps to it as long as packets come. So the switch looks at each packet from outside whether
+its inner port still stands for something, and refuses it if not: one lookup, where looking through all flows of the machine takes some 8 ms. An
+inner port is given out again when all others have been. That is enough for TCP, whose clients are told by a reset. A client of UDP may go
+on asking from the same port for ever, and means whoever has the port now: its flow is forgotten when a port of UDP comes or goes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from functools import cache
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, frozen
+
+from sandbox._networks.reserved import ANY, Reserved
+from sandbox.errors import ProtocolError, SandboxError, SetupError, UsageError
+from sandbox.net.conntrack import PROTOCOLS, Direction, Flow, Flows
+from sandbox.net.nft import (
+    IPV4,
+    PORT,
+    PROTOCOL,
+    Chain,
+    Element,
+    Nftables,
+    Set,
+    Table,
+    Transaction,
+    ct_original_dport,
+    ct_status,
+    dnat_to,
+    drop,
+    fib_daddr,
+    iifname,
+    in_set,
+    ip_daddr,
+    ip_saddr,
+    l4proto,
+    masquerade,
+    oifname,
+    reject,
+    return_,
+    rule,
+    th_dport,
+)
+
+if TYPE_CHECKING:
+    from sandbox._networks.live import Live
+    from sandbox._networks.places import Place
+    from sandbox._networks.uplink import HostTable, Uplink
+
+_LOOPBACK: Final = IPv4Network("127.0.0.0/8")
+_MOST: Final = 65535
+# Others have theirs at -100 and 100 (nft's dstnat and srcnat): whose rule comes first decides, and these ports are ours.
+_DESTINATION, _SOURCE = -101, 99
+_RAW: Final = -300  # before conntrack, which at -200 gives answers the addresses of those who asked
+_LOCALNET: Final = "/proc/sys/net/ipv4/conf/{}/route_localnet"
+
+
+@frozen
+class _Entry:
+    """A published port, and the port of the uplink's far end that stands for it."""
+
+    held: Reserved
+    inner: int
+
+    @property
+    def protocol(self) -> int:
+        return PROTOCOLS[self.held.port.protocol]
+
+
+class _Host:
+    """The host's part, of all networks of one table. The caller has the lock."""
+
+    def __init__(self, host: HostTable) -> None:
+        self._one = Set(host.table, "published-one", (IPV4, PROTOCOL, PORT), data=(IPV4, PORT))  # at one address
+        self._all = Set(host.table, "published-all", (PROTOCOL, PORT), data=(IPV4, PORT))  # at all of the host's own
+        guard = Chain(host.table, "published-guard", hook="prerouting", priority=_RAW)
+        others = Chain(host.table, "published-to-others", hook="prerouting", priority=_DESTINATION, type="nat")
+        own = Chain(host.table, "published-to-own", hook="output", priority=_DESTINATION, type="nat")
+        local = Chain(host.table, "published-from-loopback", hook="postrouting", priority=_SOURCE, type="nat")
+        work = Transaction()
+        for item in (self._one, self._all, guard, others, own, local):
+            work.add(item)
+        work.add(rule(guard, [in_set(host.links, iifname), ip_daddr(_LOOPBACK), drop]))
+        work.add(rule(others, [ip_daddr(_LOOPBACK), return_]))
+        for chain in (others, own):
+            work.add(rule(chain, [dnat_to(self._one, ip_daddr, l4proto, th_dport)]))
+            work.add(rule(chain, [fib_daddr("local"), dnat_to(self._all, l4proto, th_dport)]))
+        host.commit(work.add(rule(local, [in_set(host.links, oifname), ip_saddr(_LOOPBACK), masquerade()])))
+
+    def add(self, entries: Iterable[_Entry], uplink: Uplink) -> None:
+        work = Transaction()
+        for where, elements in self._elements(entries, uplink).items():
+            work.add_elements(where, elements)
+        uplink.host.commit(work)
+
+    def remove(self, entries: Iterable[_Entry], uplink: Uplink) -> None:
+        work = Transaction()
+        for where, elements in self._elements(entries, uplink).items():
+            work.delete_elements(where, elements)
+        uplink.host.commit(work)
+
+    def _elements(self, entries: Iterable[_Entry], uplink: Uplink) -> dict[Set, list[Element]]:
+        found: dict[Set, list[Element]] = {self._all: [], self._one: []}
+        for entry in entries:
+            where, address = (self._all, ()) if entry.held.address == ANY else (self._one, (entry.held.address,))
+            found[where].append(Element((*address, entry.protocol, entry.held.number), (uplink.there, entry.inner)))
+        return found
+
+
+class _Gate:
+    """The switch's part, of one network. The caller has the lock. Its socket, which keeps the namespace, is open while something is published."""
+
+    def __init__(self, live: Live, uplink: Uplink) -> None:
+        self._last = 0
+        self._users = 0
+        self._filters: Nftables | None = None
+        table = Table("ip", "published")
+        self._ports = Set(table, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
+        self._open = Set(table, "open", (PROTOCOL, PORT))
+        inward = Chain(table, "inward", hook="prerouting", priority=_DESTINATION, type="nat")
+        guard = Chain(table, "guard", hook="forward", priority=-1)
+        work = Transaction()
+        for item in (table, self._ports, self._open, inward, guard):
+            work.add(item)
+        work.add(rule(inward, [iifname("uplink"), ip_daddr(uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
+        closed = iifname("uplink"), ct_status("dnat"), in_set(self._open, l4proto, ct_original_dport, negate=True)
+        work.add(rule(guard, [*closed, reject(tcp_reset=True)]))
+        work.add(rule(guard, [*closed, reject(code="port-unreachable")]))
+        with live.switch.filters() as filters:
+            filters.commit(work)
+        try:
+            with open(_LOCALNET.format(uplink.name), "wb") as file:  # only now that the host's guard is there
+                file.write(b"1\n")
+        except OSError as error:
+            raise SetupError("let a network's uplink carry loopback addresses", error.errno or 0, step="network") from error
+
+    def numbers(self, count: int) -> list[int]:
+        """Inner ports, round and round."""
+        taken = {entry.inner for one in _publications if one.gate is self for entry in one.entries}
+        found: list[int] = []
+        for _ in range(_MOST):
+            self._last = self._last % _MOST + 1
+            if self._last not in taken:
+                found.append(self._last)
+            if len(found) == count:
+                return found
+        raise UsageError(f"ports: more than {_MOST} are published in one network")
+
+    def open(self, live: Live) -> None:
+        """Be ready for changes, until `close` is called as often."""
+        if self._filters is None:
+            self._filters = live.switch.filters()
+        self._users += 1
+
+    def close(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the socket."""
+        if self._filters is not None:
+            self._filters.close()
+            self._filters = None
+
+    def add(self, entries: Iterable[_Entry], address: IPv4Address) -> None:
+        elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in entries]
+        keys = [Element(element.key) for element in elements]
+        self._commit(Transaction().add_elements(self._open, keys).add_elements(self._ports, elements))
+
+    def remove(self, entries: Iterable[_Entry]) -> None:
+        keys = [Element((entry.protocol, entry.inner)) for entry in entries]
+        self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
+
+    def _commit(self, work: Transaction) -> None:
+        if self._filters is None:
+            raise ProtocolError("a port is published by a gate that is closed")
+        self._filters.commit(work)
+
+
+@define(eq=False)
+class _Publication:
+    """Ports that lead to a container's place in a network, until `withdraw`."""
+
+    live: Live
+    uplink: Uplink
+    gate: _Gate
+    entries: tuple[_Entry, ...]
+
+    def withdraw(self) -> None:
+        """Have them lead nowhere. Once more is nothing."""
+        with _lock:
+            if self not in _publications:
+                return
+            _publications.remove(self)
+            with ExitStack() as stack:  # all of it, whatever fails
+                stack.callback(self.gate.close)
+                stack.callback(_forget, self.entries, lambda flow: flow.reply.source == self.uplink.there)
+                if self.live.is_open:  # else the switch is about to go
+                    stack.callback(self.gate.remove, self.entries)
+                stack.callback(_host_of(self.uplink).remove, self.entries, self.uplink)
+
+
+def publish(held: Iterable[Reserved], live: Live, place: Place) -> Callable[[], None]:
+    """Have ports of the host that are held lead to a container; gives what ends that.
+
+    Raises: SetupError, UnsupportedError: the kernel has no nf_tables. Nothing is published then.
+    """
+    uplink = live.uplink
+    if uplink is None:
+        raise ProtocolError("a port is published in a network that nothing leads out of")
+    ports = tuple(held)
+    with _lock, ExitStack() as stack:
+        host, gate = _host_of(uplink), _gate_of(live, uplink)
+        gate.open(live)
+        stack.callback(gate.close)
+        entries = tuple(_Entry(one, inner) for one, inner in zip(ports, gate.numbers(len(ports)), strict=True))
+        gate.add(entries, place.address)
+        stack.callback(_quietly, gate.remove, entries)
+        host.add(entries, uplink)
+        stack.callback(_quietly, host.remove, entries, uplink)
+        # Datagrams that came before, and got nowhere, or to whoever had the port then.
+        _forget(entries, lambda flow: flow.reply.source != uplink.there)
+        found = _Publication(live, uplink, gate, entries)
+        _publications.append(found)
+        stack.pop_all()
+        return found.withdraw
+    raise AssertionError("unreachable")
+
+
+def _host_of(uplink: Uplink) -> _Host:
+    found = _hosts.get(uplink.host)
+    if found is None:
+        found = _hosts[uplink.host] = _Host(uplink.host)
+    return found
+
+
+def _gate_of(live: Live, uplink: Uplink) -> _Gate:
+    found = _gates.get(live)
+    if found is None:
+        found = _gates[live] = _Gate(live, uplink)
+    return found
+
+
+def _quietly(undo: Callable[..., object], *args: object) -> None:
+    """Take back a step of what failed; its failure would hide the first one."""
+    with suppress(SandboxError, OSError):
+        undo(*args)
+
+
+# ---- Flows ----
+
+
+def _forget(entries: Iterable[_Entry], is_stale: Callable[[Flow], bool]) -> None:
+    """Have the kernel decide anew about flows of UDP to these ports."""
+    asked = [entry.held for entry in entries if entry.held.port.protocol == "udp"]
+    if not asked:
+        return
+    number = asked[0].number if len(asked) == 1 else 0  # several: the kernel tells all, for it takes as long
+    is_own = cache(_is_own)  # others' flows may pass by here on their way to such a port elsewhere
+    with Flows() as flows:
+        for flow in flows.find(original=Direction(socket.IPPROTO_UDP, destination_port=number)):
+            goal = flow.original.destination
+            mine = [one for one in asked if one.number == flow.original.destination_port and one.address in (ANY, goal)]
+            if mine and is_stale(flow) and goal is not None and is_own(goal):
+                flows.forget(flow)
+
+
+def _is_own(address: IPv4Address) -> bool:
+    """Whether it is one of this host's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.bind((str(address), 0))
+        except OSError:
+            return False
+        return True
+
+
+_hosts: weakref.WeakKeyDictionary[HostTable, _Host] = weakref.WeakKeyDictionary()
+_gates: weakref.WeakKeyDictionary[Live, _Gate] = weakref.WeakKeyDictionary()
+_publications: list[_Publication] = []
+_lock: threading.RLock = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    """What is published is the parent's."""
+    global _lock
+    _lock = threading.RLock()
+    for gate in _gates.values():
+        gate.abandon()
+    _gates.clear()
+    _publications.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
