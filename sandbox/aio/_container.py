@@ -37,6 +37,7 @@ from sandbox.errors import BrokenError, SandboxError
 from sandbox.monitoring import MAX_ROWS
 
 if TYPE_CHECKING:
+    from sandbox._networks.capture import Capture
     from sandbox._networks.wishes import Join
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection
@@ -147,6 +148,11 @@ class Container(ImageAccess):
         return self.driven.network
 
     @property
+    def name(self) -> str | None:
+        """By which the others of its networks find it; see `sandbox.Container.name`."""
+        return self.driven.name
+
+    @property
     def endpoints(self) -> Mapping[str, Endpoint]:
         """Its place in each of its networks, by the network's name."""
         return self.driven.endpoints
@@ -168,6 +174,18 @@ class Container(ImageAccess):
     async def shape(self, network: Network, shape: Shape | None, /) -> None:
         """Have its packets in *network* pass so from now on; see `sandbox.Container.shape`."""
         await bridge(partial(self.driven.shape, network, shape))
+
+    def capture(
+        self,
+        path: StrPath,
+        network: Network | None = None,
+        *,
+        snaplen: int = 65535,
+        max_bytes: Size = "256M",
+        max_packets: int | None = None,
+    ) -> Capture:
+        """Write its traffic into a file, within ``with``; see `sandbox.Container.capture`."""
+        return self.driven.capture(path, network, snaplen=snaplen, max_bytes=max_bytes, max_packets=max_packets)
 
     async def net_stats(self) -> Mapping[str, NetStats]:
         """What it received and sent in each of its networks; see `sandbox.Container.net_stats`."""
