@@ -1,4 +1,4 @@
-"""Networks: published ports, subnets and addresses, as plain values. `sandbox.Network` makes one of them; ports are not published yet."""
+"""Networks: published ports, subnets and addresses, as plain values. `sandbox.Network` makes one of them."""
 
 from __future__ import annotations
 
