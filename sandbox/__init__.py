@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sandbox._files.limits import CopyProgress
     from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
     from sandbox._networks.capture import Capture
+    from sandbox._networks.store import NetworkStore
     from sandbox._networks.wishes import Join
     from sandbox._start import shut_down
     from sandbox._types import DEVNULL, PIPE, STDOUT
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         ImageInUseError,
         ImageNotFoundError,
         LimitError,
+        NetworkInUseError,
+        NetworkNotFoundError,
         PortInUseError,
         ProgramNotFoundError,
         ProtocolError,
@@ -55,14 +58,16 @@ _HOMES: Final = {
     "sandbox._files.limits": "CopyProgress",
     "sandbox._interact": "Chunk Interaction Party Verdict interact",
     "sandbox._networks.capture": "Capture",
+    "sandbox._networks.store": "NetworkStore",
     "sandbox._networks.wishes": "Join",
     "sandbox._start": "shut_down",
     "sandbox.builder": "build",
     "sandbox.cg": "Limits",
     "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
-    "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError ImageInUseError ImageNotFoundError LimitError PortInUseError "
-    "ProgramNotFoundError ProtocolError RegistryError SandboxError SetupError UnsupportedError UsageError VolumeInUseError VolumeNotFoundError",
+    "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError ImageInUseError ImageNotFoundError LimitError "
+    "NetworkInUseError NetworkNotFoundError PortInUseError ProgramNotFoundError ProtocolError RegistryError SandboxError SetupError UnsupportedError "
+    "UsageError VolumeInUseError VolumeNotFoundError",
     "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
     "sandbox.measurements": "Comparison Measurement Ratio",
@@ -109,6 +114,9 @@ __all__ = [
     "Monitor",
     "NetStats",
     "Network",
+    "NetworkInUseError",
+    "NetworkNotFoundError",
+    "NetworkStore",
     "Party",
     "Pool",
     "PoolStats",

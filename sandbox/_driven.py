@@ -59,7 +59,7 @@ class Driven(Container):
         if self._started is not None:
             return
         try:
-            join = None if self._wishes.net_of is None else self._wishes.net_of.pid
+            join = self._wishes.joined
             self._started = yield from _start.start_steps(self._networked_spec(), net_of=join, attach=self._attach)
             self._started.session.patience = self._patience
         except OSError as error:

@@ -156,12 +156,12 @@ def _try_to_map(fd: int) -> bool:
         ids.release()
 
 
-def join_net(pid: int, host: Host) -> ns.Namespace:
-    """The network namespace of another container's init, to be joined before the clone.
+def join_net(whose: int | ns.Namespace, host: Host) -> ns.Namespace:
+    """The network namespace of another container's init, or the one that the caller has, to be joined before the clone. It is the caller's to close.
 
-    Raises: UnsupportedError without privileges: it belongs to that container's user namespace.
+    Raises: UnsupportedError without privileges: it belongs to another user namespace; ClosedError.
     """
-    join = ns.Join.of(pid, "net")
+    join = ns.Join.of(whose, "net") if isinstance(whose, int) else ns.Join(ns.Namespace.adopt(os.dup(whose.fileno())))
     try:
         ns.pieces(ns.Namespaces(net=join), privileged=host.privileged)
     except BaseException:

@@ -243,7 +243,7 @@ def make_group(name: str, limits: Limits) -> Group:
 class _Starting:
     """One container on its way: what it needs, what was found ready, and what has to be made."""
 
-    def __init__(self, spec: ContainerSpec, net_of: int | None, attach: Attach | None) -> None:
+    def __init__(self, spec: ContainerSpec, net_of: int | ns.Namespace | None, attach: Attach | None) -> None:
         self.spec = spec
         self.attach = attach
         self.spare_used: Spare | None = None
@@ -438,7 +438,7 @@ class _Starting:
         raise AssertionError("unreachable")
 
 
-def start(spec: ContainerSpec, *, net_of: int | None = None, attach: Attach | None = None) -> Started:
+def start(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None, attach: Attach | None = None) -> Started:
     """Start a container, as *attach* has it connected. Raises what `Container.create` says; nothing is left behind then."""
     steps = start_steps(spec, net_of=net_of, attach=attach)
     try:
@@ -448,7 +448,7 @@ def start(spec: ContainerSpec, *, net_of: int | None = None, attach: Attach | No
         return cast("Started", done.value)
 
 
-def start_steps(spec: ContainerSpec, *, net_of: int | None = None, attach: Attach | None = None) -> Steps[Started]:
+def start_steps(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None, attach: Attach | None = None) -> Steps[Started]:
     """As `start`, for those who must not wait: gives each session at whose init it would wait, until `Session.take_start` says that it is ready."""
     with contextlib.ExitStack() as stack:
         if spec.image is not None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sandbox.monitoring import Monitor
     from sandbox.net import Port
     from sandbox.network import Network
+    from sandbox.ns import Namespace
     from sandbox.process import Process, Result
     from sandbox.sec import Rlimits, Security
 
@@ -45,8 +46,9 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         as the root (never written to); a name as ``"debian:12"``, or an `Image`: an image of *store* (None: the user's own), whose ENV, WORKDIR,
         USER and VOLUMEs hold unless something else is said here.
     memory, swap, cpus, cpu_weight, cpuset, pids, io_weight, io_max, hugetlb, devices: limits on all programs together; see `Limits`.
-    net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's; a `Network`, a `Join` of
-        one, or a list of those: an interface of its own in each.
+    net: None: a network of its own with loopback only; ``"host"``: the host's; another `Container`: that one's; a `Network`, the name of
+        one that is kept, a `Join` of one, or a list of those: an interface of its own in each; a `sandbox.ns.Namespace` of kind "net": that
+        one, as it is.
     ports: published at the host: 80 (where a port is free there, see `ports`), "8080:80", "127.0.0.1:53:53/udp", "8000-8010:8000-8010", or
         `sandbox.net.Port`. publish_all: also those that the image exposes. links: other containers by an alias.
     dns, dns_search: addresses of name servers, domains to search. extra_hosts: names and their addresses, for /etc/hosts.
@@ -81,7 +83,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         io_max: Any = None,  # noqa: ANN401 - see Limits
         hugetlb: Any = None,  # noqa: ANN401
         devices: Iterable[str] | None = None,
-        net: Container | Network | Join | Sequence[Network | Join] | str | None = None, share: Iterable[str] = (),
+        net: Container | Network | Join | Namespace | Sequence[Network | Join | str] | str | None = None, share: Iterable[str] = (),
         ports: Iterable[int | str | Port] = (), publish_all: bool = False, links: Mapping[str, Container] | tuple[()] = (),
         dns: Iterable[str] = (), dns_search: Iterable[str] = (), extra_hosts: Mapping[str, str] | tuple[()] = (),
         mounts: Iterable[Mount | str] = (),
@@ -147,7 +149,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
             if self._closed:
                 raise ClosedError("the container was closed; make another one")
             if self._started is None:
-                join = None if self._wishes.net_of is None else self._wishes.net_of.pid
+                join = self._wishes.joined
                 try:
                     self._started = start(self._networked_spec(), net_of=join, attach=self._attach)
                 except OSError as error:

@@ -21,6 +21,8 @@ __all__ = [
     "ImageInUseError",
     "ImageNotFoundError",
     "LimitError",
+    "NetworkInUseError",
+    "NetworkNotFoundError",
     "PortInUseError",
     "ProgramNotFoundError",
     "ProtocolError",
@@ -59,6 +61,14 @@ class VolumeNotFoundError(UsageError):
 
 class VolumeInUseError(UsageError):
     """A container has the volume; nothing was removed."""
+
+
+class NetworkNotFoundError(UsageError):
+    """There is no kept network of that name."""
+
+
+class NetworkInUseError(UsageError):
+    """Containers are in the network; nothing was removed."""
 
 
 class PortInUseError(UsageError):

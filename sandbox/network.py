@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from attrs import evolve
 
 from sandbox import _host
+from sandbox._networks.directories import kept_subnets
 from sandbox._networks.live import Live, uplink_of
 from sandbox._networks.outlet import find_program
 from sandbox._networks.places import Endpoint
@@ -93,6 +94,11 @@ class Network:
         return self._live is not None
 
     @property
+    def is_kept(self) -> bool:
+        """Whether it is of a `NetworkStore`, and outlives this process."""
+        return False
+
+    @property
     def labels(self) -> Mapping[str, str]:
         return MappingProxyType(dict(self._spec.labels))
 
@@ -146,7 +152,7 @@ class Network:
             if self._live is None:
                 self._check()
                 with ExitStack() as stack:
-                    self._live = Live.make(self._spec, _subnets, stack)
+                    self._live = Live.make(self._spec, _subnets, stack, beside=kept_subnets())
                     self._stack = stack.pop_all()
                 _networks.add(self)
         return self
@@ -183,6 +189,10 @@ class Network:
 
     # ---- Containers ----
 
+    def enter(self) -> Live:
+        """What was made, for one `Live.admit`, which must follow. Raises: ClosedError. For `Membership`, as the rest."""
+        return self._made()
+
     def check(self, join: Join) -> None:
         """Refuse what a container could not have here now; nothing is touched. Raises: UsageError; ClosedError. For `Membership`, as `live`."""
         self._made().check(join)
@@ -217,6 +227,16 @@ def _check_outside(spec: NetworkSpec) -> None:
 
 
 _networks: weakref.WeakSet[Network] = weakref.WeakSet()
+
+
+def register(network: Network) -> None:
+    """Have a forked child let go of what the network has."""
+    _networks.add(network)
+
+
+def used_subnets() -> list[IPv4Network | IPv6Network]:
+    """Those of the networks of this process."""
+    return _subnets.used()
 
 
 def _after_fork_in_child() -> None:

@@ -61,7 +61,7 @@ class NetworkAccess:
         self._live()
         return {} if self._membership is None else self._membership.ports
 
-    def connect(self, network: Network | Join, /) -> Endpoint:
+    def connect(self, network: Network | Join | str, /) -> Endpoint:
         """Put the running container into one more network; gives its place there. Its own /etc/hosts is written anew.
 
         Raises: UsageError: it is in there already, shares its network with another container or the host, or what `Join` says cannot be had;
@@ -71,7 +71,7 @@ class NetworkAccess:
 
         return self._networked("connect").connect(to_join(network))
 
-    def disconnect(self, network: Network, /) -> None:
+    def disconnect(self, network: Network | str, /) -> None:
         """Take the running container out of a network: the interface is gone at once, and its connections with it.
 
         Raises: UsageError: it is not in there, or as `connect`; ClosedError: it does not run.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import TYPE_CHECKING
 
 from attrs import Factory, define, field
@@ -51,7 +51,7 @@ class Live:
     requests: Requests  # to the switch
     addresses: Addresses[IPv4Address]
     addresses6: Addresses[IPv6Address] | None
-    names: NetworkNames
+    names: NetworkNames | None  # None: nobody answers for it
     outlet: Outlet | None = None  # by which it reaches outside without the host's forwarding
     uplink: Uplink | None = None  # or with it
     places: dict[Place, Callable[[], None]] = field(factory=dict[Place, Callable[[], None]])  # and what tells its owner that it is lost
@@ -64,9 +64,12 @@ class Live:
     _next_port: int = FIRST_PORT
 
     @classmethod
-    def make(cls, spec: NetworkSpec, subnets: Subnets, stack: ExitStack) -> Live:
-        """Make it; *stack* takes it back. Raises: UsageError, UnsupportedError, SetupError."""
-        subnet = subnets.take(spec.subnet)
+    def make(cls, spec: NetworkSpec, subnets: Subnets, stack: ExitStack, *, beside: Iterable[IPv4Network] = (), named: bool = True) -> Live:
+        """Make it; *stack* takes it back. *beside*: subnets that are not to be chosen. *named*: its containers find one another by name.
+
+        Raises: UsageError, UnsupportedError, SetupError.
+        """
+        subnet = subnets.take(spec.subnet, beside)
         stack.callback(subnets.release, subnet)
         addresses = Addresses(subnet, spec.gateway or subnet.network_address + 1)
         addresses6 = None
@@ -86,8 +89,9 @@ class Live:
         if spec.allow is not None:  # before there is a way out
             with switch.filters() as kernel:
                 kernel.commit(allowing(spec.allow))
-        names = begin_names(spec, switch, str(addresses.gateway), [str(family.subnet) for family in families])
-        stack.callback(names.close)
+        names = begin_names(spec, switch, str(addresses.gateway), [str(family.subnet) for family in families]) if named else None
+        if names is not None:
+            stack.callback(names.close)
         outlet = uplink = None
         if not spec.internal and uplink_of(spec) == "kernel":
             uplink = Uplink.make(switch, requests, mtu=spec.mtu, avoid=subnet, stack=stack)
@@ -101,25 +105,16 @@ class Live:
 
     def check(self, join: Join) -> None:
         """Refuse what a container cannot have here now; nothing is touched. Raises: UsageError."""
-        if join.address is not None:
-            self.addresses.check(IPv4Address(join.address))
-        if join.address6 is not None:
-            self._ipv6().check(IPv6Address(join.address6))
+        check_place(join, self.spec.name, self.addresses, self.addresses6)
         if join.mac is not None:
             self._check_mac(join.mac)
         if join.shape is not None:
             with self.lock:
                 self.shaping.check(join.shape)
 
-    def _ipv6(self) -> Addresses[IPv6Address]:
-        if self.addresses6 is None:
-            raise UsageError(f"address6: {self.spec.name!r} has no IPv6; make it with ipv6=True")
-        return self.addresses6
-
     def _check_mac(self, mac: str) -> None:
         with self.lock:
-            if mac == mac_of(self.addresses.gateway) or any(place.endpoint.mac == mac for place in self.places):
-                raise UsageError(f"mac: {mac} is taken in {self.spec.name!r}; give another one, or none")
+            check_mac(mac, self.spec.name, (mac_of(self.addresses.gateway), *(place.endpoint.mac for place in self.places)))
 
     # ---- Containers ----
 
@@ -146,16 +141,8 @@ class Live:
             requests = None if ahead is None else _taken(ahead)
             if requests is not None:
                 stack.callback(requests.close)
-            address, address6 = self._take_addresses(join, stack)
-            mac = join.mac or mac_of(address)
-            with self.lock:
-                port, self._next_port = self._next_port, self._next_port + 1
-            if ahead is not None and requests is not None:
-                port = ahead.port
-            endpoint = Endpoint(
-                hostname, str(address), mac, session.pid, None if address6 is None else str(address6), join.aliases, f"eth{number}"
-            )
-            place = Place(endpoint, session, address, address6, port, INSIDE + number)
+            place = self._reserve(session, join, hostname, number, port=None if ahead is None or requests is None else ahead.port)
+            stack.callback(self._release, place)
             if chosen is not None:
                 chosen(self, place)
             stack.callback(self._forget, place)
@@ -164,12 +151,32 @@ class Live:
             return place
         raise AssertionError("unreachable")
 
+    def _reserve(self, session: Session, join: Join, hostname: str, number: int, *, port: int | None) -> Place:
+        """What nobody else has from now on, until `_release`. *port*: that of an interface that is there already."""
+        with ExitStack() as stack:
+            address, address6 = self._take_addresses(join, stack)
+            mac = join.mac or mac_of(address)
+            if port is None:
+                with self.lock:
+                    port, self._next_port = self._next_port, self._next_port + 1
+            endpoint = Endpoint(
+                hostname, str(address), mac, session.pid, None if address6 is None else str(address6), join.aliases, f"eth{number}"
+            )
+            stack.pop_all()
+            return Place(endpoint, session, address, address6, port, INSIDE + number)
+        raise AssertionError("unreachable")
+
+    def _release(self, place: Place) -> None:
+        self.addresses.release(place.address)
+        if self.addresses6 is not None and place.address6 is not None:
+            self.addresses6.release(place.address6)
+
     def _take_addresses(self, join: Join, stack: ExitStack) -> tuple[IPv4Address, IPv6Address | None]:
         address = self.addresses.take(None if join.address is None else IPv4Address(join.address))
         stack.callback(self.addresses.release, address)
         if self.addresses6 is None and join.address6 is None:
             return address, None
-        family = self._ipv6()
+        family = _ipv6(self.spec.name, self.addresses6)
         wanted = None if join.address6 is None else IPv6Address(join.address6)
         # The same number in both, where that is free: easier to read.
         same = int(address) - int(self.addresses.subnet.network_address)
@@ -279,9 +286,7 @@ class Live:
             try:
                 self._forget(place)
             finally:
-                self.addresses.release(place.address)
-                if self.addresses6 is not None and place.address6 is not None:
-                    self.addresses6.release(place.address6)
+                self._release(place)
 
     def _forget(self, place: Place) -> None:
         """A container that has ended loses its interface by that, some time later."""
@@ -317,7 +322,8 @@ class Live:
         """In a forked child: let go of its copies, which would keep the namespace when the parent has ended."""
         self.is_open = False
         self.neighbours.close()
-        self.names.abandon()
+        if self.names is not None:
+            self.names.abandon()
         if self.outlet is not None:
             self.outlet.close()
         self.guard.close()
@@ -337,3 +343,23 @@ def _taken(ahead: Ahead) -> Requests | None:
 def _passing_mac(port: int) -> str:
     """Until the container's own is known."""
     return ":".join(f"{octet:02x}" for octet in (0x02, 0x43, *port.to_bytes(4, "big")))
+
+
+def check_place(join: Join, name: str, addresses: Addresses[IPv4Address], addresses6: Addresses[IPv6Address] | None) -> None:
+    """Refuse addresses that a container could not have now in the network *name*. Raises: UsageError."""
+    if join.address is not None:
+        addresses.check(IPv4Address(join.address))
+    if join.address6 is not None:
+        _ipv6(name, addresses6).check(IPv6Address(join.address6))
+
+
+def check_mac(mac: str, name: str, taken: Iterable[str]) -> None:
+    """Refuse a MAC that somebody has in the network *name*. Raises: UsageError."""
+    if mac in taken:
+        raise UsageError(f"mac: {mac} is taken in {name!r}; give another one, or none")
+
+
+def _ipv6(name: str, addresses6: Addresses[IPv6Address] | None) -> Addresses[IPv6Address]:
+    if addresses6 is None:
+        raise UsageError(f"address6: {name!r} has no IPv6; make it with ipv6=True")
+    return addresses6

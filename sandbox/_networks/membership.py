@@ -24,7 +24,7 @@ from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
 from sandbox._networks.measures import shape_arrival
 from sandbox._networks.places import Endpoint, Place
-from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UsageError
+from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.fs import resolv_text
 
 if TYPE_CHECKING:
@@ -95,9 +95,13 @@ class Membership:
 
             self._ports = Ports(self._wishes.ports, self._spec.hostname)
             self._ports.check(join.network for join in self._wishes.joins)
+        if self._wishes.links and any(join.network.is_kept for join in self._wishes.joins):
+            raise UnsupportedError("links: kept networks have no names yet", feature="names", remedy="give extra_hosts=, or a Network()")
         for join in self._wishes.joins:
             join.network.check(join)
-        self._first = self._wishes.joins[0].network.live if self._wishes.joins else None
+        # What is made ahead is made by one process: not in a network that others have containers in, too.
+        first = self._wishes.joins[0].network if self._wishes.joins else None
+        self._first = None if first is None or first.is_kept else first.live
 
     @property
     def endpoints(self) -> dict[Network, Endpoint]:
@@ -201,7 +205,7 @@ class Membership:
     # ---- Steps ----
 
     def _enter(self, join: Join, ahead: Ahead | None = None, *, chosen: Callable[[Live, Place], None] | None = None) -> Place:
-        session, network, live = self._running(), join.network, join.network.live
+        session, network, live = self._running(), join.network, join.network.enter()
         used = {seat.number for seat in self._seats.values()}
         number = next(number for number in range(len(used) + 1) if number not in used)
         routed = tuple(version for version in VERSIONS if version not in self._routes and live.offers_route(version))
@@ -280,9 +284,8 @@ class Membership:
     def _files(self, places: list[tuple[Live, Place]]) -> Iterable[tuple[str, bytes]]:
         """The files in /etc that tell of networks."""
         lives = [live for live, _ in places]
-        known = naming.resolver_for(
-            self._spec, [str(live.addresses.gateway) for live in lives], is_internal=all(live.spec.internal for live in lives)
-        )
+        gateways = [str(live.addresses.gateway) for live in lives if live.names is not None]
+        known = naming.resolver_for(self._spec, gateways, is_internal=all(live.spec.internal for live in lives))
         own = [str(address) for _, place in places for address in (place.address, place.address6) if address is not None]
         return [
             ("hosts", hosts_text(self._spec.hostname, own, self._spec.resolver.hosts)),

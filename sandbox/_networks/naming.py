@@ -50,7 +50,9 @@ def key_of(session: Session) -> str:
 
 def arrive(arrival: Arrival) -> Callable[[], object]:
     """A container has its place in a network: the others find it, and it them. What is returned takes that back."""
-    endpoint = arrival.place.endpoint
+    endpoint, names = arrival.place.endpoint, arrival.live.names
+    if names is None:
+        return lambda: None
     own = [] if endpoint.hostname == DEFAULT_HOSTNAME else [endpoint.hostname]
     member = Member(
         key_of(arrival.place.session),
@@ -59,8 +61,8 @@ def arrive(arrival: Arrival) -> Callable[[], object]:
         {alias: str(other.pid) for alias, other in arrival.wishes.links if other.is_running},
         arrival.servers,
     )
-    arrival.live.names.join(member)
-    return partial(arrival.live.names.leave, member.key)
+    names.join(member)
+    return partial(names.leave, member.key)
 
 
 def resolver_for(spec: ContainerSpec, gateways: Sequence[str], *, is_internal: bool) -> Resolver:

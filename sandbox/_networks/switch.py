@@ -156,10 +156,14 @@ def _visit(inside: Inside, ops: tuple[plan.Op, ...]) -> None:
 
 
 class Switch:
-    """The namespace and its helper. Belongs to the process that made it."""
+    """The namespace and its helper. Belongs to the process that made it. *kept*: a namespace that somebody keeps, to have a helper in that one."""
 
-    def __init__(self) -> None:
-        self._session = _started(helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS, _ALL_REFUSALS)))
+    def __init__(self, kept: Fd | None = None) -> None:
+        if kept is None:
+            made = helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS, _ALL_REFUSALS))
+        else:  # root's alone: nobody else can keep one
+            made = plan.Plan(clone_flags=CLONE_NEWPID, joins=(("kept", CLONE_NEWNET),), fds={"kept": kept.fileno()})
+        self._session = _started(made)
         self.is_ordinary = not _host.host().privileged
         try:
             self._namespace = namespace_of(self._session)
@@ -260,7 +264,7 @@ class Switch:
             raise
 
     def close(self) -> None:
-        """End it, with all links in it. In a forked child only its copies are closed."""
+        """End it, with all links in it unless somebody keeps the namespace. In a forked child only its copies are closed."""
         self._namespace.close()
         self._session.close()
 

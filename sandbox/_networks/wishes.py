@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sandbox.net.ports import Port
     from sandbox.net.shape import Shape
     from sandbox.network import Network
+    from sandbox.ns import Namespace
 
 
 def _to_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -60,18 +61,27 @@ def _to_shape(value: Any) -> Shape | None:  # noqa: ANN401
     return to_shape(value)
 
 
+def _to_network(value: Network | str) -> Network:
+    if not isinstance(value, str):
+        return value
+    from sandbox._networks.store import NetworkStore
+
+    return NetworkStore().open(value)
+
+
 @frozen
 class Join:
     """A network that a container is to be in, and how: for ``Container(net=[Join(net, aliases=["db"])])``.
 
-    network: a `Network`. address: its address there; None: a free one. mac: of its interface; None: made of the address.
-    aliases: names by which the others of that network find it, beside its own. address6: as *address*, in a network with IPv6.
+    network: a `Network`, or the name of one that is kept (`NetworkStore`). address: its address there; None: a free one. mac: of its interface;
+    None: made of the address. aliases: names by which the others of that network find it, beside its own. address6: as *address*, in a
+    network with IPv6.
     shape: how its packets pass there; None: as `Network` says, and ``Shape()`` for none in any case.
 
     Raises: UsageError. Whether an address is free in the network is looked at when the container joins it.
     """
 
-    network: Network
+    network: Network = field(converter=_to_network)
     address: str | None = field(default=None, kw_only=True, converter=_to_address4)
     mac: str | None = field(default=None, kw_only=True, converter=_to_mac)
     aliases: tuple[str, ...] = field(default=(), kw_only=True, converter=_to_names)
@@ -81,18 +91,25 @@ class Join:
 
 @define
 class Wishes:
-    """Of one container. *net_of*: the container whose network it shares; *links*: (alias, container) pairs; *name*: its own."""
+    """Of one container. *net_of*: the container or network namespace whose network it shares; *links*: (alias, container) pairs; *name*: its own."""
 
     joins: tuple[Join, ...] = ()
     ports: tuple[Port, ...] = ()
     links: tuple[tuple[str, Container], ...] = ()
-    net_of: Container | None = None
+    net_of: Container | Namespace | None = None
     name: str | None = None
 
     @property
     def is_connected(self) -> bool:
         """Whether something is to be done for it when its container starts."""
         return bool(self.joins or self.ports or self.links)
+
+    @property
+    def joined(self) -> int | Namespace | None:
+        """What it is in from its beginning: the namespace, or that of a process. Raises: ClosedError: that container does not run."""
+        from sandbox.container import Container
+
+        return self.net_of.pid if isinstance(self.net_of, Container) else self.net_of
 
 
     def with_exposed(self, wanted: bool, image: Image | None) -> Wishes:
@@ -133,6 +150,10 @@ def _to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any) -> tuple
         if ports != () or links != ():
             raise UsageError("ports, links: a container that shares another's network has that one's; give them there")
         return net.spec.net, Wishes(net_of=net)
+    if (namespace := _to_namespace(net)) is not None:
+        if ports != () or links != ():
+            raise UsageError("ports, links: whoever made the network namespace says what reaches it; or give net=Network()")
+        return None, Wishes(net_of=namespace)
     joins = _to_joins(net)
     if joins is None:
         if ports != () or links != ():
@@ -143,11 +164,27 @@ def _to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any) -> tuple
     return None, Wishes(joins, to_ports(ports) if ports != () else (), _to_links(links))
 
 
+def _to_namespace(net: Any) -> Namespace | None:  # noqa: ANN401
+    """A network namespace that exists already; None: it is something else."""
+    from sandbox.ns import Namespace
+
+    if not isinstance(net, Namespace):
+        return None
+    if net.kind != "net":
+        raise UsageError(f"net: {net!r} is a namespace of kind {net.kind!r}; give one of kind 'net'")
+    with Namespace.own("net") as ours:
+        if net == ours:
+            raise UsageError("net: that namespace is this process's own; say net='host', which makes a container fit for it")
+    return net
+
+
 def _to_joins(net: Any) -> tuple[Join, ...] | None:  # noqa: ANN401
     """The networks; None: it is a word, or nothing that we know (which the spec refuses)."""
     from sandbox.network import Network
 
-    if isinstance(net, (Network, Join)):
+    if net == "none":
+        raise UsageError("net: 'none' is a word of the command line; give net=None")
+    if isinstance(net, (Network, Join)) or (isinstance(net, str) and net != "host"):
         net = [net]
     if not isinstance(net, (list, tuple)):
         return None
@@ -163,10 +200,10 @@ def _to_joins(net: Any) -> tuple[Join, ...] | None:  # noqa: ANN401
 
 
 def to_join(item: object) -> Join:
-    """A network, or how to be in one. Raises: UsageError: it is neither."""
+    """A network, its name if it is kept, or how to be in one. Raises: UsageError: it is none of these; NetworkNotFoundError."""
     from sandbox.network import Network
 
-    join = item if isinstance(item, Join) else Join(item) if isinstance(item, Network) else None
+    join = item if isinstance(item, Join) else Join(item) if isinstance(item, (Network, str)) else None
     if join is None or not isinstance(join.network, Network):  # pyright: ignore[reportUnnecessaryIsInstance] - the caller may not be typed
         raise UsageError(f"net: {item!r} is neither a Network nor a Join of one")
     return join

@@ -6,7 +6,7 @@ import itertools
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -135,11 +135,13 @@ def _to_labels(labels: object) -> Mapping[str, str]:
 class Addresses(Generic[_GIVEN]):
     """The addresses of one family of one network. Thread-safe."""
 
-    def __init__(self, subnet: IPv4Network | IPv6Network, gateway: _GIVEN) -> None:
+    def __init__(
+        self, subnet: IPv4Network | IPv6Network, gateway: _GIVEN, *, taken: Iterable[_GIVEN] | tuple[()] = (), last: _GIVEN | None = None
+    ) -> None:
         self.subnet = subnet
         self.gateway: _GIVEN = gateway
-        self._taken: set[_GIVEN] = {gateway}
-        self._last: _GIVEN | None = None
+        self._taken: set[_GIVEN] = set(taken) | {gateway}
+        self._last: _GIVEN | None = last
         self._lock = threading.Lock()
 
     def take(self, wanted: _GIVEN | None = None, *, rather: _GIVEN | None = None) -> _GIVEN:
@@ -184,13 +186,18 @@ class Subnets:
         self._lock = threading.Lock()
         self._used: list[IPv4Network | IPv6Network] = []
 
-    def take(self, wanted: IPv4Network | None) -> IPv4Network:
-        """The one that is wanted, or one that overlaps with no route of the host and no other network here.
+    def used(self) -> list[IPv4Network | IPv6Network]:
+        """All of them."""
+        with self._lock:
+            return [*self._used]
+
+    def take(self, wanted: IPv4Network | None, beside: Iterable[IPv4Network] = ()) -> IPv4Network:
+        """The one that is wanted, or one that overlaps with no route of the host, no other network here, and none of *beside*.
 
         Raises: UsageError: another network of this process has it; UnsupportedError: none is free.
         """
         with self._lock:
-            found = choose_subnet([*routes(), *self._used]) if wanted is None else self._free(wanted)
+            found = choose_subnet([*routes(), *self._used, *beside]) if wanted is None else self._free(wanted)
             self._used.append(found)
             return found
 

@@ -222,10 +222,10 @@ class ServiceContainer(Container):
         return super().exec(argv, timeout=timeout, output_limit="64K")
 
     @overload
-    def connect(self, port: Network | Join, /) -> Endpoint: ...
+    def connect(self, port: Network | Join | str, /) -> Endpoint: ...
     @overload
     def connect(self, port: int, *, host: str = ..., timeout: float = ...) -> socket.socket: ...
-    def connect(self, port: int | Network | Join, *, host: str = "127.0.0.1", timeout: float = READY_S) -> socket.socket | Endpoint:
+    def connect(self, port: int | Network | Join | str, *, host: str = "127.0.0.1", timeout: float = READY_S) -> socket.socket | Endpoint:
         """Connect to a TCP port inside; *host* is its loopback, ``127.0.0.1`` or ``::1``. The socket is the caller's, to be closed.
 
         With a `Network` or a `Join`, as `Container.connect`: put it into that.

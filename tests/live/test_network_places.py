@@ -143,7 +143,7 @@ def test_what_shares_a_network_cannot_be_connected() -> None:
         with pytest.raises(ClosedError):
             alone.connect(net)
         with pytest.raises(UsageError, match="neither a Network"):
-            alone.connect("net")  # type: ignore[arg-type]
+            alone.connect(7)  # type: ignore[arg-type]
     with pytest.raises(ClosedError):
         alone.connect(net)
 

@@ -1,0 +1,269 @@
+"""Networks that are kept, as this process has them: while a container of its own is in one, it has a helper in that one's switch.
+
+What a network gives out (addresses, MACs, ports) is written down in its directory, under its lock, before the kernel is asked: see `store`. All
+else is as in a network of one process (`live`), over a namespace that somebody else keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import define, field
+
+from sandbox._networks.directories import Directory, pid_namespace
+from sandbox._networks.live import Live, check_mac, check_place
+from sandbox._networks.places import Endpoint, Place
+from sandbox._networks.switch import Switch
+from sandbox._sys.procfs import read_start_time
+from sandbox.errors import BrokenError, NetworkNotFoundError, UnsupportedError
+from sandbox.net.addresses import mac_of
+from sandbox.net.kept import Lease, NetworkInfo, State
+from sandbox.net.rtnetlink import Requests
+from sandbox.net.spec import Addresses, NetworkSpec
+from sandbox.network import Network, register
+
+if TYPE_CHECKING:
+    from sandbox._networks.wishes import Join
+    from sandbox._session import Session
+    from sandbox.net.counters import NetStats
+
+_known: Final = weakref.WeakValueDictionary[str, "KeptNetwork"]()
+_knowing = threading.Lock()
+
+
+def addresses_of(info: NetworkInfo, state: State) -> tuple[Addresses[IPv4Address], Addresses[IPv6Address] | None]:
+    """Who has what, as values."""
+    taken = [IPv4Address(lease.address) for lease in state.leases]
+    last = IPv4Address(state.last) if state.last else None
+    addresses = Addresses(IPv4Network(info.subnet), IPv4Address(info.gateway), taken=taken, last=last)
+    if not info.subnet6:
+        return addresses, None
+    taken6 = [IPv6Address(lease.address6) for lease in state.leases if lease.address6]
+    last6 = IPv6Address(state.last6) if state.last6 else None
+    return addresses, Addresses(IPv6Network(info.subnet6), IPv6Address(info.gateway6), taken=taken6, last=last6)
+
+
+@define(eq=False)
+class KeptLive(Live):
+    """A kept network of which this process has containers. *on_admitted*, *on_leave*: called when one has come, or left."""
+
+    info: NetworkInfo = field(kw_only=True)
+    directory: Directory = field(kw_only=True)
+    on_admitted: Callable[[], None] = field(kw_only=True)
+    on_leave: Callable[[], None] = field(kw_only=True)
+
+    @classmethod
+    def open(cls, network: KeptNetwork, spec: NetworkSpec, stack: ExitStack) -> KeptLive:
+        """Have a helper in the switch; *stack* takes it back. Raises: NetworkNotFoundError, UnsupportedError, SetupError."""
+        info, directory = network.info, network.directory
+        with directory.namespace() as namespace:
+            switch = Switch(namespace)
+        stack.callback(switch.close)
+        requests = Requests(switch.socket())
+        stack.callback(requests.close)
+        made = addresses_of(info, State(0))
+        return cls(spec, switch, requests, *made, None, info=info, directory=directory, on_admitted=network.has_used, on_leave=network.tidy)
+
+    def admit(self, *args: Any, **options: Any) -> Place:  # noqa: ANN401 - `Live`'s own
+        try:
+            return super().admit(*args, **options)
+        finally:
+            self.on_admitted()
+
+    def prepare(self, session: Session) -> None:
+        """Nothing is made ahead: others give ports out, too."""
+
+    def _reserve(self, session: Session, join: Join, hostname: str, number: int, *, port: int | None) -> Place:
+        try:
+            start = read_start_time(session.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            raise BrokenError("the container ended while it joined a network; start another one") from None
+        with self.lock, self.directory.held():
+            state = self.directory.state()
+            self.addresses, self.addresses6 = addresses_of(self.info, state)
+            self._next_port = state.next_port
+            place = super()._reserve(session, join, hostname, number, port=port)
+            check_mac(place.endpoint.mac, self.info.name, [lease.mac for lease in state.leases])
+            self.directory.write_state(state.added(_lease_of(place, start)))
+            return place
+
+    def _release(self, place: Place) -> None:
+        with self.lock, contextlib.suppress(NetworkNotFoundError), self.directory.held():  # it was removed by force
+            self.directory.write_state(self.directory.state().without(place.port))
+
+    def dismiss(self, place: Place) -> None:
+        try:
+            super().dismiss(place)
+        finally:
+            self.on_leave()
+
+    def close(self, stack: ExitStack) -> None:
+        """Let go of it; the containers stay in it."""
+        with self.lock:
+            self.is_open = False
+            self.neighbours.close()
+            self.guard.close()
+            self.shaping.close()
+        stack.close()
+
+
+def _lease_of(place: Place, start: int) -> Lease:
+    found = place.endpoint
+    return Lease(place.port, found.address, found.mac, found.hostname, found.pid, start, found.interface, found.address6 or "", found.aliases)
+
+
+def endpoint_of(lease: Lease) -> Endpoint:
+    """The same as others are told."""
+    return Endpoint(lease.hostname, lease.address, lease.mac, lease.pid, lease.address6 or None, lease.aliases, lease.interface)
+
+
+class KeptNetwork(Network):
+    """A network of a `NetworkStore`, for ``Container(net=...)``: all of the name are one object, as long as there is any.
+
+    `create`, or ``with``, has this process ready for containers that come and go (a helper, which takes 1 to 2 ms to start); without, it is so
+    while there are some. `close` ends that, and nothing else: neither the network, nor containers that are in it.
+    """
+
+    def __init__(self, info: NetworkInfo, directory: Directory) -> None:
+        super().__init__(
+            info.name,
+            subnet=info.subnet,
+            gateway=info.gateway,
+            internal=info.internal,
+            mtu=info.mtu,
+            labels=info.labels,
+            ipv6=bool(info.subnet6),
+            subnet6=info.subnet6 or None,
+        )
+        self.info, self.directory = info, directory
+        self._users = 0  # who need the helper, whether there are containers or not
+        self._is_held = False
+        weakref.finalize(self, os.close, directory.fd)
+
+    def __repr__(self) -> str:
+        return f"Network({self.name!r}, {self.info.subnet}, kept)"
+
+    @property
+    def is_kept(self) -> bool:
+        return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not removed."""
+        return self.directory.is_there
+
+    @property
+    def subnet(self) -> str:
+        return self.info.subnet
+
+    @property
+    def gateway(self) -> str:
+        return self.info.gateway
+
+    @property
+    def subnet6(self) -> str | None:
+        return self.info.subnet6 or None
+
+    @property
+    def gateway6(self) -> str | None:
+        return self.info.gateway6 or None
+
+    @property
+    def containers(self) -> tuple[Endpoint, ...]:
+        """Who is in it now, of whatever process, in the order of joining. Raises: NetworkNotFoundError: it was removed."""
+        return tuple(map(endpoint_of, self.directory.state().leases))
+
+    def stats(self) -> NetStats:
+        """Raises: UnsupportedError: of a kept network, only the containers tell theirs."""
+        raise UnsupportedError("stats: a kept network has containers of other processes", feature="stats", remedy="add up those of its containers")
+
+    def create(self) -> Network:
+        """Have this process ready for it. Raises: NetworkNotFoundError, UnsupportedError, SetupError."""
+        self._use()
+        self._is_held = True
+        self.has_used()
+        return self
+
+    def close(self) -> None:
+        """Undo `create`. Neither the network ends by that, nor a container's place in it."""
+        self._is_held = False
+        self.tidy()
+
+    def check(self, join: Join) -> None:
+        """Refuse what a container could not have here now; nothing is touched. Raises: UsageError; NetworkNotFoundError."""
+        if self.info.pids != pid_namespace():
+            raise UnsupportedError(
+                f"network: {self.name!r} was made in another pid namespace, where this process's containers have other pids",
+                feature="pid namespace",
+                remedy="make a network of its own there: NetworkStore(path).create(...)",
+            )
+        self.directory.check()
+        self.directory.check_pinned()
+        state = self.directory.state()
+        addresses, addresses6 = addresses_of(self.info, state)
+        check_place(join, self.name, addresses, addresses6)
+        if join.mac is not None:
+            check_mac(join.mac, self.name, [mac_of(addresses.gateway), *(lease.mac for lease in state.leases)])
+
+    def enter(self) -> Live:
+        """A helper in its switch, at least until the `Live.admit` that must follow. Raises: NetworkNotFoundError, UnsupportedError, SetupError."""
+        return self._use()
+
+    def _use(self) -> Live:
+        with self._lock:
+            if self._live is None:
+                with ExitStack() as stack:
+                    self._live = KeptLive.open(self, self._spec, stack)
+                    self._stack = stack.pop_all()
+                register(self)
+            self._users += 1
+            return self._live
+
+    def has_used(self) -> None:
+        """What `enter` was for is done."""
+        with self._lock:
+            self._users -= 1
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Let go of the helper if nobody has need of it."""
+        with self._lock:
+            live = self._live
+            if live is None or live.places or self._users or self._is_held:
+                return
+            self._live = None
+            live.close(self._stack)
+
+    def abandon(self) -> None:
+        """In a forked child: it has no container in it, and may have some of its own."""
+        live, self._live = self._live, None
+        self._users, self._is_held, self._lock = 0, False, threading.Lock()
+        self._stack.pop_all()
+        if live is not None:
+            live.abandon()
+
+
+def known(info: NetworkInfo, directory: Directory) -> KeptNetwork:
+    """The network of *info* as this process has it; *directory* is that one's from now on."""
+    with _knowing:
+        found = _known.get(info.id)
+        if found is not None:
+            directory.close()
+            return found
+        made = _known[info.id] = KeptNetwork(info, directory)
+        return made
+
+
+def _after_fork_in_child() -> None:
+    global _knowing
+    _knowing = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,202 @@
+"""What is written down of a network that is kept: what it is, once; and who is in it, again and again. Pure.
+
+Who is in it is known by a *lease*: the address, and the container's init by its pid and the moment of its start, which name one process for ever.
+A lease whose init has ended counts for nothing, so that nobody has to take back what a killed process held.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+from attrs import evolve, field, frozen
+
+from sandbox.errors import UsageError
+
+MAX_DOCUMENT: Final = 1 << 16
+MAX_STATE: Final = 1 << 24  # a lease is about 200 bytes; the largest subnet that is offered has more addresses than there are pids
+_VERSION: Final = 1
+_MTU_OPTION: Final = "com.docker.network.driver.mtu"
+
+
+@frozen
+class NetworkInfo:
+    """A kept network as its store knows it. *created*: seconds since 1970."""
+
+    name: str
+    id: str  # 64 digits, as Docker's
+    created: int
+    subnet: str
+    gateway: str
+    internal: bool
+    mtu: int
+    labels: Mapping[str, str] = field(factory=dict[str, str])
+    subnet6: str = ""  # "": it has no IPv6
+    gateway6: str = ""
+    boot: str = field(default="", repr=False)  # of which it is: the namespace ends with it
+    pids: int = field(default=0, repr=False)  # the pid namespace (its inode number) that leases speak of
+
+    def has_label(self, wanted: str) -> bool:
+        """Whether it has the label ``NAME``, or ``NAME=VALUE``."""
+        name, equals, value = wanted.partition("=")
+        return name in self.labels and (not equals or self.labels[name] == value)
+
+    @property
+    def created_at(self) -> str:
+        """When it was made, in UTC."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.created))
+
+    def inspect(self, leases: tuple[Lease, ...] = ()) -> dict[str, Any]:
+        """The same by Docker's names of the fields, with who is in it, ready for JSON."""
+        families = [(self.subnet, self.gateway), *([(self.subnet6, self.gateway6)] if self.subnet6 else [])]
+        return {
+            "Name": self.name,
+            "Id": self.id,
+            "Created": self.created_at,
+            "Scope": "local",
+            "Driver": "bridge",
+            "EnableIPv4": True,
+            "EnableIPv6": bool(self.subnet6),
+            "IPAM": {"Driver": "default", "Options": {}, "Config": [{"Subnet": subnet, "Gateway": gateway} for subnet, gateway in families]},
+            "Internal": self.internal,
+            "Containers": {self.endpoint_id(lease): self._endpoint(lease) for lease in leases},
+            "Options": {_MTU_OPTION: str(self.mtu)},
+            "Labels": dict(self.labels),
+        }
+
+    def endpoint_id(self, lease: Lease) -> str:
+        """64 digits that nobody else's place has: a network never has one port twice."""
+        return f"{self.id[:48]}{lease.port:016x}"
+
+    def _endpoint(self, lease: Lease) -> dict[str, Any]:
+        return {
+            "Name": lease.hostname,
+            "EndpointID": self.endpoint_id(lease),
+            "MacAddress": lease.mac,
+            "IPv4Address": f"{lease.address}/{self.subnet.rpartition('/')[2]}",
+            "IPv6Address": f"{lease.address6}/{self.subnet6.rpartition('/')[2]}" if lease.address6 else "",
+            "Aliases": list(lease.aliases),
+            "Pid": lease.pid,
+        }
+
+
+@frozen
+class Lease:
+    """A container's place in a kept network. *pid*, *start*: its init's; *port*: the index of its interface in the switch, which no two ever have."""
+
+    port: int
+    address: str
+    mac: str
+    hostname: str
+    pid: int
+    start: int
+    interface: str = "eth0"
+    address6: str = ""  # "": it has none
+    aliases: tuple[str, ...] = field(default=(), converter=tuple[str, ...])
+
+
+@frozen
+class State:
+    """Who is in a network, and what was given out last."""
+
+    next_port: int
+    last: str = ""  # the address that was given out last, so that one that has just been freed rests a while
+    last6: str = ""
+    leases: tuple[Lease, ...] = ()
+
+    def added(self, lease: Lease) -> State:
+        """The state with one more place."""
+        return State(max(self.next_port, lease.port + 1), lease.address, lease.address6, (*self.leases, lease))
+
+    def without(self, port: int) -> State:
+        """The state without a place, if it is there."""
+        return evolve(self, leases=tuple(lease for lease in self.leases if lease.port != port))
+
+    def swept(self, is_alive: Callable[[Lease], bool]) -> State:
+        """The state without the places of those that have ended."""
+        return evolve(self, leases=tuple(filter(is_alive, self.leases)))
+
+
+def encode_info(info: NetworkInfo) -> bytes:
+    """The document of *info*. Raises: UsageError: its labels are too long."""
+    document = {"version": _VERSION, **{name: getattr(info, name) for name in _INFO}, "labels": dict(info.labels)}
+    raw = json.dumps(document, sort_keys=True).encode()
+    if len(raw) > MAX_DOCUMENT:
+        raise UsageError(f"labels: {len(raw)} bytes in all are too much; keep within {MAX_DOCUMENT}")
+    return raw
+
+
+def decode_info(raw: bytes) -> NetworkInfo:
+    """Read a document. Raises: ValueError: it is none."""
+    document = _document(raw)
+    labels = cast("dict[object, object]", _field(document, "labels", dict))
+    if not all(isinstance(word, str) for pair in labels.items() for word in pair):
+        raise ValueError("a label is no text")
+    return NetworkInfo(**{name: _field(document, name, kind) for name, kind in _INFO.items()}, labels=cast("dict[str, str]", labels))
+
+
+def encode_state(state: State) -> bytes:
+    """The document of *state*."""
+    leases = [{**{name: getattr(lease, name) for name in _LEASE}, "aliases": list(lease.aliases)} for lease in state.leases]
+    given = {"next_port": state.next_port, "last": state.last, "last6": state.last6}
+    return json.dumps({"version": _VERSION, **given, "leases": leases}).encode()
+
+
+def decode_state(raw: bytes) -> State:
+    """Read a document. Raises: ValueError: it is none."""
+    document = _document(raw)
+    leases = cast("list[object]", _field(document, "leases", list))
+    last, last6 = (_field(document, name, str) for name in ("last", "last6"))
+    return State(_field(document, "next_port", int), last, last6, tuple(map(_to_lease, leases)))
+
+
+_INFO: Final[Mapping[str, type]] = {
+    "name": str,
+    "id": str,
+    "created": int,
+    "subnet": str,
+    "gateway": str,
+    "internal": bool,
+    "mtu": int,
+    "subnet6": str,
+    "gateway6": str,
+    "boot": str,
+    "pids": int,
+}
+_LEASE: Final[Mapping[str, type]] = {
+    "port": int,
+    "address": str,
+    "mac": str,
+    "hostname": str,
+    "pid": int,
+    "start": int,
+    "interface": str,
+    "address6": str,
+}
+
+
+def _to_lease(found: object) -> Lease:
+    if not isinstance(found, dict):
+        raise ValueError("a lease is no object")  # noqa: TRY004 - of a document
+    lease = cast("dict[str, Any]", found)
+    aliases = cast("list[object]", _field(lease, "aliases", list))
+    if not all(isinstance(name, str) for name in aliases):
+        raise ValueError("an alias is no text")
+    return Lease(**{name: _field(lease, name, kind) for name, kind in _LEASE.items()}, aliases=cast("list[str]", aliases))
+
+
+def _document(raw: bytes) -> dict[str, Any]:
+    document = json.loads(raw)
+    found = cast("dict[str, Any]", document if isinstance(document, dict) else {})
+    if found.get("version") != _VERSION:
+        raise ValueError(f"of version {found.get('version')!r}")
+    return found
+
+
+def _field(document: Mapping[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401 - of *kind*
+    value = document.get(name)
+    if type(value) is not kind:
+        raise ValueError(f"{name} is missing")
+    return value
