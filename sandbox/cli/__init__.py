@@ -21,6 +21,7 @@ usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a con
        sandbox images|history|tag|rmi|df                  the images that are here, and what they take
        sandbox image ls|inspect|history|tag|rm|prune|verify|bootstrap
        sandbox volume create|ls|inspect|rm|prune          directories that are kept by name
+       sandbox network create|ls|inspect|rm|prune         networks of containers that are kept by name
        sandbox pull | push                                images from registries, and to them
        sandbox login | logout                             who we are to a registry
        sandbox save | load                                images into an archive, and out of one
@@ -78,7 +79,7 @@ def _dispatch(arguments: list[str]) -> int:
     return WRONG_USE
 
 
-def _main_of(command: str) -> Callable[[list[str]], int] | None:
+def _main_of(command: str) -> Callable[[list[str]], int] | None:  # noqa: PLR0912 - a table
     """What carries *command* out; None for what is none."""
     match command:
         case "bench":
@@ -101,6 +102,8 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:
             from sandbox.cli.registry import main as carry_out
 
             return partial(carry_out, command)
+        case "network":
+            from sandbox.cli.network import main as found
         case "run":
             from sandbox.cli.run import main as found
         case "save":

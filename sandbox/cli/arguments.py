@@ -85,6 +85,7 @@ def build() -> Parser:
     parser = _parser("run", DESCRIPTION, EPILOG)
     _add_limits(parser)
     _add_surroundings(parser)
+    _add_network(parser)
     _add_streams(parser)
     _add_image(parser)
     _add_files(parser)
@@ -142,7 +143,27 @@ def _add_surroundings(parser: Parser) -> None:
     group.add_argument("--workdir", "-w", metavar="DIR", help="working directory inside (/)")
     group.add_argument("--user", "-u", metavar="USER[:GROUP]", help="name or number inside")
     group.add_argument("--hostname", "-h", metavar="NAME", help="its host name (sandbox)")
-    group.add_argument("--network", "--net", metavar="none|host", help="none: loopback only (the default)")
+    group.add_argument(
+        "--network",
+        "--net",
+        metavar="NETWORK",
+        action="append",
+        default=[],
+        help="none: loopback only (the default); host; netns:NAME; new: one for this run; or the name of one that is kept",
+    )
+
+
+def _add_network(parser: Parser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument("--network-alias", metavar="NAME", action="append", default=[], help="by which others of the network find it, too")
+    group.add_argument("--ip", metavar="ADDRESS", help="its address in the network")
+    group.add_argument("--mac-address", metavar="MAC", help="of its interface there, such as 02:42:0a:59:00:02")
+    group.add_argument("--publish", "-p", metavar="[[IP:]HOST:]PORT[/udp]", action="append", default=[], help="make a port of it one of the host's")
+    group.add_argument("--publish-all", "-P", action="store_true", help="all ports that its image exposes, at free ports of the host")
+    group.add_argument("--link", metavar="CONTAINER[:ALIAS]", action="append", default=[], help="another container by a name of its own")
+    group.add_argument("--dns", metavar="ADDRESS", action="append", default=[], help="name server to ask")
+    group.add_argument("--dns-search", metavar="DOMAIN", action="append", default=[], help="domain to search for names without a dot")
+    group.add_argument("--add-host", metavar="NAME:ADDRESS", action="append", default=[], help="a line of /etc/hosts")
 
 
 def _add_streams(parser: Parser) -> None:

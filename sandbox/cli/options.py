@@ -11,6 +11,7 @@ from typing import Any, Final
 from attrs import fields, frozen
 
 from sandbox import Bind, Limits, Rlimits, Security, Tmpfs, UsageError, Volume
+from sandbox.cli import networks
 from sandbox.fs import parse_mount, parse_tmpfs, parse_volume
 
 Mount = Bind | Tmpfs | Volume
@@ -67,13 +68,13 @@ def container_options(parsed: Namespace, environ: Mapping[str, str]) -> dict[str
         "cpus": _given("--cpus", parsed.cpus, to_number),
         "cpuset": parsed.cpuset_cpus,
         "pids": _given("--pids-limit", parsed.pids_limit, to_whole),
-        "net": _network(parsed.network),
         "env": environment(parsed.env, parsed.env_file, environ),
         "cwd": parsed.workdir,
         "user": parsed.user,
         "rlimits": ulimits(parsed.ulimit),
         "security": security(parsed),
         "strict": not parsed.best_effort,
+        **networks.arguments(parsed),
         **_files(parsed),
     }
     container.update({name: value for name, value in (("hostname", parsed.hostname), ("shm", parsed.shm_size)) if value is not None})
@@ -97,6 +98,8 @@ class BenchRequest:
 
 def to_bench_request(parsed: Namespace, environ: Mapping[str, str]) -> BenchRequest:
     """Give the options of ``sandbox bench`` their meaning. Raises: UsageError, naming the option."""
+    if networks.NEW in parsed.network:
+        raise UsageError("--network: 'new' is for sandbox run; give the name of a network that is kept")
     arguments: dict[str, Any] = {
         "repeat": _given("--repeat", parsed.repeat, to_whole),
         "warmup": _given("--warmup", parsed.warmup, to_whole),
@@ -204,14 +207,6 @@ def _root(path: str | None, image: str | None) -> str | None:
     if not path:
         raise UsageError("--root: empty; give a directory")
     return path if path.startswith("/") else f"./{path}"  # a directory, whatever it is called; never the name of an image
-
-
-def _network(word: str | None) -> str | None:
-    if word in (None, "none"):
-        return None
-    if word != "host":
-        raise UsageError(f"--network: {word!r} is not offered; choose 'none' (loopback only) or 'host'")
-    return word
 
 
 # ---- Variables ----

@@ -31,7 +31,7 @@ from sandbox import (
     UnsupportedError,
     UsageError,
 )
-from sandbox.cli import options
+from sandbox.cli import networks, options
 from sandbox.cli.outcome import one_line
 from sandbox.cli.report import Report
 
@@ -130,7 +130,10 @@ def with_groups(work: Callable[[], T]) -> T:
 
 
 def _in_container(request: options.Request, forwarding: Forwarding, *, accounting: bool) -> Result:
-    with _made(request) as container:
+    with contextlib.ExitStack() as stack:
+        for network in networks.new_networks(request.container):
+            stack.enter_context(network)
+        container = stack.enter_context(_made(request))
         for line in () if request.container["strict"] else container.degraded:
             _warn(line)
         return _program(container, request, forwarding, accounting=accounting)

@@ -44,6 +44,9 @@ EXAMPLES = {
     "--user": "5",
     "--hostname": "box",
     "--network": "host",
+    "--dns": "10.0.0.53",
+    "--dns-search": "example.org",
+    "--add-host": "db:10.0.0.9",
     "--tty": None,
     "--no-interactive": None,
     "--root": "/usr",
@@ -63,12 +66,13 @@ EXAMPLES = {
 }
 SAME = {"--interactive", "--help"}  # the default, and what never gets here
 OF_IMAGES = {"--image", "--entrypoint", "--pull"}
+OF_NETWORKS = {"--network-alias", "--ip", "--mac-address", "--publish", "--publish-all", "--link"}  # only with a network: test_cli_networks
 WITHOUT_EFFECT = {"--env-file"}  # of an empty file
 
 
 def test_no_option_is_forgotten() -> None:
     names = {action.option_strings[0] for action in build()._actions if action.option_strings}
-    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES) - {"--no-interactive"}
+    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES | OF_NETWORKS) - {"--no-interactive"}
 
 
 def test_the_options_of_images_have_their_meaning() -> None:
