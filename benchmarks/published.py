@@ -63,6 +63,7 @@ def main() -> int:
         net = stack.enter_context(Network())
         c = stack.enter_context(Container(net=net, ports=[f"{PORT}:{PORT}"]))
         server = stack.enter_context(c.popen([PYTHON, "-c", RECEIVER], stdout=PIPE))
+        stack.callback(server.kill)
         assert server.stdout is not None
         assert server.stdout.readline() == b"up\n"
         away = ["nsenter", f"--net=/proc/{other}/ns/net"]
