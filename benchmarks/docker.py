@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import IO
 
@@ -39,7 +39,14 @@ def _always(command: list[str]) -> Callable[[], Callable[[], list[str]]]:
     return lambda: lambda: command
 
 
-def daemon(scratch: str, stack: ExitStack) -> list[str]:
+def with_network(p: Programs, stack: ExitStack) -> list[str]:
+    """Start a daemon with its usual bridge and rules, which belong into a network namespace of their own: the caller's. Raises: RuntimeError."""
+    client = daemon(p.scratch, stack, network=())
+    _import(client, p)
+    return client
+
+
+def daemon(scratch: str, stack: ExitStack, *, network: Sequence[str] = ("--bridge=none", "--iptables=false")) -> list[str]:
     """Start one with all that it keeps below *scratch*, until *stack* ends; how its client is called. Raises: RuntimeError. Needs: root."""
     for program in ("dockerd", "docker"):
         if shutil.which(program) is None:
@@ -51,7 +58,7 @@ def daemon(scratch: str, stack: ExitStack) -> list[str]:
     places = ["--data-root", f"{home}/data", "--exec-root", f"{home}/exec", "--pidfile", f"{home}/pid", "--host", socket]
     log = open(f"{home}/log", "w+")  # noqa: SIM115 - closed by the stack
     stack.callback(log.close)
-    process = subprocess.Popen(["dockerd", *places, "--bridge=none", "--iptables=false"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    process = subprocess.Popen(["dockerd", *places, *network], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     stack.callback(_stop, process)
     client = ["docker", "--config", f"{home}/config", "--host", socket]
     deadline = time.monotonic() + START_S
