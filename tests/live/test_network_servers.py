@@ -55,12 +55,12 @@ def test_nginx_is_reached_by_name_and_address() -> None:
 
 @needs("program:redis-server", "program:redis-cli")
 def test_redis_is_reached_by_name_and_address() -> None:
-    with network_with("cache") as (server, client):
-        with server.popen(["redis-server", "--protected-mode", "no", "--dir", "/tmp", "--save", ""]) as process:
-            for number, host in enumerate(("cache", known(server.address)), 1):
-                got = until_it_answers(lambda host=host: client.exec(["redis-cli", "-h", host, "incr", "visits"], text=True))  # type: ignore[misc]
-                assert got.stdout.split()[-1] == str(number)
-            process.kill()
+    command = ["redis-server", "--protected-mode", "no", "--dir", "/tmp", "--save", ""]
+    with network_with("cache") as (server, client), server.popen(command) as process:
+        for number, host in enumerate(("cache", known(server.address)), 1):
+            got = until_it_answers(lambda host=host: client.exec(["redis-cli", "-h", host, "incr", "visits"], text=True))  # type: ignore[misc]
+            assert got.stdout.split()[-1] == str(number)
+        process.kill()
 
 
 @pytest.mark.skipif(not (POSTGRES / "initdb").exists(), reason="needs PostgreSQL's programs (Debian: postgresql)")
