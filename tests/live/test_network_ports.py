@@ -19,6 +19,7 @@ from sandbox._sys.constants import CLONE_NEWNET
 from sandbox.image import Store
 from sandbox.net import HostPort, Port
 from sandbox.net.conntrack import Direction, Flows
+from sandbox.pytest_plugin import ServiceContainer
 from tests.leak.killed import run_and_kill
 from tests.netns import ASK, HOST, PYTHON, TCP_PORT, UDP_PORT, WORLD, alone, said, world
 from tests.support import needs
@@ -361,6 +362,13 @@ def test_a_network_without_the_hosts_forwarding_publishes_too() -> None:
             assert there.ask(HOST, port_of(c), timeout_s=5) == (0, f"web:8080 {WORLD}\n")
         with Container(net=other, ports=[f"{HOST}:{before['8080/tcp'][0].port}:80"]):
             pass
+
+
+@alone
+def test_a_service_of_a_test_is_waited_for_by_its_own_port_and_reached_by_the_published_one() -> None:
+    with world(), Network() as net, ServiceContainer(net=net, ports=[8080]) as c:
+        c.serve([PYTHON, "-c", SERVER, "web", "8080"]).wait_for(port=8080)
+        assert ask("127.0.0.1", port_of(c)) == f"web:8080 {here(net)}"
 
 
 @alone
