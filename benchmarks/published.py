@@ -50,7 +50,7 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as sock:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description="How fast bytes go through a published port.")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.25, help="of each transfer")
     options = parser.parse_args()
@@ -67,7 +67,7 @@ def main() -> int:
         assert server.stdout is not None
         assert server.stdout.readline() == b"up\n"
         away = ["nsenter", f"--net=/proc/{other}/ns/net"]
-        goals = {
+        goals: dict[str, tuple[list[str], str]] = {
             "from the host, by hand": ([], BY_HAND),
             "from the host, 127.0.0.1": ([], "127.0.0.1"),
             "from the host, its address": ([], HOST),
