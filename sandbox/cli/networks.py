@@ -45,6 +45,18 @@ def new_networks(container: Mapping[str, Any]) -> list[Network]:
     return [join.network for join in joins if not join.network.is_kept]
 
 
+def explained(container: Mapping[str, Any]) -> list[str]:
+    """A line for each network and what is said of the place in it, and for each port; of what `arguments` gave."""
+    net = container["net"]
+    joins = cast("list[Join]", net) if isinstance(net, list) else []
+    found: list[str] = []
+    for join in joins:
+        said = {"address": join.address, "mac": join.mac, "aliases": ",".join(join.aliases)}
+        place = "".join(f" {name}={value}" for name, value in said.items() if value)
+        found.append(f"network {join.network.name if join.network.is_kept else NEW}{place}")
+    return [*found, *(f"publish {port}" for port in container.get("ports", ()))]
+
+
 def hosts(lines: Iterable[str]) -> dict[str, str]:
     """``NAME:ADDRESS`` or ``NAME=ADDRESS``, an IPv6 address in brackets or not."""
     found: dict[str, str] = {}

@@ -94,6 +94,7 @@ def _complain(error: SandboxError, code: int, *, hint: str = "") -> int:
 def _explain(request: options.Request) -> int:
     container = Container(**request.container)
     print(container.explain())
+    print("".join(f"{line}\n" for line in networks.explained(request.container)), end="")
     for name, value in request.program_options.items():
         if value is not None:
             print(f"limit {name} = {value:g} s")

@@ -48,6 +48,12 @@ def test_what_is_made_for_a_run_is_told_from_what_is_kept() -> None:
     assert networks.new_networks(container("--network", "host")) == []
 
 
+def test_networks_are_explained() -> None:
+    made = container("--network", "new", "--ip", "10.1.2.3", "--network-alias", "db", "-p", "8080:80")
+    assert networks.explained(made) == ["network new address=10.1.2.3 aliases=db", "publish 8080:80"]
+    assert networks.explained(container()) == []
+
+
 def test_names_ports_and_servers_are_the_containers_own_words() -> None:
     found = container("--dns", "10.0.0.53", "--dns", "::1", "--dns-search", "a.example", "--add-host", "db:10.0.0.9", "--add-host", "six=[fd00::1]")
     assert (found["dns"], found["dns_search"]) == (["10.0.0.53", "::1"], ["a.example"])
