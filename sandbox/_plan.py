@@ -450,16 +450,13 @@ class Socket(Op):
 
 @frozen
 class Netlink(Op):
-    """Have the kernel carry out messages, numbered from 0 to *last*, of which only that asks for an answer, by the netlink socket in *slot*.
-
-    The first that fails is the operation's failure; the kernel goes on behind it. *named*: a descriptor whose number is put into *data* at *mark*.
-    """
+    """Carry out netlink messages, numbered from 0 to *last*, of which only that asks for an answer. The first failure is the operation's."""
 
     CODE: ClassVar[int] = 36
     slot: Slot
     data: bytes
     last: int = 0
-    named: Slot = HOST
+    named: Slot = HOST  # a descriptor, whose number is put into *data* at *mark*
     mark: int = 0
 
     def describe(self) -> str:
