@@ -18,6 +18,7 @@ import select
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
@@ -99,12 +100,14 @@ class NetworkNames:
             self._close_sockets()
             raise SetupError(f"listen for names at {gateway}", error.errno or 0, step="network") from error
         try:
-            _server.add(self._number, self._fds())
+            _server.add(self._number, self)
         except BaseException:
             self.close()
             raise
 
-    def _fds(self) -> list[int]:
+    @property
+    def fds(self) -> list[int]:
+        """What the name server has of it: they stay this object's."""
         return [self._roster.fd, *(sock.fileno() for sock in self._sockets)]
 
     def _close_sockets(self) -> None:
@@ -158,7 +161,9 @@ class NameServer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._networks: dict[int, list[int]] = {}  # their descriptors, which are theirs
+        # Weak: one that nobody has closed goes with its owner, and its descriptors with it.
+        self._networks: weakref.WeakValueDictionary[int, NetworkNames] = weakref.WeakValueDictionary()
+        self._told: set[int] = set()
         self._running: _Running | None = None
 
     @property
@@ -167,29 +172,38 @@ class NameServer:
         running = self._running
         return None if running is None else running.session.pid
 
-    def add(self, number: int, fds: list[int]) -> None:
+    def add(self, number: int, names: NetworkNames) -> None:
         """A network came. Raises: SetupError: the server does not start."""
         with self._lock:
-            self._networks[number] = fds
-            self._tell(b"A", number, fds)
+            self._networks[number] = names
+            self._tell()
 
     def drop(self, number: int) -> None:
         """A network went."""
         with self._lock:
-            if self._networks.pop(number, None) is not None and self._running is not None and not self._running.has_ended:
-                self._send(b"D", number, [])
+            self._networks.pop(number, None)
+            if self._running is not None and not self._running.has_ended:
+                self._tell()
 
     def check(self) -> None:
         """Start it anew if it has ended. Raises: as `add`."""
         with self._lock:
-            if self._networks and (self._running is None or self._running.has_ended):
-                self._restart()
+            if self._networks:
+                self._tell()
 
-    def _tell(self, kind: bytes, number: int, fds: list[int]) -> None:
+    def _tell(self) -> None:
+        """Have it know of those networks that there are, and no others."""
         if self._running is None or self._running.has_ended:
-            self._restart()  # which tells all there is to tell
-        else:
-            self._send(kind, number, fds)
+            self._restart()
+        there = dict(self._networks)  # kept meanwhile
+        if there.keys() == self._told:
+            return
+        for number in self._told - there.keys():
+            self._told.discard(number)
+            self._send(b"D", number, [])
+        for number in there.keys() - self._told:
+            self._send(b"A", number, there[number].fds)
+            self._told.add(number)
 
     def _restart(self) -> None:
         self._stop()
@@ -209,8 +223,6 @@ class NameServer:
             theirs.close()
         self._running = _Running(session, channel, spec, ours)
         self._send(b"F", 0, [], _filter())
-        for number, fds in self._networks.items():
-            self._send(b"A", number, fds)
 
     def _send(self, kind: bytes, number: int, fds: list[int], more: bytes = b"") -> None:
         assert self._running is not None  # noqa: S101 - the caller has looked
@@ -223,6 +235,7 @@ class NameServer:
             raise why or SetupError("speak with the name server of networks", error.errno or 0, step="network") from error
 
     def _stop(self) -> None:
+        self._told = set()
         running, self._running = self._running, None
         if running is not None:
             running.control.close()
@@ -238,7 +251,7 @@ class NameServer:
     def abandon(self) -> None:
         """In a forked child: let go of the parent's."""
         self._lock = threading.Lock()
-        self._networks = {}
+        self._networks, self._told = weakref.WeakValueDictionary(), set()
         running, self._running = self._running, None
         if running is not None:
             running.control.close()

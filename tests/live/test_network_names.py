@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -322,6 +324,24 @@ def test_a_server_that_is_killed_is_there_again(no_leftovers: None) -> None:
         with Container(net=net, name="new") as new:
             assert getent(c, "new") == [new.address]
             assert getent(new, "web") == [web.address]
+
+
+FORGOTTEN = """
+import gc
+from sandbox import Container, Network
+from sandbox._networks import names
+with Network(internal=True) as net, Container(net=net, name="web") as web:
+    Network(internal=True).create()
+    gc.collect()
+    names._server.close()  # whoever starts it anew tells it of all that there are
+    with Container(net=net, name="new") as new:
+        assert new.exec(["getent", "hosts", "web"], text=True).stdout.startswith(web.address)
+"""
+
+
+def test_a_network_that_nobody_closed_is_in_nobodys_way(no_leftovers: None) -> None:
+    done = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_who_sees_packets_has_no_rights() -> None:
