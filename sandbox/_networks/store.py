@@ -252,7 +252,7 @@ def _named(name: object) -> object:
 
 
 def _to_file_name(name: str) -> str:
-    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or "\0" in name or len(os.fsencode(name)) > 255:
+    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or len(to_text(name, what="network")) > 255:
         raise UsageError(f"network: {name!r} is no name of a network")
     return name
 

@@ -281,6 +281,16 @@ def test_a_store_that_others_can_look_into_is_refused(store: NetworkStore) -> No
     os.rmdir(store.path)
 
 
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "../x", ".x", "x" * 300])
+def test_what_is_no_name_is_refused_whether_or_not_there_is_a_store(store: NetworkStore, name: str) -> None:
+    for _ in range(2):
+        with pytest.raises(UsageError):
+            Container(net=name)
+        with pytest.raises(UsageError):
+            store.get(name)
+        Path(store.path).mkdir(mode=0o700, exist_ok=True)
+
+
 def test_what_cannot_be_is_refused_before_anything_is_touched(store: NetworkStore) -> None:
     for name in ("", "../x", ".x", "a/b", "none", "host", "new", "x" * 64):
         with pytest.raises(UsageError):
