@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
-from sandbox import NetworkStore, SandboxError, UnsupportedError, UsageError
-from sandbox.cli import tables
+from sandbox import NetworkStore, UnsupportedError, UsageError
+from sandbox.cli import kept, tables
 from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.options import to_time
-from sandbox.cli.outcome import FAILED, complain, one_line, outcome
+from sandbox.cli.outcome import complain, one_line, outcome
 from sandbox.net.kept import NetworkInfo
 
 _COMMAND: Final = "sandbox network"
@@ -89,7 +88,7 @@ def _add_create(create: argparse.ArgumentParser) -> None:
 def _create(parsed: argparse.Namespace) -> int:
     if parsed.driver != "bridge":
         raise UsageError(f"--driver: {parsed.driver!r} is not offered; every network is a bridge")
-    labels = dict(_pair("--label", text) for text in parsed.label)
+    labels = dict(kept.pair("--label", text, needs_value=False) for text in parsed.label)
     info = NetworkStore().create(
         parsed.name,
         gateway=parsed.gateway,
@@ -117,7 +116,7 @@ def _subnets(subnets: Iterable[str]) -> dict[str, str]:
 def _mtu(options: Iterable[str]) -> int | None:
     found = None
     for text in options:
-        name, value = _pair("--opt", text)
+        name, value = kept.pair("--opt", text, needs_value=True)
         if name not in _MTU:
             raise UsageError(f"--opt: {name!r} is not an option of a network; there is mtu=BYTES")
         if not (value.isascii() and value.isdigit()) or len(value) > 9:
@@ -126,35 +125,19 @@ def _mtu(options: Iterable[str]) -> int | None:
     return found
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or (option != "--label" and not equals):
-        raise WrongUseError(f"{option}: {text!r} is not NAME=VALUE")
-    return name, value
-
-
 # ---- Listing ----
 
 
 def _list(parsed: argparse.Namespace) -> int:
     filters = [_to_filter(text) for text in parsed.filter]
     store = NetworkStore()
-    found = [info for info in _all(store) if _matches(info, filters, store)]
+    found = [info for info in kept.listed(store, _complain) if _matches(info, filters, store)]
     if parsed.quiet:
         print("".join(f"{_id(info, whole=parsed.no_trunc)}\n" for info in found), end="")
     else:
         columns = {"NETWORK ID": "ID", "NAME": "Name", "DRIVER": "Driver", "SCOPE": "Scope"}
         tables.show([_row(info, whole=parsed.no_trunc) for info in found], columns, form=parsed.format)
     return 0
-
-
-def _all(store: NetworkStore) -> Iterable[NetworkInfo]:
-    """All networks; one that is damaged is told, and does not hide the others."""
-    for name in store.names():
-        try:
-            yield store.get(name)
-        except UsageError as error:
-            _complain(str(error))
 
 
 def _id(info: NetworkInfo, *, whole: bool) -> str:
@@ -178,7 +161,7 @@ def _row(info: NetworkInfo, *, whole: bool) -> dict[str, str]:
 
 
 def _to_filter(text: str) -> tuple[str, str]:
-    name, value = _pair("--filter", text)
+    name, value = kept.pair("--filter", text, needs_value=True)
     if name not in _FILTERS:
         raise WrongUseError(f"--filter: {name!r} is unknown; there are {', '.join(_FILTERS)}")
     if name in _CHOICES and value not in _CHOICES[name]:
@@ -192,7 +175,7 @@ def _matches(info: NetworkInfo, filters: Iterable[tuple[str, str]], store: Netwo
     for name, value in filters:
         wanted.setdefault(name, []).append(value)
     tests: dict[str, Callable[[str], bool]] = {
-        "dangling": lambda value: _is_dangling(info, store) == (value in ("true", "1")),
+        "dangling": lambda value: kept.is_dangling(lambda: store.containers(info.name)) == (value in ("true", "1")),
         "driver": lambda value: value == "bridge",
         "id": lambda value: value in info.id,
         "name": lambda value: value in info.name,
@@ -203,49 +186,21 @@ def _matches(info: NetworkInfo, filters: Iterable[tuple[str, str]], store: Netwo
     return all(map(info.has_label, labels)) and all(any(map(tests[name], values)) for name, values in wanted.items())
 
 
-def _is_dangling(info: NetworkInfo, store: NetworkStore) -> bool:
-    try:
-        return not store.containers(info.name)
-    except UsageError:  # it has just gone
-        return True
-
-
 def _inspect(parsed: argparse.Namespace) -> int:
-    found, store = list[dict[str, Any]](), NetworkStore()
-    code = _each(parsed.names, lambda name: found.append(store.inspect(name)))
-    print(json.dumps(found, indent=4))
-    return code
+    return kept.inspect(parsed.names, NetworkStore().inspect, _complain)
 
 
 # ---- Removing ----
 
 
 def _remove(parsed: argparse.Namespace) -> int:
-    store = NetworkStore()
-
-    def remove(name: str) -> None:
-        store.remove(name, force=parsed.force)
-        print(name)
-
-    return _each(parsed.names, remove)
-
-
-def _each(names: Iterable[str], work: Callable[[str], None]) -> int:
-    """Do *work* for each name: one that fails is told, and keeps none of the others."""
-    code = 0
-    for name in names:
-        try:
-            work(name)
-        except (SandboxError, OSError) as error:
-            _complain(str(error))
-            code = FAILED
-    return code
+    return kept.remove(parsed.names, NetworkStore(), _complain, force=parsed.force)
 
 
 def _prune(parsed: argparse.Namespace) -> int:
     label = before = None
     for text in parsed.filter:
-        name, value = _pair("--filter", text)
+        name, value = kept.pair("--filter", text, needs_value=True)
         if name not in ("label", "until") or (label if name == "label" else before) is not None:
             raise WrongUseError("--filter: there is one label=NAME[=TEXT], and one until=TIME")
         label, before = (value, before) if name == "label" else (label, time.time() - to_time("--filter until", value))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
-from sandbox import SandboxError, UsageError
-from sandbox.cli import tables
+from sandbox.cli import kept, tables
 from sandbox.cli.arguments import Parser, WrongUseError
-from sandbox.cli.outcome import FAILED, complain, one_line, outcome
+from sandbox.cli.outcome import complain, one_line, outcome
 from sandbox.fs import VolumeInfo, VolumeStore
 
 _COMMAND: Final = "sandbox volume"
@@ -66,37 +64,21 @@ def _parser() -> Parser:
 
 
 def _create(parsed: argparse.Namespace) -> int:
-    labels = dict(_pair("--label", text) for text in parsed.label)
-    options = dict(_pair("--opt", text) for text in parsed.opt)
+    labels = dict(kept.pair("--label", text, needs_value=False) for text in parsed.label)
+    options = dict(kept.pair("--opt", text, needs_value=True) for text in parsed.opt)
     print(VolumeStore().create(parsed.name, labels=labels, options=options).name)
     return 0
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or (option == "--opt" and not equals):
-        raise WrongUseError(f"{option}: {text!r} is not NAME=VALUE")
-    return name, value
 
 
 def _list(parsed: argparse.Namespace) -> int:
     filters = [_to_filter(text) for text in parsed.filter]
     store = VolumeStore()
-    found = [info for info in _all(store) if _matches(info, filters, store)]
+    found = [info for info in kept.listed(store, _complain) if _matches(info, filters, store)]
     if parsed.quiet:
         print("".join(f"{info.name}\n" for info in found), end="")
     else:
         tables.show([_row(info) for info in found], {"DRIVER": "Driver", "VOLUME NAME": "Name"}, form=parsed.format)
     return 0
-
-
-def _all(store: VolumeStore) -> Iterable[VolumeInfo]:
-    """All volumes; one that is damaged is told, and does not hide the others."""
-    for name in store.names():
-        try:
-            yield store.get(name)
-        except UsageError as error:
-            _complain(str(error))
 
 
 def _row(info: VolumeInfo) -> dict[str, str]:
@@ -106,7 +88,7 @@ def _row(info: VolumeInfo) -> dict[str, str]:
 
 
 def _to_filter(text: str) -> tuple[str, str]:
-    name, value = _pair("--filter", text)
+    name, value = kept.pair("--filter", text, needs_value=False)
     if name not in _FILTERS:
         raise WrongUseError(f"--filter: {name!r} is unknown; there are {', '.join(_FILTERS)}")
     if name == "dangling" and value not in ("true", "false", "1", "0"):
@@ -122,43 +104,16 @@ def _matches(info: VolumeInfo, filters: Iterable[tuple[str, str]], store: Volume
     if not all(info.has_label(value) for name, value in filters if name == "label"):
         return False
     wanted = {value in ("true", "1") for name, value in filters if name == "dangling"}
-    return not wanted or _is_dangling(info, store) in wanted
-
-
-def _is_dangling(info: VolumeInfo, store: VolumeStore) -> bool:
-    try:
-        return not store.is_used(info.name)
-    except UsageError:  # it has just gone
-        return True
+    return not wanted or kept.is_dangling(lambda: store.is_used(info.name)) in wanted
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    found, store = list[dict[str, Any]](), VolumeStore()
-    code = _each(parsed.names, lambda name: found.append(store.get(name).inspect()))
-    print(json.dumps(found, indent=4))
-    return code
+    store = VolumeStore()
+    return kept.inspect(parsed.names, lambda name: store.get(name).inspect(), _complain)
 
 
 def _remove(parsed: argparse.Namespace) -> int:
-    store = VolumeStore()
-
-    def remove(name: str) -> None:
-        store.remove(name, force=parsed.force)
-        print(name)
-
-    return _each(parsed.names, remove)
-
-
-def _each(names: Iterable[str], work: Callable[[str], None]) -> int:
-    """Do *work* for each name: one that fails is told, and keeps none of the others."""
-    code = 0
-    for name in names:
-        try:
-            work(name)
-        except (SandboxError, OSError) as error:
-            _complain(str(error))
-            code = FAILED
-    return code
+    return kept.remove(parsed.names, VolumeStore(), _complain, force=parsed.force)
 
 
 def _prune(parsed: argparse.Namespace) -> int:
