@@ -10,9 +10,10 @@ from typing import Final
 from sandbox._networks.outlet import find_program
 from sandbox._networks.switch import Switch
 from sandbox.errors import SandboxError, SetupError, UnsupportedError
+from sandbox.net.netlink import attribute, message
 from sandbox.net.nft import Table, Transaction
 from sandbox.net.offer import Offer
-from sandbox.net.qdisc import attribute, message, probe
+from sandbox.net.qdisc import probe
 from sandbox.net.rtnetlink import Requests
 
 LINKS: Final = ("bridge", "veth", "ifb")
@@ -66,7 +67,7 @@ def _works(attempt: Callable[[], object]) -> bool:
 
 def _link(kind: str) -> bytes:
     body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + attribute(_IFNAME, f"try-{kind}".encode() + b"\0")
-    return message(_NEWLINK, body + attribute(_LINKINFO, attribute(_INFO_KIND, kind.encode() + b"\0")), _MAKE)
+    return message(_NEWLINK, _MAKE, body + attribute(_LINKINFO, attribute(_INFO_KIND, kind.encode() + b"\0")))
 
 
 def _make_table(switch: Switch, *, owner: bool) -> None:

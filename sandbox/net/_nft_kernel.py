@@ -13,6 +13,7 @@ from attrs import frozen
 
 from sandbox.errors import ProtocolError, SandboxError, SetupError, UnsupportedError
 from sandbox.net import _nft_wire as wire
+from sandbox.net import netlink
 from sandbox.net._nft_objects import INTERVAL_END, POLICIES, Chain, Set, Table, Transaction
 from sandbox.net._nft_wire import NETLINK_NETFILTER, Attribute, Message, text
 
@@ -97,7 +98,7 @@ class Nftables:
         self._send(work.encode(first), "change packet filters")
         handles: list[int] = []
         for kind, flags, sequence, body in self._answers():
-            if kind == wire.NLMSG_ERROR:
+            if kind == netlink.ERROR:
                 code, about, words = wire.error_of(body, flags)
                 if code:
                     self._drain()
@@ -141,13 +142,13 @@ class Nftables:
 
     def _dump(self, kind: int, family: str, asked: tuple[Attribute, ...], what: str) -> Iterator[Message]:
         mine = self._next(1)
-        self._send(wire.encode(Message(kind, family, wire.NLM_F_REQUEST | wire.NLM_F_DUMP, asked), mine), what)
+        self._send(wire.encode(Message(kind, family, netlink.REQUEST | netlink.DUMP, asked), mine), what)
         for got, flags, sequence, body in self._answers():
             if sequence != mine:
                 continue
-            if got == wire.NLMSG_DONE:
+            if got == netlink.DONE:
                 return
-            if got == wire.NLMSG_ERROR:
+            if got == netlink.ERROR:
                 code = wire.error_of(body, flags)[0]
                 raise _unsupported(what) if code == errno.EOPNOTSUPP else SetupError(what, code or errno.EIO, step="nftables")
             yield wire.decode(got, flags, body)
@@ -168,7 +169,7 @@ class Nftables:
         except OSError as error:
             raise SetupError(what, error.errno or errno.EIO, step="nftables") from error
 
-    def _answers(self) -> Iterator[tuple[int, int, int, bytes]]:
+    def _answers(self) -> Iterator[netlink.Message]:
         """What the kernel sends, message by message, until the caller has what it needs."""
         for _ in range(_MOST_MESSAGES):
             try:
@@ -177,7 +178,7 @@ class Nftables:
                 code = errno.ETIMEDOUT if isinstance(error, BlockingIOError) else error.errno or errno.EIO
                 raise SetupError("wait for an answer of nf_tables", code, step="nftables") from error
             if sender[0] == 0:  # the kernel, and no other process
-                yield from wire.split(data)
+                yield from netlink.messages(data)
         raise ProtocolError("nf_tables does not come to an end")
 
     def _drain(self) -> None:

@@ -10,6 +10,7 @@ from attrs import define, field, frozen
 
 from sandbox.errors import UsageError
 from sandbox.net import _nft_wire as wire
+from sandbox.net import netlink
 from sandbox.net._nft_rules import Kind, Range, Statement, Verdict, expressions_of
 from sandbox.net._nft_wire import Attribute, Message, text, u32, u64
 
@@ -125,25 +126,25 @@ class Transaction:
 
     def add(self, what: Table | Chain | Set | Rule, *, exist_ok: bool = False) -> Self:
         """Make it. It must not be there yet, unless *exist_ok*; a rule goes to the end of its chain."""
-        exclusive = 0 if exist_ok else wire.NLM_F_EXCL
+        exclusive = 0 if exist_ok else netlink.EXCL
         match what:
             case Table():
                 attributes = ((1, text(what.name)), (2, u32(_OWNER if what.owner else 0)))
-                return self._step(wire.NEWTABLE, what, exclusive | wire.NLM_F_CREATE, attributes, f"add table {what.family} {what.name}")
+                return self._step(wire.NEWTABLE, what, exclusive | netlink.CREATE, attributes, f"add table {what.family} {what.name}")
             case Chain():
-                return self._step(wire.NEWCHAIN, what.table, exclusive | wire.NLM_F_CREATE, tuple(_chain(what)), f"add chain {_path(what)}")
+                return self._step(wire.NEWCHAIN, what.table, exclusive | netlink.CREATE, tuple(_chain(what)), f"add chain {_path(what)}")
             case Set():
                 number = len(self.steps) + 1
-                return self._step(wire.NEWSET, what.table, exclusive | wire.NLM_F_CREATE, tuple(_set(what, number)), f"add set {_path(what)}")
+                return self._step(wire.NEWSET, what.table, exclusive | netlink.CREATE, tuple(_set(what, number)), f"add set {_path(what)}")
             case Rule():
-                return self._rule(what, wire.NLM_F_APPEND)
+                return self._rule(what, netlink.APPEND)
 
     def insert(self, what: Rule) -> Self:
         """Put a rule before all others of its chain."""
         return self._rule(what, 0)
 
     def _rule(self, what: Rule, flag: int) -> Self:
-        flags = wire.NLM_F_CREATE | wire.NLM_F_ECHO | flag
+        flags = netlink.CREATE | netlink.ECHO | flag
         steps = expressions_of(what.statements, what.chain.table.family)
         attributes: list[Attribute] = [(1, text(what.chain.table.name)), (2, text(what.chain.name)), (4, tuple((1, step.tree) for step in steps))]
         if what.comment is not None:
@@ -154,7 +155,7 @@ class Transaction:
 
     def add_elements(self, where: Set, elements: Iterable[Element], *, exist_ok: bool = False) -> Self:
         """Put elements into a set. Those that are there already stay as they are, *exist_ok*, or fail it all."""
-        flags = wire.NLM_F_CREATE | (0 if exist_ok else wire.NLM_F_EXCL)
+        flags = netlink.CREATE | (0 if exist_ok else netlink.EXCL)
         return self._elements(wire.NEWSETELEM, where, elements, flags, "add elements to")
 
     def delete_elements(self, where: Set, elements: Iterable[Element]) -> Self:
@@ -187,7 +188,7 @@ class Transaction:
 
     def _step(self, kind: int, table: Table, flags: int, attributes: tuple[Attribute, ...], words: str) -> Self:
         owner = "NFT_TABLE_F_OWNER" if kind == wire.NEWTABLE and table.owner else ""
-        self.steps.append(Step(Message(kind, table.family, flags | wire.NLM_F_REQUEST, attributes), words, owner))
+        self.steps.append(Step(Message(kind, table.family, flags | netlink.REQUEST, attributes), words, owner))
         return self
 
     def encode(self, sequence: int) -> bytes:
@@ -196,7 +197,7 @@ class Transaction:
         parts = [wire.begin(sequence)]
         for at, step in enumerate(self.steps):
             message = step.message
-            flags = message.flags | (wire.NLM_F_ACK if at == last else 0)
+            flags = message.flags | (netlink.ACK if at == last else 0)
             parts.append(wire.encode(Message(message.kind, message.family, flags, message.attributes), sequence + 1 + at))
         return b"".join([*parts, wire.end(sequence + 2 + last)])
 

@@ -8,12 +8,14 @@ Numbers are those of <linux/netfilter/nf_tables.h>, and integers are big-endian,
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, TypeAlias
 
 from attrs import frozen
 
 from sandbox.errors import ProtocolError
+from sandbox.net import netlink
+from sandbox.net.netlink import HEAD
 
 Value: TypeAlias = "bytes | tuple[Attribute, ...]"
 Attribute: TypeAlias = tuple[int, "Value"]
@@ -22,9 +24,6 @@ Schema: TypeAlias = "Mapping[int, Schema]"
 NETLINK_NETFILTER: Final = 12
 SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
-NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x200, 0x400, 0x800
-NLMSG_ERROR, NLMSG_DONE = 2, 3
 
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)
 NEWSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM = 9, 11, 12, 13, 14
@@ -32,12 +31,7 @@ NEWSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM = 9, 11, 12, 13, 14
 FAMILIES: Final = {"unspec": 0, "inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
 _FAMILY_OF: Final = {number: name for name, number in FAMILIES.items()}
 
-HEAD: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _NFGEN: Final = struct.Struct(">BBH")  # nfgenmsg: family, version, resource
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_NESTED: Final = 0x8000  # NLA_F_NESTED
-_NUMBER: Final = 0x3FFF  # NLA_TYPE_MASK
-_MOST: Final = 0xFFFF
 
 _FLAT: Final[Schema] = {}
 _VALUE: Final[Schema] = {2: _FLAT}  # nft_data: bytes, or a verdict
@@ -86,21 +80,17 @@ def text(string: str) -> bytes:
 
 def pack(attributes: Iterable[Attribute]) -> bytes:
     """Put attributes into bytes. Raises: ProtocolError: one is longer than its length can say."""
-    parts: list[bytes] = []
-    for number, value in attributes:
-        nested = not isinstance(value, bytes)
-        body = value if isinstance(value, bytes) else pack(value)
-        if len(body) + _ATTRIBUTE.size > _MOST:
-            raise ProtocolError(f"a netlink attribute of {len(body)} bytes, of which at most {_MOST - _ATTRIBUTE.size} fit")
-        parts += (_ATTRIBUTE.pack(_ATTRIBUTE.size + len(body), number | (_NESTED if nested else 0)), body, bytes(-len(body) % 4))
-    return b"".join(parts)
+    return b"".join(
+        netlink.attribute(number, value) if isinstance(value, bytes) else netlink.attribute(number | netlink.NESTED, pack(value))
+        for number, value in attributes
+    )
 
 
 def unpack(data: bytes, schema: Schema) -> tuple[Attribute, ...]:
     """Read attributes. Raises: ProtocolError: a length leads out of *data*."""
     found: list[Attribute] = []
     name = b""
-    for number, body in _split(data):
+    for number, body in netlink.attributes(data):
         if schema is EXPRESSION and number == 1:
             name = body.rstrip(b"\0")
         inner = schema.get(number)
@@ -110,46 +100,25 @@ def unpack(data: bytes, schema: Schema) -> tuple[Attribute, ...]:
     return tuple(found)
 
 
-def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at < len(data):
-        length, number = _ATTRIBUTE.unpack_from(data, at) if at + _ATTRIBUTE.size <= len(data) else (0, 0)
-        if length < _ATTRIBUTE.size or at + length > len(data):
-            raise ProtocolError(f"a netlink attribute of {length} bytes at {at} of {len(data)}")
-        yield number & _NUMBER, data[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
-
-
 def encode(message: Message, sequence: int) -> bytes:
     """One message of nf_tables as bytes."""
     return _message(SUBSYSTEM << 8 | message.kind, message.flags, sequence, family=FAMILIES[message.family], body=pack(message.attributes))
 
 
 def begin(sequence: int) -> bytes:
-    return _message(BATCH_BEGIN, NLM_F_REQUEST, sequence, resource=SUBSYSTEM)
+    return _message(BATCH_BEGIN, netlink.REQUEST, sequence, resource=SUBSYSTEM)
 
 
 def end(sequence: int) -> bytes:
-    return _message(BATCH_END, NLM_F_REQUEST, sequence, resource=SUBSYSTEM)
+    return _message(BATCH_END, netlink.REQUEST, sequence, resource=SUBSYSTEM)
 
 
 def _message(kind: int, flags: int, sequence: int, *, family: int = 0, resource: int = 0, body: bytes = b"") -> bytes:
-    return HEAD.pack(HEAD.size + _NFGEN.size + len(body), kind, flags, sequence, 0) + _NFGEN.pack(family, 0, resource) + body
-
-
-def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The netlink messages in *data*: type, flags, sequence number and body. Raises: ProtocolError: a length leads out of it."""
-    at = 0
-    while at < len(data):
-        length, kind, flags, sequence, _ = HEAD.unpack_from(data, at) if at + HEAD.size <= len(data) else (0, 0, 0, 0, 0)
-        if length < HEAD.size or at + length > len(data):
-            raise ProtocolError(f"a netlink message of {length} bytes at {at} of {len(data)}")
-        yield kind, flags, sequence, data[at + HEAD.size : at + length]
-        at += (length + 3) & ~3
+    return netlink.message(kind, flags, _NFGEN.pack(family, 0, resource) + body, sequence=sequence)
 
 
 def decode(kind: int, flags: int, body: bytes) -> Message:
-    """Read one message of nf_tables, as `split` gives it. Raises: ProtocolError: it is another subsystem's, or malformed."""
+    """Read one message of nf_tables, as `netlink.messages` gives it. Raises: ProtocolError: it is another subsystem's, or malformed."""
     if kind >> 8 != SUBSYSTEM or len(body) < _NFGEN.size or body[0] not in _FAMILY_OF:
         raise ProtocolError(f"a netlink message of type {kind:#x} where one of nf_tables was expected")
     number = kind & 0xFF
@@ -161,10 +130,9 @@ def error_of(body: bytes, flags: int) -> tuple[int, int, str]:
     if len(body) < 4 + HEAD.size:
         raise ProtocolError("a netlink error without the head of what it is about")
     length, _, _, sequence, _ = HEAD.unpack_from(body, 4)
-    code = -int(struct.unpack_from("=i", body)[0])
     capped, tlvs = flags & 0x100, flags & 0x200  # NLM_F_CAPPED, NLM_F_ACK_TLVS
     words = ""
     if tlvs:
         rest = body[4 + (HEAD.size if capped else (length + 3) & ~3) :]
-        words = next((value.rstrip(b"\0").decode(errors="replace") for number, value in _split(rest) if number == 1), "")
-    return code, sequence, words
+        words = next((value.rstrip(b"\0").decode(errors="replace") for number, value in netlink.attributes(rest) if number == 1), "")
+    return netlink.code_of(body), sequence, words

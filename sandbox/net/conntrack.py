@@ -9,26 +9,21 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Final, Self
 
 from attrs import frozen
 
 from sandbox.errors import ProtocolError, SetupError, UnsupportedError
+from sandbox.net import netlink
+from sandbox.net.netlink import NESTED, attribute, attributes
 
 NETLINK_NETFILTER: Final = 12
 PROTOCOLS: Final = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
-_HEAD: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _FAMILY: Final = struct.pack(">BBH", socket.AF_INET, 0, 0)  # nfgenmsg
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_NESTED: Final = 0x8000
-_KIND: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _GET, _DELETE = 0x0101, 0x0102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
-_ERROR, _DONE = 2, 3
-_REQUEST_ACK: Final = 0x0005
-_DUMP: Final = 0x0301
+_ASK: Final = netlink.REQUEST | netlink.DUMP
 # linux/netfilter/nfnetlink_conntrack.h
 _ORIGINAL, _REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
 _IP, _PROTO = 1, 2
@@ -78,12 +73,12 @@ class Flows:
     def find(self, *, original: Direction | None = None, reply: Direction | None = None) -> list[Flow]:
         """The flows of which both directions fit. Raises: UnsupportedError: the kernel does not tell; SetupError."""
         found: list[Flow] = []
-        self._sock.send(_request(_GET, _DUMP, _filter({_ORIGINAL: original, _REPLY: reply})))
+        self._sock.send(_request(_GET, _ASK, _filter({_ORIGINAL: original, _REPLY: reply})))
         while True:
-            for kind, body in _messages(self._sock.recv(_CHUNK)):
-                if kind == _DONE:
+            for kind, _, _, body in netlink.messages(self._sock.recv(_CHUNK)):
+                if kind == netlink.DONE:
                     return found
-                if kind == _ERROR:
+                if kind == netlink.ERROR:
                     _raise(body, "look through the flows")
                     continue
                 flow = parse(body)
@@ -93,9 +88,9 @@ class Flows:
 
     def forget(self, flow: Flow) -> None:
         """Have the kernel decide anew with its next packet. One that has ended is none of our concern. Raises: SetupError."""
-        self._sock.send(_request(_DELETE, _REQUEST_ACK, flow.name))
-        for kind, body in _messages(self._sock.recv(_CHUNK)):
-            if kind != _ERROR:
+        self._sock.send(_request(_DELETE, netlink.REQUEST | netlink.ACK, flow.name))
+        for kind, _, _, body in netlink.messages(self._sock.recv(_CHUNK)):
+            if kind != netlink.ERROR:
                 raise ProtocolError("forget a flow: the kernel's answer is no acknowledgement")
             _raise(body, "forget a flow", but=errno.ENOENT)
 
@@ -111,24 +106,24 @@ class Flows:
 
 
 def _raise(body: bytes, what: str, *, but: int = 0) -> None:
-    code = -int.from_bytes(body[:4], "little" if struct.pack("=H", 1)[0] else "big", signed=True)
+    code = netlink.code_of(body)
     if code == errno.EINVAL and body[8:10] == _GET.to_bytes(2, "little"):
         raise UnsupportedError(f"{what}: this kernel does not tell", feature="conntrack", remedy="modprobe nf_conntrack_netlink")
     if code not in (0, but):
         raise SetupError(what, code, step="network")
 
 
-def _request(kind: int, flags: int, attributes: bytes) -> bytes:
-    return _HEAD.pack(_HEAD.size + len(_FAMILY) + len(attributes), kind, flags, 1, 0) + _FAMILY + attributes
+def _request(kind: int, flags: int, what: bytes) -> bytes:
+    return netlink.message(kind, flags, _FAMILY + what, sequence=1)
 
 
 def _filter(wanted: dict[int, Direction | None]) -> bytes:
     tuples, flags = b"", b""
     for kind, direction in wanted.items():
         if direction is not None:
-            tuples += _attribute(kind | _NESTED, _encoded(direction))
-            flags += _attribute(_FILTERS[kind], struct.pack("=I", _flags(direction)))
-    return tuples + (_attribute(_FILTER | _NESTED, flags) if flags else b"")
+            tuples += attribute(kind | NESTED, _encoded(direction))
+            flags += attribute(_FILTERS[kind], struct.pack("=I", _flags(direction)))
+    return tuples + (attribute(_FILTER | NESTED, flags) if flags else b"")
 
 
 def _flags(wanted: Direction) -> int:
@@ -141,51 +136,25 @@ def _flags(wanted: Direction) -> int:
 
 def _encoded(direction: Direction) -> bytes:
     ends = ((_SOURCE, direction.source), (_DESTINATION, direction.destination))
-    addresses = b"".join(_attribute(kind, address.packed) for kind, address in ends if address is not None)
+    addresses = b"".join(attribute(kind, address.packed) for kind, address in ends if address is not None)
     ports = ((_SOURCE_PORT, direction.source_port), (_DESTINATION_PORT, direction.destination_port))
-    proto = _attribute(_NUMBER, bytes([direction.protocol])) + b"".join(_attribute(kind, port.to_bytes(2, "big")) for kind, port in ports if port)
-    return (_attribute(_IP | _NESTED, addresses) if addresses else b"") + _attribute(_PROTO | _NESTED, proto)
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _HEAD.size <= len(data):
-        length, kind, *_ = _HEAD.unpack_from(data, at)
-        if length < _HEAD.size:
-            return
-        yield kind, data[at + _HEAD.size : at + length]
-        at += (length + 3) & ~3
+    proto = attribute(_NUMBER, bytes([direction.protocol])) + b"".join(attribute(kind, port.to_bytes(2, "big")) for kind, port in ports if port)
+    return (attribute(_IP | NESTED, addresses) if addresses else b"") + attribute(_PROTO | NESTED, proto)
 
 
 def parse(message: bytes) -> Flow | None:
     """Read one flow as the kernel tells it; None: it has no ports or no IPv4."""
-    found = _attributes(message[len(_FAMILY) :])
+    found = dict(attributes(message[len(_FAMILY) :], strict=False))
     original, reply = (_direction(found.get(kind, b"")) for kind in (_ORIGINAL, _REPLY))
     if original is None or reply is None:
         return None
-    name = _attribute(_ORIGINAL | _NESTED, found[_ORIGINAL])
-    return Flow(original, reply, name + b"".join(_attribute(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found))
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & _KIND] = data[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
-    return found
+    name = attribute(_ORIGINAL | NESTED, found[_ORIGINAL])
+    return Flow(original, reply, name + b"".join(attribute(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found))
 
 
 def _direction(data: bytes) -> Direction | None:
-    parts = _attributes(data)
-    ip, proto = _attributes(parts.get(_IP, b"")), _attributes(parts.get(_PROTO, b""))
+    parts = dict(attributes(data, strict=False))
+    ip, proto = dict(attributes(parts.get(_IP, b""), strict=False)), dict(attributes(parts.get(_PROTO, b""), strict=False))
     if not (len(ip.get(_SOURCE, b"")) == len(ip.get(_DESTINATION, b"")) == 4 and _SOURCE_PORT in proto and _DESTINATION_PORT in proto):
         return None
     ports = (int.from_bytes(proto[kind], "big") for kind in (_SOURCE_PORT, _DESTINATION_PORT))

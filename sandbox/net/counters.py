@@ -7,7 +7,7 @@ from typing import Final
 
 from attrs import fields, frozen
 
-from sandbox.net.qdisc import attributes, message
+from sandbox.net.netlink import ACK, REQUEST, attributes, message
 
 _HEAD: Final = struct.Struct("=BxHII")  # if_stats_msg: family, index, which
 _GETSTATS: Final = 94
@@ -37,7 +37,7 @@ class NetStats:
 
 def stats_request(index: int) -> bytes:
     """Ask for an interface's figures."""
-    return message(_GETSTATS, _HEAD.pack(0, 0, index, 1 << (_LINK_64 - 1)))
+    return message(_GETSTATS, REQUEST | ACK, _HEAD.pack(0, 0, index, 1 << (_LINK_64 - 1)))
 
 
 def stats_of(answer: bytes) -> NetStats:
@@ -45,7 +45,7 @@ def stats_of(answer: bytes) -> NetStats:
 
     Raises: ValueError: they are not there.
     """
-    for kind, value in attributes(answer[_HEAD.size :]):
+    for kind, value in attributes(answer[_HEAD.size :], strict=False):
         if kind == _LINK_64 and len(value) >= _FIGURES.size:
             figures = _FIGURES.unpack_from(value)
             sent, received = figures[::2], figures[1::2]

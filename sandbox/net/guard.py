@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from sandbox.net._nft_wire import u32
+from sandbox.net.netlink import HEAD, REQUEST, message
 from sandbox.net.nft import (
     IPV6,
     Chain,
@@ -39,10 +40,9 @@ _REDIRECT, _ROUTER = 5, 9  # of ICMP
 _ROUTER6, _NEIGHBOUR6, _REDIRECT6 = 134, 136, 137  # of ICMPv6
 _DHCP, _DHCP6 = 67, 547  # servers' ports; nobody in a network of ours is one
 
-_HEAD: Final = struct.Struct("=IHHII")  # nlmsghdr
 _LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, which of them change
-_FLAGS_AT: Final = _HEAD.size + 8
-_NEWLINK, _SETLINK, _REQUEST, _IFF_UP, _AF_BRIDGE = 16, 19, 1, 1, 7
+_FLAGS_AT: Final = HEAD.size + 8
+_NEWLINK, _SETLINK, _IFF_UP, _AF_BRIDGE = 16, 19, 1, 7
 _PROTINFO, _LEARNING, _UNICAST_FLOOD = 0x800C, 8, 9  # IFLA_PROTINFO | NLA_F_NESTED, IFLA_BRPORT_*
 
 
@@ -81,6 +81,6 @@ def without_up(link: bytes) -> bytes:
 def opened(port: int) -> list[bytes]:
     """Bring a port up, of which the bridge learns no addresses, and to which it does not send what is for an address that it does not know."""
     more = struct.pack("=HHHHBxxxHHBxxx", 20, _PROTINFO, 5, _LEARNING, 0, 5, _UNICAST_FLOOD, 0)
-    settings = _HEAD.pack(_HEAD.size + _LINK.size + len(more), _SETLINK, _REQUEST, 0, 0) + _LINK.pack(_AF_BRIDGE, 0, port, 0, 0) + more
-    up = _HEAD.pack(_HEAD.size + _LINK.size, _NEWLINK, _REQUEST, 0, 0) + _LINK.pack(0, 0, port, _IFF_UP, _IFF_UP)
+    settings = message(_SETLINK, REQUEST, _LINK.pack(_AF_BRIDGE, 0, port, 0, 0) + more)
+    up = message(_NEWLINK, REQUEST, _LINK.pack(0, 0, port, _IFF_UP, _IFF_UP))
     return [settings, up]

@@ -7,22 +7,18 @@ Made here rather than by pyroute2: its token bucket knows neither rates of more 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import Final
 
+from sandbox.net.netlink import ACK, CREATE, ECHO, EXCL, REPLACE, REQUEST, attribute, attributes, message
 from sandbox.net.shape import MOST, Bucket, Line, Queues
 
-_HEAD: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _TC: Final = struct.Struct("=BxxxiIII")  # tcmsg: family, index, handle, parent, info
-_ATTRIBUTE: Final = struct.Struct("=HH")
 _RATE: Final = struct.Struct("=BBHhHI")  # tc_ratespec: cell_log, linklayer, overhead, cell_align, mpu, rate
 _NETEM: Final = struct.Struct("=6I")  # tc_netem_qopt: latency, limit, loss, gap, duplicate, jitter
 
 _NEWLINK, _DELLINK, _NEWQDISC, _DELQDISC, _GETQDISC = 16, 17, 36, 37, 38
-_ACK: Final = 0x0005  # NLM_F_REQUEST | NLM_F_ACK
-_ECHO: Final = 0x0008
-_REPLACE, _EXCL, _CREATE = 0x100, 0x200, 0x400
+_ACK: Final = REQUEST | ACK
 _ROOT: Final = 0xFFFFFFFF  # TC_H_ROOT
 _KIND, _OPTIONS, _STATS2 = 1, 2, 7
 _STATS_QUEUE: Final = 3  # gnet_stats_queue: qlen, backlog, drops, requeues, overlimits
@@ -36,23 +32,13 @@ _INNER: Final = 0x8000
 _GENERATIONS: Final = 0x7FFE  # so that no inner handle is 0xFFFF, which means ingress
 
 
-def attribute(kind: int, value: bytes) -> bytes:
-    """One netlink attribute, padded."""
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def message(kind: int, body: bytes, flags: int = _ACK) -> bytes:
-    """One netlink message."""
-    return _HEAD.pack(_HEAD.size + len(body), kind, flags, 1, 0) + body
-
-
 def _qdisc(kind: int, index: int, flags: int, *, handle: int = 0, parent: int = _ROOT, name: str = "", options: bytes | None = None) -> bytes:
     body = _TC.pack(0, index, handle, parent, 0)
     if name:
         body += attribute(_KIND, name.encode() + b"\0")
     if options is not None:
         body += attribute(_OPTIONS, options)
-    return message(kind, body, flags)
+    return message(kind, flags, body)
 
 
 def handles(generation: int) -> tuple[int, int]:
@@ -78,7 +64,7 @@ def installation(queues: Queues, index: int, generation: int) -> list[tuple[byte
 
 
 def _replaced(index: int, parent: int, handle: int, name: str, options: bytes) -> bytes:
-    return _qdisc(_NEWQDISC, index, _ACK | _CREATE | _REPLACE, handle=handle, parent=parent, name=name, options=options)
+    return _qdisc(_NEWQDISC, index, _ACK | CREATE | REPLACE, handle=handle, parent=parent, name=name, options=options)
 
 
 def innermost(queues: Queues, generation: int) -> int | None:
@@ -96,7 +82,7 @@ def removal(index: int) -> bytes:
 
 def probe(kind: str) -> bytes:
     """Ask whether the kernel has queues of that kind, and have it load its module: without options it makes none. EINVAL: yes; ENOENT: no."""
-    return _qdisc(_NEWQDISC, LOOPBACK, _ACK | _CREATE | _EXCL, name=kind)
+    return _qdisc(_NEWQDISC, LOOPBACK, _ACK | CREATE | EXCL, name=kind)
 
 
 def tbf(bucket: Bucket) -> bytes:
@@ -117,37 +103,26 @@ def netem(line: Line) -> bytes:
 def drops_request(index: int, handle: int) -> bytes:
     """Ask for the figures of one queue."""
     # The answer is a notification, which comes to who asked only where he says so.
-    return _qdisc(_GETQDISC, index, _ACK | _ECHO, handle=handle, parent=0)
+    return _qdisc(_GETQDISC, index, _ACK | ECHO, handle=handle, parent=0)
 
 
 def drops_of(answer: bytes) -> int:
     """What a queue has dropped, of the body of the answer; 0: it does not say."""
-    for kind, value in attributes(answer[_TC.size :]):
-        if kind & 0x3FFF == _STATS2:
-            for inner, figures in attributes(value):
-                if inner & 0x3FFF == _STATS_QUEUE and len(figures) >= 12:
+    for kind, value in attributes(answer[_TC.size :], strict=False):
+        if kind == _STATS2:
+            for inner, figures in attributes(value, strict=False):
+                if inner == _STATS_QUEUE and len(figures) >= 12:
                     return int(struct.unpack_from("=3I", figures)[2])
     return 0
-
-
-def attributes(data: bytes) -> Iterable[tuple[int, bytes]]:
-    """Those that are whole, in order."""
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        if length < _ATTRIBUTE.size or at + length > len(data):
-            return
-        yield kind, data[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
 
 
 def ifb(index: int, name: str, mtu: int) -> bytes:
     """Make an intermediate functional block, up: what is redirected to it waits in its queues, and goes on where it came from."""
     info = attribute(_INFO_KIND, b"ifb\0")
     body = _LINK.pack(0, 0, index, _UP, _UP) + attribute(_IFNAME, name.encode() + b"\0") + attribute(_MTU, struct.pack("=I", mtu))
-    return message(_NEWLINK, body + attribute(_LINKINFO, info), _ACK | _CREATE | _EXCL)
+    return message(_NEWLINK, _ACK | CREATE | EXCL, body + attribute(_LINKINFO, info))
 
 
 def unlink(index: int) -> bytes:
     """Remove an interface."""
-    return message(_DELLINK, _LINK.pack(0, 0, index, 0, 0))
+    return message(_DELLINK, _ACK, _LINK.pack(0, 0, index, 0, 0))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from sandbox.errors import ProtocolError, SandboxError, SetupError, UnsupportedError
+from sandbox.net import netlink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,16 +34,11 @@ FIRST_PORT: Final = 1002
 UPLINK: Final = 999  # of the switch's end of the pair that leads outside
 PORTS: Final = 1  # the group of all ports, by which they can be removed in one go
 
-_HEAD: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ROUTE: Final = struct.Struct("=8BI")  # rtmsg: family, length of the destination, ... flags
-_ATTRIBUTE: Final = struct.Struct("=HH")
 _NEWLINK, _DELLINK, _NEWADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH = 16, 17, 20, 24, 26, 28
-_ERROR, _DONE = 2, 3
-_NEW: Final = 0x0601  # NLM_F_REQUEST | NLM_F_EXCL | NLM_F_CREATE
-_PUT: Final = 0x0501  # NLM_F_REQUEST | NLM_F_REPLACE | NLM_F_CREATE
-_CHANGE: Final = 0x0001  # NLM_F_REQUEST
-_ACK: Final = 0x0004
-_DUMP: Final = 0x0301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
+_NEW: Final = netlink.REQUEST | netlink.EXCL | netlink.CREATE
+_PUT: Final = netlink.REQUEST | netlink.REPLACE | netlink.CREATE
+_CHANGE: Final = netlink.REQUEST
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _IFF_UP: Final = 1
 _IFA_F_NODAD: Final = 0x02
@@ -231,7 +227,7 @@ class Batch:
         if isinstance(messages, bytes):
             messages = [messages]
         last = len(messages) - 1
-        data = b"".join(_numbered(message, at, _ACK if at == last else 0) for at, message in enumerate(messages))
+        data = b"".join(_numbered(message, at, netlink.ACK if at == last else 0) for at, message in enumerate(messages))
         at = data.find(struct.pack("=I", _MARK_FD))
         return cls(data, last, None if at < 0 else at)
 
@@ -274,15 +270,14 @@ class Requests:
 
     def ask(self, message: bytes, what: str) -> list[bytes]:
         """Put a question, and give what is behind the heads of the answers. Raises: SetupError."""
-        self._sock.send(_numbered(message, 0, _ACK))
+        self._sock.send(_numbered(message, 0, netlink.ACK))
         found: list[bytes] = []
         while True:
-            for kind, body in _messages(self._sock.recv(_CHUNK)):
-                if kind not in (_ERROR, _DONE):
+            for kind, _, _, body in netlink.messages(self._sock.recv(_CHUNK)):
+                if kind not in (netlink.ERROR, netlink.DONE):
                     found.append(body)
                     continue
-                code = -int.from_bytes(body[:4], "little", signed=True)
-                if code:
+                if code := netlink.code_of(body):
                     raise SetupError(what, code, step="network")
                 return found
 
@@ -292,15 +287,16 @@ class Requests:
 
 
 def _numbered(message: bytes, number: int, flag: int) -> bytes:
-    length, kind, flags, *_ = _HEAD.unpack_from(message)
-    return _HEAD.pack(length, kind, flags | flag, number, 0) + message[_HEAD.size :] + bytes(-len(message) % 4)
+    length, kind, flags, *_ = netlink.HEAD.unpack_from(message)
+    return netlink.HEAD.pack(length, kind, flags | flag, number, 0) + message[netlink.HEAD.size :] + bytes(-len(message) % 4)
 
 
 def _acknowledged(answer: bytes, what: str) -> tuple[int, int]:
     """Which message the kernel answers, and with which errno."""
-    if len(answer) < _HEAD.size + 4 or (head := _HEAD.unpack_from(answer))[1] != _ERROR:
+    first = next(netlink.messages(answer), None)
+    if first is None or first.kind != netlink.ERROR:
         raise ProtocolError(f"{what}: the kernel's answer is no acknowledgement")
-    return head[3], -int.from_bytes(answer[_HEAD.size : _HEAD.size + 4], "little", signed=True)
+    return first.sequence, netlink.code_of(first.body)
 
 
 @frozen
@@ -332,34 +328,16 @@ def _routes() -> Iterator[bytes]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE) as sock:
         sock.settimeout(_WAIT_S)
         body = _ROUTE.pack(socket.AF_INET, *([0] * 7), 0)
-        sock.send(_HEAD.pack(_HEAD.size + len(body), _GETROUTE, _DUMP, 1, 0) + body)
+        sock.send(netlink.message(_GETROUTE, netlink.REQUEST | netlink.DUMP, body, sequence=1))
         while True:
-            for kind, data in _messages(sock.recv(1 << 20)):
-                if kind == _DONE:
+            for kind, _, _, data in netlink.messages(sock.recv(1 << 20)):
+                if kind == netlink.DONE:
                     return
-                if kind == _ERROR:
-                    code = -int.from_bytes(data[:4], sys.byteorder, signed=True)
+                if kind == netlink.ERROR:
+                    code = netlink.code_of(data)
                     raise SetupError("read the host's routes", code or errno.EIO, hint=os.strerror(code))
                 yield data
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + _HEAD.size <= len(data):
-        length, kind, *_ = _HEAD.unpack_from(data, at)
-        if length < _HEAD.size:
-            return
-        yield kind, data[at + _HEAD.size : at + length]
-        at += (length + 3) & ~3
-
-
 def _route_attributes(route: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    at = _ROUTE.size
-    while at + _ATTRIBUTE.size <= len(route):
-        length, kind = _ATTRIBUTE.unpack_from(route, at)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind] = route[at + _ATTRIBUTE.size : at + length]
-        at += (length + 3) & ~3
-    return found
+    return dict(netlink.attributes(route[_ROUTE.size :]))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sandbox.errors import SetupError, UnsupportedError
-from sandbox.net import _nft_wire as wire
+from sandbox.net import netlink
 from sandbox.net.nft import (
     ETHERTYPE,
     IFNAME,
@@ -302,8 +302,8 @@ def test_a_kernel_that_lacks_it_is_named_in_words(monkeypatch: pytest.MonkeyPatc
 )
 def test_an_older_kernel_is_named_in_words(monkeypatch: pytest.MonkeyPatch, at: int, code: int, feature: str) -> None:
     def refuse(_: Nftables):
-        body = struct.pack("=i", -code) + wire.HEAD.pack(wire.HEAD.size, 0, 0, 1 + at, 0)
-        yield wire.NLMSG_ERROR, 0, 1 + at, body
+        body = struct.pack("=i", -code) + netlink.HEAD.pack(netlink.HEAD.size, 0, 0, 1 + at, 0)
+        yield netlink.ERROR, 0, 1 + at, body
 
     monkeypatch.setattr(Nftables, "_answers", refuse)
     with Nftables.here() as kernel, pytest.raises(UnsupportedError) as caught:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sandbox.errors import ProtocolError, UsageError
 from sandbox.net import _nft_wire as wire
+from sandbox.net import netlink
 from sandbox.net.nft import (
     IFNAME,
     IPV4,
@@ -56,7 +57,7 @@ PORTS = st.integers(0, 65535)
 
 def messages(work: Transaction, first: int = 7) -> list[wire.Message]:
     """What is in a batch, between its beginning and its end, which are looked at too."""
-    found = list(wire.split(work.encode(first)))
+    found = list(netlink.messages(work.encode(first)))
     assert [sequence for _, _, sequence, _ in found] == list(range(first, first + len(found)))
     assert (found[0][0], found[-1][0]) == (wire.BATCH_BEGIN, wire.BATCH_END)
     assert found[0][3] == b"\0\0\0\x0a"  # for the subsystem of nf_tables
@@ -90,7 +91,7 @@ def test_rules_are_read_as_they_were_written(found, name: str, family, comment: 
     assert [message.kind for message in read] == [wire.NEWTABLE, wire.NEWCHAIN, wire.NEWRULE]
     assert [message.attributes for message in read] == [step.message.attributes for step in work.steps]
     assert {message.family for message in read} == {family}
-    assert [bool(message.flags & wire.NLM_F_ACK) for message in read] == [False, False, True]
+    assert [bool(message.flags & netlink.ACK) for message in read] == [False, False, True]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), PORTS, st.one_of(st.none(), st.floats(0.001, 1e6))), max_size=1000))
@@ -99,7 +100,7 @@ def test_elements_of_a_set_are_read_as_they_were_written_however_many(elements) 
     work = Transaction().add_elements(where, [Element((str(IPv4Address(a)), p), timeout_s=t) for a, p, t in elements])
     keys = [dict(tree[1])[1] for message in messages(work) for tree in inside(message, 3)]
     assert keys == [struct.pack(">IHH", a, p, 0) for a, p, _ in elements]
-    assert all(len(data) < 1 << 16 for _, _, _, data in wire.split(work.encode(1)))
+    assert all(len(data) < 1 << 16 for _, _, _, data in netlink.messages(work.encode(1)))
 
 
 @given(st.binary(max_size=200))
@@ -111,7 +112,7 @@ def test_no_bytes_lead_the_reader_astray(data: bytes) -> None:
             continue
         assert wire.unpack(wire.pack(found), schema) == found
     with contextlib.suppress(ProtocolError):
-        assert all(len(body) <= len(data) for *_, body in wire.split(data))
+        assert all(len(body) <= len(data) for *_, body in netlink.messages(data))
 
 
 def test_a_flipped_length_is_no_endless_loop() -> None:
@@ -120,7 +121,7 @@ def test_a_flipped_length_is_no_endless_loop() -> None:
         for value in (0, 1, 255):
             bad = good[:at] + bytes([value]) + good[at + 1 :]
             try:
-                for kind, flags, _, body in wire.split(bad):
+                for kind, flags, _, body in netlink.messages(bad):
                     wire.decode(kind, flags, body)
             except ProtocolError:
                 continue
