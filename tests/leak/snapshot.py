@@ -16,7 +16,6 @@ Other work on the machine is not ours to count: what cannot be ours by descent o
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import shutil
@@ -173,13 +172,25 @@ def _cgroups() -> Iterator[str]:
                         yield directory
 
 
+def nested_lines(text: str) -> Iterator[str]:
+    """Each line of nft's listing behind the names of the blocks that it is in."""
+    around: list[str] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if line == "}":
+            around.pop()
+            continue
+        yield " / ".join([*around, line])
+        if line.partition(" #")[0].endswith("{"):
+            around.append(line)
+
+
 def _rules() -> Iterator[str]:
     if os.geteuid() != 0:
         return
     has_nft = bool(shutil.which("nft"))
     if has_nft:
-        said = _output("nft", "--json", "list", "ruleset")
-        yield from (json.dumps(item, sort_keys=True) for item in json.loads(said or '{"nftables": []}')["nftables"] if "metainfo" not in item)
+        # Not --json: nft 1.0.6 (Debian 12) says rubbish of a table that has an owner, or stops there.
+        yield from nested_lines(_output("nft", "--stateless", "--handle", "list", "ruleset"))
     for tool in ("iptables-save", "ip6tables-save"):
         path = shutil.which(tool)
         # The one that is a face of nft has nothing to add to what nft says.

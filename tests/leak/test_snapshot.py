@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.leak.killed import run_and_kill
-from tests.leak.snapshot import Snapshot, describe
+from tests.leak.snapshot import Snapshot, describe, nested_lines
 from tests.support import cgroup_of_self, needs
 
 pytestmark = pytest.mark.unprivileged
@@ -145,6 +145,19 @@ def test_a_packet_filter_rule_is_seen():
     finally:
         run("nft", "delete", "table", "inet", table)
     assert [line for line in left if line.startswith("rules: ") and table in line], left
+
+
+def test_rules_are_told_apart_by_the_blocks_that_they_are_in() -> None:
+    text = "table ip a { # handle 1\n\tset s {\n\t\ttype ipv4_addr\n\t}\n\tchain c { # handle 2\n\t\taccept # handle 3\n\t}\n}\ntable ip b { # handle 9\n}\n"
+    around = "table ip a { # handle 1"
+    assert list(nested_lines(text)) == [
+        around,
+        f"{around} / set s {{",
+        f"{around} / set s {{ / type ipv4_addr",
+        f"{around} / chain c {{ # handle 2",
+        f"{around} / chain c {{ # handle 2 / accept # handle 3",
+        "table ip b { # handle 9",
+    ]
 
 
 def test_an_orphan_of_a_killed_process_is_seen_even_when_it_has_detached_itself():
