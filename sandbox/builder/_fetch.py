@@ -52,22 +52,29 @@ def fetch(url: str, checksum: str) -> Fetched:
         import urllib3
     except ImportError:
         raise UnsupportedError("ADD of a URL needs urllib3", feature="urllib3", remedy="install sandbox[images]") from None
+    shown = _without_password(url)
     pool = urllib3.PoolManager(timeout=_TIMEOUT_S, retries=urllib3.Retry(3, redirect=False, backoff_factor=0.2))
     try:
-        with contextlib.closing(_follow(pool, url)) as response:
+        with contextlib.closing(_follow(pool, url, shown, is_checked=bool(checksum))) as response:
             if response.status != 200:
-                raise ImageError(f"{url}: the server says {response.status}")
-            data = b"".join(_bounded(response, url))
+                raise ImageError(f"{shown}: the server says {response.status}")
+            data = b"".join(_bounded(response, shown))
             changed = response.headers.get("Last-Modified", "")
     except urllib3.exceptions.HTTPError as error:
-        raise ImageError(f"{url}: {error}") from error
+        raise ImageError(f"{shown}: {error}".replace(url, shown)) from error
     finally:
         pool.clear()
-    _verify(url, data, checksum)
+    _verify(shown, data, checksum)
     return Fetched(_name(url), data, _time(changed))
 
 
-def _follow(pool: Any, url: str) -> Any:  # noqa: ANN401 - urllib3's
+def _without_password(url: str) -> str:
+    """What is said of it in messages."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _follow(pool: Any, url: str, shown: str, *, is_checked: bool) -> Any:  # noqa: ANN401 - urllib3's
     """The answer that is no redirection; the caller closes it. Not urllib3's own way, which leaves the connections of redirections open."""
     at = url
     for _ in range(_MOST_REDIRECTS + 1):
@@ -77,10 +84,12 @@ def _follow(pool: Any, url: str) -> Any:  # noqa: ANN401 - urllib3's
         if to is None:
             return response
         response.close()
-        at = urllib.parse.urljoin(at, to)
+        before, at = at, urllib.parse.urljoin(at, to)
         if not is_url(at):
-            raise ImageError(f"{url}: a redirection to {at[:100]!r}, which is not fetched")
-    raise ImageError(f"{url}: more than {_MOST_REDIRECTS} redirections")
+            raise ImageError(f"{shown}: a redirection to {at[:100]!r}, which is not fetched")
+        if before.startswith("https:") and at.startswith("http:") and not is_checked:
+            raise ImageError(f"{shown}: a redirection to {at[:100]!r}, where anybody on the way could change it; give --checksum, or another URL")
+    raise ImageError(f"{shown}: more than {_MOST_REDIRECTS} redirections")
 
 
 def _bounded(response: Any, url: str) -> list[bytes]:  # noqa: ANN401 - urllib3's response is loaded late
