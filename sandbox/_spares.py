@@ -115,7 +115,7 @@ class Spare:
         self.drop()
 
     def drop(self) -> None:
-        """Let go of it: init ends, and the launcher removes what was made for it. Does not wait."""
+        """Let go of it: init ends, and the launcher removes what was made for it. Waits for nothing but the answer about what is made beside it."""
         self.session.abandon()
         if (extra := self.take_extra()) is not None:
             with contextlib.suppress(SandboxError, OSError):  # what failed is what nobody needs
@@ -216,8 +216,8 @@ class Spares:
             finally:
                 with self._lock:
                     self._pending -= 1
-                    if spare is not None:
-                        self._put(kind, spare)
+                    unwanted = [] if spare is None else self._put(kind, spare)
+                _drop_all(unwanted)
             if spare is None:
                 return
 
@@ -228,24 +228,25 @@ class Spares:
             lacking = [spare for spare in mine if spare.extra is None and spare.is_ready]
             mine[:] = [spare for spare in mine if spare not in lacking]  # nobody takes them meanwhile
         for spare in lacking:
-            sound = False
             try:
                 if spare.session.look():
                     spare.extra = prepare(spare.session)
-                sound = True
             except (SandboxError, OSError):
                 spare.drop()
-            finally:
-                if sound:
-                    with self._lock:
-                        self._put(kind, spare)
+            except BaseException:  # Ctrl-C, say
+                spare.drop()
+                raise
+            else:
+                with self._lock:
+                    unwanted = self._put(kind, spare)
+                _drop_all(unwanted)
 
-    def _put(self, kind: Kind, spare: Spare) -> None:
-        """Have it ready; whoever calls has the lock."""
+    def _put(self, kind: Kind, spare: Spare) -> list[Spare]:
+        """Have it ready; whoever calls has the lock, and drops what is returned without it."""
         if kind.network is not None and kind not in self._wanted:  # the network was closed meanwhile
-            spare.drop()
-        else:
-            self._ready.setdefault(kind, []).append(spare)
+            return [spare]
+        self._ready.setdefault(kind, []).append(spare)
+        return []
 
     def drop_of(self, network: object) -> None:
         """Drop those that are prepared for a network."""
