@@ -21,6 +21,7 @@ import mmap
 import os
 import select
 import socket
+import stat
 import struct
 import threading
 import time
@@ -112,8 +113,7 @@ class Capture:
         with contextlib.ExitStack() as stack:
             ring = Ring(*self._open_socket(), snaplen=self._snaplen)
             stack.callback(ring.close)
-            # What passed over a network is not for everybody's eyes.
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            file = _made_anew(self._path)
             stack.callback(os.close, file)
             _write(file, pcap.file_head(self._snaplen))
             stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -204,6 +204,48 @@ class Capture:
         while ring.has_more and not self._budget.is_spent and (left := deadline - time.monotonic()) > 0:
             poll.poll(math.ceil(min(left * 1000, HAND_OVER_MS)))
             self._copy(ring, file)
+
+
+def _made_anew(path: str) -> int:
+    """A file for its owner only, in the place of a file or a link that is there: what passed over a network is not for everybody's eyes.
+
+    Who may write to the directory, a container perhaps, gets nothing written through a link or into a file of his. What is written to as it is: a
+    character device, which only the host's root can have put there, and a FIFO of the caller's own.
+
+    Raises: OSError; UsageError: it is of another kind.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return _file(path)
+    if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
+        return _file(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not _is_stream(found):
+        raise UsageError(f"path: {path!r} is a socket, a disk, or somebody else's FIFO; name a file")
+    stream = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not _is_stream(os.fstat(stream)):  # exchanged a moment ago
+        os.close(stream)
+        raise UsageError(f"path: {path!r} is not what it was a moment ago; name a file in a directory of your own")
+    return stream
+
+
+def _is_stream(found: os.stat_result) -> bool:
+    return stat.S_ISCHR(found.st_mode) or (stat.S_ISFIFO(found.st_mode) and found.st_uid == os.geteuid())
+
+
+def _file(path: str) -> int:
+    aside = os.path.join(os.path.dirname(path), f".capture-{os.urandom(8).hex()}")
+    file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.rename(aside, path)
+    except BaseException:
+        os.close(file)
+        with contextlib.suppress(OSError):  # the first failure is the one to be told
+            os.unlink(aside)
+        raise
+    return file
 
 
 class Ring:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import threading
@@ -246,6 +247,7 @@ def test_a_capture_that_cannot_be_is_refused_and_leaves_no_file(tmp_path: Path) 
 def test_a_full_disk_is_told_at_the_end() -> None:
     with Network(internal=True) as net, Container(net=net) as one, pytest.raises(OSError, match="No space"), one.capture("/dev/full"):
         pass
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)  # written to, not replaced
 
 
 def test_nothing_of_a_capture_outlives_a_killed_process(tmp_path: Path) -> None:
@@ -274,3 +276,25 @@ def test_a_forked_child_keeps_no_socket_and_no_ring(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert isinstance(capture, Capture)
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+
+def test_a_capture_takes_the_place_of_what_is_there_and_writes_through_no_link(tmp_path: Path) -> None:
+    secret, path = tmp_path / "secret", tmp_path / "out.pcap"
+    secret.write_text("kept")
+    with Network(internal=True) as net, Container(net=net) as c:
+        for plant in (lambda: path.symlink_to(secret), lambda: path.symlink_to("/dev/null"), lambda: path.touch(0o666)):
+            path.unlink(missing_ok=True)
+            plant()
+            with c.capture(path) as capture:
+                assert path.is_file()
+                assert not path.is_symlink()
+            assert (path.stat().st_mode & 0o777, path.stat().st_size) == (0o600, capture.bytes)
+        assert secret.read_text() == "kept"
+        with pytest.raises(OSError, match="directory"), c.capture(tmp_path):
+            pass
+        path.unlink()
+        os.mkfifo(path)
+        os.chown(path, 1000, 1000)
+        with pytest.raises(UsageError, match="name a file"), c.capture(path):
+            pass
+    assert sorted(os.listdir(tmp_path)) == ["out.pcap", "secret", *(["tmp"] if (tmp_path / "tmp").exists() else [])]
