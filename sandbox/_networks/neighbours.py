@@ -12,12 +12,12 @@ others of it. A container's namespace lasts until its socket is closed, which it
 
 from __future__ import annotations
 
-from contextlib import suppress
+import errno
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from sandbox.errors import SandboxError
+from sandbox.errors import SandboxError, SetupError
 from sandbox.net.neighbours import forgotten, known
 
 if TYPE_CHECKING:
@@ -58,9 +58,14 @@ class Neighbours:
             self._tell_others(place, lambda other, address: forgotten(other.index, address))
 
     def _tell_others(self, place: Place, message: Callable[[Place, IPv4Address | IPv6Address], bytes]) -> None:
-        for other, requests in self._sockets.items():
-            with suppress(SandboxError, OSError):
+        for other, requests in [*self._sockets.items()]:
+            try:
                 requests.send([message(other, address) for address in _addresses(place)], "tell a container of a neighbour")
+            except SetupError as error:
+                if error.errno == errno.ETIMEDOUT:  # its init eats the answers: nobody waits for it twice
+                    self._sockets.pop(other).close()
+            except (SandboxError, OSError):
+                self._sockets.pop(other).close()
 
     def close(self) -> None:
         """Let go of all: of the network itself, or of the copies of a forked child."""

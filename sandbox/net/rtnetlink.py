@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -245,11 +246,23 @@ def refusal(what: str, code: int) -> SandboxError:
     return SetupError(what, code, step="network")
 
 
+def no_socket() -> ProtocolError:
+    """What is said when init has answered with something else than what it was asked to open."""
+    return ProtocolError("a descriptor that is no socket of rtnetlink, where one was asked for")
+
+
 class Requests:
     """A netlink socket, which is closed with this; *fd* is ours from now on. One request at a time: the caller has a lock."""
 
     def __init__(self, fd: int) -> None:
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE, fileno=fd)
+        try:
+            self._sock = socket.socket(fileno=fd)  # whose kind is asked of the kernel: it may come from a container's init
+        except OSError:
+            os.close(fd)
+            raise no_socket() from None
+        if (self._sock.family, self._sock.type, self._sock.proto) != (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE):
+            self._sock.close()
+            raise no_socket()
         self._sock.settimeout(_WAIT_S)
 
     def send(self, messages: bytes | Sequence[bytes], what: str, *, named: int | None = None) -> None:
@@ -261,9 +274,12 @@ class Requests:
         """
         batch = Batch.of(messages)
         self._sock.sendto(batch.data if named is None else batch.naming(named), _KERNEL)
-        failed, number = 0, -1
+        failed, number, deadline = 0, -1, time.monotonic() + _WAIT_S
         while number < batch.last:
-            number, code = _acknowledged(self._sock.recv(_CHUNK), what)
+            before = number
+            number, code = _acknowledged(self._receive(deadline, what), what)
+            if number <= before:  # the kernel answers in turn
+                raise ProtocolError(f"{what}: the kernel's answers are not in the order of what it was asked")
             failed = failed or code
         if failed:
             raise refusal(what, failed)
@@ -272,14 +288,27 @@ class Requests:
         """Put a question, and give what is behind the heads of the answers. Raises: SetupError."""
         self._sock.send(_numbered(message, 0, netlink.ACK))
         found: list[bytes] = []
+        deadline = time.monotonic() + _WAIT_S
         while True:
-            for kind, _, _, body in netlink.messages(self._sock.recv(_CHUNK)):
+            for kind, _, _, body in netlink.messages(self._receive(deadline, what)):
                 if kind not in (netlink.ERROR, netlink.DONE):
                     found.append(body)
                     continue
                 if code := netlink.code_of(body):
                     raise SetupError(what, code, step="network")
                 return found
+
+    def _receive(self, deadline: float, what: str) -> bytes:
+        """The next that the kernel says. An ordinary user's socket was opened by a container's init, which has a copy of it: so one time for all."""
+        while (left := deadline - time.monotonic()) > 0:
+            self._sock.settimeout(left)
+            try:
+                data, sender = self._sock.recvfrom(_CHUNK)
+            except TimeoutError:
+                break
+            if sender[0] == 0:  # the kernel, and no other process
+                return data
+        raise SetupError(what, errno.ETIMEDOUT, step="network")
 
     def close(self) -> None:
         """Close the socket."""

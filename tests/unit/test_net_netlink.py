@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import struct
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.errors import ProtocolError
+from sandbox.errors import ProtocolError, SetupError
 from sandbox.net import netlink
+from sandbox.net.rtnetlink import Requests
 
 ATTRIBUTES = st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=6)
 MESSAGES = st.lists(st.tuples(st.integers(0, 0xFFFF), st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF), st.binary(max_size=40)), max_size=5)
@@ -64,3 +70,53 @@ def test_an_attribute_that_is_too_long_is_refused() -> None:
     assert len(netlink.attribute(1, bytes(0xFFFB))) == 0x10000
     with pytest.raises(ProtocolError, match="at most"):
         netlink.attribute(1, bytes(0xFFFC))
+
+
+def test_a_descriptor_that_is_no_socket_of_rtnetlink_is_refused_and_closed() -> None:
+    made = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), *(end.detach() for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))]
+    made.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9).detach())  # of another protocol, NETLINK_AUDIT
+    for fd in made:
+        with pytest.raises(ProtocolError, match="no socket of rtnetlink"):
+            Requests(fd)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+class Scripted(Requests):
+    """A socket that answers as it is told."""
+
+    def __init__(self, answers: list[tuple[bytes, tuple[int, int]]]) -> None:
+        super().__init__(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).detach())
+        self.answers = answers
+        self.real = self._sock
+        self._sock = self  # type: ignore[assignment]
+
+    def settimeout(self, _: float) -> None:
+        """Nothing waits here."""
+
+    def sendto(self, *_: object) -> None:
+        """Nobody is asked."""
+
+    def recvfrom(self, _: int) -> tuple[bytes, tuple[int, int]]:
+        if not self.answers:
+            raise TimeoutError
+        return self.answers.pop(0)
+
+
+def acknowledged(number: int, code: int = 0) -> bytes:
+    return netlink.message(netlink.ERROR, 0, struct.pack("=i", -code) + bytes(16), sequence=number)
+
+
+def test_only_the_kernel_is_believed_and_only_in_turn_and_not_for_ever() -> None:
+    other, kernel = (4711, 0), (0, 0)
+    message = netlink.message(16, netlink.REQUEST, b"")
+    cases = (([(acknowledged(0, 1), other), (acknowledged(0), kernel)], None), ([(acknowledged(0), other)], SetupError), ([], SetupError))
+    for answers, error in cases:
+        requests = Scripted(list(answers))
+        with pytest.raises(error) if error else nullcontext():
+            requests.send(message, "ask")
+        requests.real.close()
+    again = Scripted([(acknowledged(0, 2), kernel), (acknowledged(0), kernel)])
+    with pytest.raises(ProtocolError, match="order"):
+        again.send([message, message], "ask")
+    again.real.close()
