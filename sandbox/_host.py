@@ -38,21 +38,21 @@ def _host(euid: int, groups: GroupHost, _state: int) -> Host:
     )
 
 
-_done: dict[ContainerSpec, tuple[int, GroupHost]] = {}
+_done: dict[ContainerSpec, tuple[int, int, GroupHost]] = {}  # what else the answer follows from: features, user, control groups
 _MOST_DONE: Final = 256
 
 
 def is_known_to_do(spec: ContainerSpec) -> bool:
     """Whether all that *spec* asks of this host was found to be there, and no probe has answered otherwise since."""
     known = _done.get(spec)
-    return known is not None and known[0] == features.state() and known[1] is detect()
+    return known is not None and known[:2] == (features.state(), os.geteuid()) and known[2] is detect()
 
 
 def note_that_it_does(spec: ContainerSpec) -> None:
     """Remember that all of it is there."""
     if len(_done) >= _MOST_DONE:
         _done.clear()
-    _done[spec] = features.state(), detect()
+    _done[spec] = features.state(), os.geteuid(), detect()
 
 
 def runs_may_need_v2() -> bool:

@@ -152,7 +152,7 @@ class Network:
             if self._live is None:
                 self._check()
                 with ExitStack() as stack:
-                    self._live = Live.make(self._spec, _subnets, stack, beside=kept_subnets())
+                    self._live = Live.make(self._spec, _subnets, stack, beside=() if self._spec.subnet else kept_subnets())
                     self._stack = stack.pop_all()
                 _networks.add(self)
         return self

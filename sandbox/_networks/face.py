@@ -92,7 +92,12 @@ class NetworkAccess:
         from sandbox._networks.measures import shape_place
         from sandbox.net.shape import to_shape
 
-        shape_place(*self._place("shape", network), to_shape(shape))
+        wanted, place = to_shape(shape), self._place("shape", network)
+        if network.is_kept:
+            from sandbox._networks.kept import no_shapes
+
+            raise no_shapes()
+        shape_place(*place, wanted)
 
     def net_stats(self) -> Mapping[str, NetStats]:
         """What it received and sent in each of its networks since it joined that, by the network's name; see `NetStats`.
@@ -192,7 +197,8 @@ class NetworkAccess:
         if self.spec.filesystem.scratch is not None:
             return self.spec
         # To a root that nobody can write to, its files come with the root; its addresses are not known then.
-        known = resolver_for(self.spec, [joins[0].network.gateway], is_internal=all(join.network.is_internal for join in joins))
+        named = [join.network.gateway for join in joins if not join.network.is_kept]  # kept ones have no name server
+        known = resolver_for(self.spec, named[:1], is_internal=all(join.network.is_internal for join in joins))
         return evolve(self.spec, resolver=known)
 
     def _link_variables(self) -> list[tuple[str, str]]:

@@ -124,6 +124,11 @@ def endpoint_of(lease: Lease) -> Endpoint:
     return Endpoint(lease.hostname, lease.address, lease.mac, lease.pid, lease.address6 or None, lease.aliases, lease.interface)
 
 
+def no_shapes() -> UnsupportedError:
+    """What is said of a shape in a kept network: the devices that it takes are numbered by the process that makes them."""
+    return UnsupportedError("shape: not in a network that is kept, which other processes use", feature="shape", remedy="use a Network()")
+
+
 class KeptNetwork(Network):
     """A network of a `NetworkStore`, for ``Container(net=...)``: all of the name are one object, as long as there is any.
 
@@ -204,6 +209,8 @@ class KeptNetwork(Network):
                 feature="pid namespace",
                 remedy="make a network of its own there: NetworkStore(path).create(...)",
             )
+        if join.shape is not None and not join.shape.is_nothing:
+            raise no_shapes()
         self.directory.check()
         self.directory.check_pinned()
         state = self.directory.state()

@@ -271,7 +271,8 @@ class Live:
 
     def offers_route(self, version: int) -> bool:
         """Whether what is for outside can be sent here."""
-        return not self.spec.internal and (version == 4 or self.addresses6 is not None)
+        # No program that is a way out is asked to carry IPv6: with a route to it, programs would wait for answers, where they now fail at once.
+        return not self.spec.internal and (version == 4 or (self.addresses6 is not None and self.outlet is None))
 
     def route(self, place: Place, versions: tuple[int, ...]) -> None:
         """Have a container's default routes go through here from now on."""

@@ -143,7 +143,7 @@ class Membership:
                 self._enter(join, ahead, chosen=self._begin_files if join is self._wishes.joins[-1] else None)
                 ahead = None
             if self._seats:
-                self._settle()
+                self._settle(is_fresh=True)
             stack.pop_all()
         return self.end
 
@@ -235,15 +235,15 @@ class Membership:
             if self._ports is not None:
                 self._ports.leave(seat.place)
 
-    def _settle(self) -> None:
-        """Bring in line what depends on all places; a container that ends just now has no need of it."""
+    def _settle(self, *, is_fresh: bool = False) -> None:
+        """Bring in line what depends on all places; a container that ends just now has no need of it. *is_fresh*: it has run no program."""
         session = self._running()
         try:
             self._reroute()
             if self._ports is not None:  # the answers of who is asked by them take the default route
                 way = self._routes.get(4)
                 self._ports.follow(None if way is None else (way.live, way.place))
-            self._write_files(session)
+            self._write_files(session, is_fresh=is_fresh)
         except (BrokenError, ClosedError, SetupError):
             if session.is_alive:
                 raise
@@ -257,15 +257,17 @@ class Membership:
                 seat.live.route(seat.place, versions)
                 self._routes.update(dict.fromkeys(versions, seat))
 
-    def _write_files(self, session: Session) -> None:
-        """A root that nobody can write to keeps its first files, where its name is 127.0.1.1."""
+    def _write_files(self, session: Session, *, is_fresh: bool) -> None:
+        """A root that nobody can write to keeps its first files, where its name is 127.0.1.1. So does one whose programs have put something else in
+        their place: that is their loss, and keeps nobody from leaving a network, or closing it.
+        """
         writing, self._writing = self._writing, None
         try:
             if writing is None:
                 writing = session.ask(self._writes([(seat.live, seat.place) for seat in self._seats.values()]), [])
             session.answer(writing)
         except SetupError as error:
-            if error.errno != errno.EROFS:
+            if is_fresh and error.errno != errno.EROFS:
                 raise
 
     def _begin_files(self, live: Live, place: Place) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from attrs import evolve
 
@@ -43,9 +45,13 @@ def begin(spec: NetworkSpec, switch: Switch, gateway: str, subnets: Iterable[str
         return NetworkNames(spec.name, subnets, (udp, tcp), gateway, BRIDGE, forwards=not spec.internal, only=only)
 
 
+_keys: Final[WeakKeyDictionary[Session, str]] = WeakKeyDictionary()
+_numbers: Final = itertools.count(1)
+
+
 def key_of(session: Session) -> str:
-    """What a container is called among those that have no name in common: no two that live have one pid."""
-    return str(session.pid)
+    """What a container is called among those that have no name in common: never again, unlike its pid."""
+    return _keys.setdefault(session, str(next(_numbers)))
 
 
 def arrive(arrival: Arrival) -> Callable[[], object]:
@@ -54,11 +60,13 @@ def arrive(arrival: Arrival) -> Callable[[], object]:
     if names is None:
         return lambda: None
     own = [] if endpoint.hostname == DEFAULT_HOSTNAME else [endpoint.hostname]
+    running = ((alias, other) for alias, other in arrival.wishes.links if other.is_running)
+    links = {alias: key_of(other._session()) for alias, other in running}  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     member = Member(
         key_of(arrival.place.session),
         [address for address in (endpoint.address, endpoint.address6) if address is not None],
         [name for name in (arrival.wishes.name, *own, *endpoint.aliases) if name is not None],
-        {alias: str(other.pid) for alias, other in arrival.wishes.links if other.is_running},
+        links,
         arrival.servers,
     )
     names.join(member)

@@ -112,15 +112,19 @@ class Outlet:
         """The program's."""
         return self._companion.pid
 
+    def check_ports(self) -> None:
+        """Refuse ports where they cannot be had. Raises: UnsupportedError: the program is pasta."""
+        if self._is_pasta:
+            remedy = f"install the package {PROGRAM}, or give uplink={PROGRAM!r} if it is there"
+            raise UnsupportedError("pasta takes ports at its start only", feature=PROGRAM, remedy=remedy)
+
     def publish(self, protocol: str, host: tuple[IPv4Address, int], to: tuple[IPv4Address, int]) -> Callable[[], None]:
         """Have what comes to *host*, an address of the host's and a port, go *to* a container's; gives what ends that.
 
         Connections of other hosts come from where they come from; the host's own from `GATEWAY`. What is connected when it ends stays so.
         Raises: SetupError: why it cannot listen there, as EADDRINUSE, EACCES; UnsupportedError: the program is pasta; BrokenError.
         """
-        if self._is_pasta:
-            remedy = f"install the package {PROGRAM}, or give uplink={PROGRAM!r} if it is there"
-            raise UnsupportedError("pasta takes ports at its start only", feature=PROGRAM, remedy=remedy)
+        self.check_ports()
         with ExitStack() as stack:
             inside = self._take(protocol, host[1])
             stack.callback(self._taken.discard, (protocol, inside))

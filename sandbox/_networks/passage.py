@@ -9,6 +9,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
+from sandbox.net.conntrack import PROTOCOLS
 from sandbox.net.nft import (
     IPV4,
     PORT,
@@ -34,7 +35,6 @@ from sandbox.net.nft import (
 from sandbox.net.nft import drop as drop_it
 
 BRIDGE: Final = "bridge"
-_NUMBERS: Final = {"tcp": 6, "udp": 17}
 _TABLE: Final = Table("ip", "outlet")
 _IN = Chain(_TABLE, "in", hook="prerouting", type="nat", priority=-100)
 _OUT = Chain(_TABLE, "out", hook="postrouting", type="nat", priority=100)
@@ -78,12 +78,12 @@ class Passage:
 
     def publish(self, protocol: str, inside: int, address: IPv4Address, number: int) -> None:
         """Have what comes to the port *inside* of the outlet go to *number* of a container. Raises: SetupError."""
-        element = Element((_NUMBERS[protocol], inside), (address, number))
+        element = Element((PROTOCOLS[protocol], inside), (address, number))
         self._kernel.commit(Transaction().add_elements(_PORTS, [element]))
 
     def withdraw(self, protocol: str, inside: int) -> None:
         """No more. Raises: SetupError."""
-        self._kernel.commit(Transaction().delete_elements(_PORTS, [Element((_NUMBERS[protocol], inside))]))
+        self._kernel.commit(Transaction().delete_elements(_PORTS, [Element((PROTOCOLS[protocol], inside))]))
 
     def close(self) -> None:
         """Close the socket; the rules go with the switch."""

@@ -32,8 +32,11 @@ class Ports:
     def check(self, networks: Iterable[Network]) -> None:
         """Refuse what cannot be had now, before anything is touched. Raises: UsageError, PortInUseError, UnsupportedError."""
         check(self._wanted)
-        if all(network.is_internal for network in networks):
+        way = next((network for network in networks if not network.is_internal), None)
+        if way is None:
             raise UsageError("ports: nothing leads into an internal network; give one with internal=False as well, or leave ports out")
+        if (outlet := way.live.outlet) is not None:
+            outlet.check_ports()
         reserve(self._wanted, self._owner)[1]()
 
     def hold(self) -> None:

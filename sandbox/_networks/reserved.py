@@ -16,7 +16,7 @@ import socket
 import struct
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 from typing import Final
@@ -154,12 +154,6 @@ def _in_use(port: Port, address: IPv4Address, number: int) -> PortInUseError:
 def _let_go(one: Reserved) -> None:
     _held.discard(one)
     one.sock.close()
-
-
-def held() -> Iterator[Reserved]:
-    """What this process holds now."""
-    with _lock:
-        yield from tuple(_held)
 
 
 _held: set[Reserved] = set()

@@ -19,7 +19,6 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Mapping
 from fcntl import ioctl
 from functools import cache
 from typing import Final, Self
@@ -249,10 +248,6 @@ class Switch:
     def begin_ipv6(self, interface: str) -> None:
         """Have an interface here take part in IPv6; it has none of its own yet. Raises: SetupError, ClosedError."""
         self._session.request([*self._home, *_with_ipv6(interface)], [], self._home_fds)
-
-    def set(self, settings: Mapping[str, bytes]) -> None:
-        """Write settings of this namespace, files below /proc/sys/net. Raises: SetupError, ClosedError."""
-        self._session.request([plan.WriteProc(f"/proc/sys/net/{name}", value, plan.HOST) for name, value in settings.items()], [])
 
     def filters(self) -> Nftables:
         """The packet filters of this namespace, over a socket that the caller closes. Raises: UnsupportedError: the kernel has none; SetupError."""

@@ -100,7 +100,7 @@ class Uplink:
         pair, name = _make_pair(requests, mtu=mtu, avoid=avoid)
         found = cls(name, pair[0], pair[1], host)
         _make_walls(switch)
-        switch.set({f"ipv4/conf/{interface}/forwarding": b"1\n" for interface in ("bridge", "uplink")})
+        switch.forward("bridge", "uplink")
         host.add(found)
         stack.callback(host.remove, found)
         _probe(switch, found, ways)
@@ -275,7 +275,9 @@ class HostTable:
         work.add(rule(back, [ct_state(*_NEVER_DROPPED), accept]))
         work.add(rule(back, [ct_status("dnat"), accept]))
         work.add(rule(back, [drop]))
-        work.add(rule(inward, [in_set(self.links, iifname), ct_state("new"), reject()]))
+        # Not only what is new: where the host does not track a port (notrack, for resolvers), it would be reached there.
+        work.add(rule(inward, [in_set(self.links, iifname), ct_state(*_NEVER_DROPPED), accept]))
+        work.add(rule(inward, [in_set(self.links, iifname), reject()]))
         work.add(rule(nat, [in_set(self.addresses, ip_saddr), masquerade()]))
         self.commit(work)
 

@@ -167,7 +167,7 @@ class Container(ImageAccess):
         """Where the host leads to its ports now; see `sandbox.Container.ports`."""
         return self.driven.ports
 
-    async def connect(self, network: Network | Join, /) -> Endpoint:
+    async def connect(self, network: Network | Join | str, /) -> Endpoint:
         """Put the running container into one more network; see `sandbox.Container.connect`."""
         return await bridge(partial(self.driven.connect, network))
 
@@ -189,7 +189,7 @@ class Container(ImageAccess):
 
     async def net_stats(self) -> Mapping[str, NetStats]:
         """What it received and sent in each of its networks; see `sandbox.Container.net_stats`."""
-        return self.driven.net_stats()
+        return await bridge(self.driven.net_stats)
 
     async def disconnect(self, network: Network, /) -> None:
         """Take the running container out of a network; see `sandbox.Container.disconnect`."""

@@ -98,8 +98,6 @@ class BenchRequest:
 
 def to_bench_request(parsed: Namespace, environ: Mapping[str, str]) -> BenchRequest:
     """Give the options of ``sandbox bench`` their meaning. Raises: UsageError, naming the option."""
-    if networks.NEW in parsed.network:
-        raise UsageError("--network: 'new' is for sandbox run; give the name of a network that is kept")
     arguments: dict[str, Any] = {
         "repeat": _given("--repeat", parsed.repeat, to_whole),
         "warmup": _given("--warmup", parsed.warmup, to_whole),
@@ -113,7 +111,10 @@ def to_bench_request(parsed: Namespace, environ: Mapping[str, str]) -> BenchRequ
         "stderr": 2 if parsed.show_output else None,
     }
     given = {name: value for name, value in arguments.items() if value is not None}
-    given |= {"fresh": parsed.fresh, "check": not parsed.ignore_failure, **container_options(parsed, environ), **program_options(parsed)}
+    container = container_options(parsed, environ)
+    if networks.new_networks(container):
+        raise UsageError("--network: 'new' is for sandbox run; give the name of a network that is kept")
+    given |= {"fresh": parsed.fresh, "check": not parsed.ignore_failure, **container, **program_options(parsed)}
     return BenchRequest(_programs(parsed), given, parsed.export_json, parsed.export_csv)
 
 

@@ -121,8 +121,3 @@ def ifb(index: int, name: str, mtu: int) -> bytes:
     info = attribute(_INFO_KIND, b"ifb\0")
     body = _LINK.pack(0, 0, index, _UP, _UP) + attribute(_IFNAME, name.encode() + b"\0") + attribute(_MTU, struct.pack("=I", mtu))
     return message(_NEWLINK, _ACK | CREATE | EXCL, body + attribute(_LINKINFO, info))
-
-
-def unlink(index: int) -> bytes:
-    """Remove an interface."""
-    return message(_DELLINK, _ACK, _LINK.pack(0, 0, index, 0, 0))

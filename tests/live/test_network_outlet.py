@@ -134,6 +134,8 @@ with socket.create_server(("127.0.0.1", 0)) as alone, Network(uplink="pasta") as
         process.stdout.readline()
         found["published"] = from_here(8080), from_there(8080)  # by itself it publishes nothing
         process.kill()
+    try: Container(net=net, ports=["20081:8080"]).create()
+    except Exception as error: found["refused"] = type(error).__name__, error.remedy
     try: net.live.outlet.publish("tcp", (IPv4Address(0), 20080), (IPv4Address(c.address), 8080))
     except Exception as error: found["error"] = type(error).__name__, error.remedy
 """
@@ -141,8 +143,9 @@ with socket.create_server(("127.0.0.1", 0)) as alone, Network(uplink="pasta") as
     assert found.pop("comm").startswith("pas")  # passt.avx2, where the machine has that
     assert found.pop("tcp") == found.pop("udp") == OURS
     assert found.pop("published") == ["ConnectionRefusedError"] * 2
-    kind, remedy = found.pop("error")
-    assert (kind, "slirp4netns" in remedy) == ("UnsupportedError", True)
+    for name in ("error", "refused"):  # the latter before anything is touched
+        kind, remedy = found.pop(name)
+        assert (kind, "slirp4netns" in remedy) == ("UnsupportedError", True)
     assert len(found) == 5
     assert set(found.values()) <= {"ConnectionRefusedError", "TimeoutError", "OSError"}
 

@@ -14,6 +14,7 @@ import sandbox
 from sandbox import ClosedError, Container, Join, Network, SetupError, UsageError
 from sandbox._networks import membership
 from sandbox._networks.membership import Arrival
+from sandbox._networks.naming import key_of
 from sandbox.net.rtnetlink import Templates
 from tests.live.test_network import addresses_of, ask, serving
 from tests.support import needs
@@ -323,3 +324,36 @@ def test_asyncio_connects_and_disconnects_too() -> None:
 
     with Network(internal=True) as net:
         asyncio.run(main(net))
+
+
+@pytest.mark.parametrize("planted", ["ln -sf /etc/passwd /etc/hosts", "rm /etc/hosts; mkfifo /etc/hosts", "rm -rf /etc"])
+def test_what_a_container_makes_of_its_files_keeps_nobody_from_leaving(planted: str) -> None:
+    with Container(user=0) as c:
+        with Network("one", internal=True) as one, Network("two", internal=True) as two:
+            c.connect(one)
+            before = c.read_bytes("/etc/passwd")
+            c.exec(["sh", "-c", planted])
+            c.connect(two)
+            c.disconnect(one)
+            assert [*c.endpoints] == ["two"]
+            if "passwd" in planted:
+                assert c.read_bytes("/etc/passwd") == before
+        assert [*c.endpoints] == []
+
+
+def test_no_container_has_a_key_that_another_one_had() -> None:
+    with Container() as one:
+        first = key_of(one._live().session)
+        assert key_of(one._live().session) == first
+    with Container() as two:
+        assert key_of(two._live().session) != first
+
+
+def test_a_way_out_that_carries_no_ipv6_gives_no_route_to_it(outward: None) -> None:
+    with Network("out", ipv6=True) as out:
+        assert (out.live.offers_route(4), out.live.offers_route(6)) == (True, True)
+        out.live.outlet = object()  # type: ignore[assignment]  # slirp4netns, say
+        try:
+            assert (out.live.offers_route(4), out.live.offers_route(6)) == (True, False)
+        finally:
+            out.live.outlet = None

@@ -103,9 +103,10 @@ def test_what_there_is_not_is_told() -> None:
             container(*words)
 
 
-def test_measuring_takes_no_network_of_its_own() -> None:
+@pytest.mark.parametrize("word", ["new", "name=new,alias=db"])
+def test_measuring_takes_no_network_of_its_own(word: str) -> None:
     with pytest.raises(UsageError, match="for sandbox run"):
-        options.to_bench_request(parse_bench(["--network", "new", "--", "true"]), {})
+        options.to_bench_request(parse_bench(["--network", word, "--", "true"]), {})
 
 
 @pytest.mark.parametrize(

@@ -50,5 +50,7 @@ def _outlet(offer: Offer) -> Finding:
 
 def _forwarding() -> Finding:
     number = read("/proc/sys/net/ipv4/ip_forward")
-    words = {"0": "no: root's networks that reach outside have it set", "1": "yes"}
-    return Finding(_SECTION, "the host forwards (ip_forward)", State.NOTE, words.get(number or "", "this host has no IPv4"))
+    what = "the host forwards (ip_forward)"
+    if number == "0":
+        return Finding(_SECTION, what, State.NOTE, "no; needed for root's networks that reach outside", "sysctl -w net.ipv4.ip_forward=1")
+    return Finding(_SECTION, what, State.NOTE, "yes" if number is not None else "this host has no IPv4")
