@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sandbox import Join, Network, UnsupportedError, UsageError
 
+if TYPE_CHECKING:
+    from sandbox.net import HostPort, Port
+
 _OF_NETWORKS: Final = {"alias": "aliases", "ip": "address", "mac-address": "mac"}  # of --network name=..., and the argument of `Join`
 _NETNS: Final = "netns:"
+_FREE: Final = " (at a free port of the host: standard error tells which)"
 NEW: Final = "new"  # --network new: one for this run
 
 
@@ -54,7 +58,23 @@ def explained(container: Mapping[str, Any]) -> list[str]:
         said = {"address": join.address, "mac": join.mac, "aliases": ",".join(join.aliases)}
         place = "".join(f" {name}={value}" for name, value in said.items() if value)
         found.append(f"network {join.network.name if join.network.is_kept else NEW}{place}")
-    return [*found, *(f"publish {port}" for port in container.get("ports", ()))]
+    found += (f"publish {port}{_FREE if port.is_chosen_later else ''}" for port in _ports(container))
+    return [*found, *([f"publish all ports of the image{_FREE}"] if container.get("publish_all") else [])]
+
+
+def chosen_ports(container: Mapping[str, Any], ports: Mapping[str, Iterable[HostPort]]) -> list[str]:
+    """Where a container is reached, by each port whose place on the host was not said: ``80/tcp -> 0.0.0.0:49153``, as `docker port`."""
+    said = {(f"{port.number}/{port.protocol}", port.first) for port in _ports(container) if not port.is_chosen_later}
+    return [f"{name} -> {place}" for name, places in ports.items() for place in places if (name, place.port) not in said]
+
+
+def _ports(container: Mapping[str, Any]) -> tuple[Port, ...]:
+    """What is to be published, of what `arguments` gave."""
+    if not container.get("ports"):
+        return ()
+    from sandbox.net import to_ports
+
+    return to_ports(container["ports"])
 
 
 def hosts(lines: Iterable[str]) -> dict[str, str]:

@@ -137,6 +137,8 @@ def _in_container(request: options.Request, forwarding: Forwarding, *, accountin
         container = stack.enter_context(_made(request))
         for line in () if request.container["strict"] else container.degraded:
             _warn(line)
+        for line in networks.chosen_ports(request.container, container.ports):
+            print(f"sandbox run: {line}", file=sys.stderr, flush=True)  # before the program runs: whoever reads on can connect then
         return _program(container, request, forwarding, accounting=accounting)
 
 

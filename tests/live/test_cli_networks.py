@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from sandbox import Container, NetworkStore
 from sandbox.cli import main
 from tests.live.test_network import PYTHON, addresses_of
 from tests.live.test_network_modes import name as name  # noqa: PLC0414 - a fixture
-from tests.support import needs
+from tests.netns import HOST, alone, world
+from tests.support import needs, patience
 
 pytestmark = [needs("root", "userns", "program:ip"), pytest.mark.usefixtures("no_leftovers")]
 
@@ -117,3 +120,29 @@ def test_a_command_that_is_killed_leaves_the_network_free(store: NetworkStore) -
     with Container(net="shop") as c:
         assert addresses_of(c)[-1] == c.address
     store.remove("shop")
+
+
+@alone
+def test_ports_of_the_kernels_choice_are_told_before_the_program_runs() -> None:
+    serve = "import socket; s = socket.create_server(('', 8080)); s.accept()[0].sendall(b'hello')"
+    words = ("run", "--network", "new", "-p", "8080", "-p", "127.0.0.1:8053:53/udp", "--", PYTHON, "-c", serve)
+    with world(), subprocess.Popen([*SANDBOX, *words], stderr=subprocess.PIPE, text=True) as command:
+        assert command.stderr is not None
+        told = command.stderr.readline()
+        assert told.startswith("sandbox run: 8080/tcp -> 0.0.0.0:")
+        place = (HOST, int(told.rpartition(":")[2]))
+        assert until_it_answers(place) == b"hello"
+        assert command.stderr.read() == ""  # nothing of what the command line said itself
+        assert command.wait(10) == 0
+
+
+def until_it_answers(place: tuple[str, int]) -> bytes:
+    """The port is there before the server is, and is refused until then."""
+    deadline = time.monotonic() + patience(20.0)
+    while True:
+        try:
+            with socket.create_connection(place, 5) as sock:
+                return sock.recv(9)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise

@@ -10,6 +10,7 @@ import pytest
 from sandbox import Container, Join, NetworkNotFoundError, UnsupportedError, UsageError
 from sandbox.cli import main, networks, options
 from sandbox.cli.arguments import parse, parse_bench
+from sandbox.net import HostPort
 
 pytestmark = pytest.mark.unprivileged
 
@@ -52,6 +53,16 @@ def test_networks_are_explained() -> None:
     made = container("--network", "new", "--ip", "10.1.2.3", "--network-alias", "db", "-p", "8080:80")
     assert networks.explained(made) == ["network new address=10.1.2.3 aliases=db", "publish 8080:80"]
     assert networks.explained(container()) == []
+    at_a_free_port = " (at a free port of the host: standard error tells which)"
+    made = container("--network", "new", "-p", "53/udp", "-P")
+    assert networks.explained(made) == ["network new", f"publish 53/udp{at_a_free_port}", f"publish all ports of the image{at_a_free_port}"]
+
+
+def test_ports_are_told_whose_place_on_the_host_was_not_said() -> None:
+    ports = {"80/tcp": (HostPort("0.0.0.0", 8080), HostPort("0.0.0.0", 49153)), "53/udp": (HostPort("127.0.0.1", 53),), "9/tcp": (HostPort("0.0.0.0", 7),)}
+    wanted = container("--network", "new", "-p", "8080:80", "-p", "80", "-p", "127.0.0.1::53/udp")  # and 9/tcp by -P
+    assert networks.chosen_ports(wanted, ports) == ["80/tcp -> 0.0.0.0:49153", "53/udp -> 127.0.0.1:53", "9/tcp -> 0.0.0.0:7"]
+    assert networks.chosen_ports(container("--network", "new"), {}) == []
 
 
 def test_names_ports_and_servers_are_the_containers_own_words() -> None:
