@@ -197,8 +197,7 @@ class NetworkAccess:
         if self.spec.filesystem.scratch is not None:
             return self.spec
         # To a root that nobody can write to, its files come with the root; its addresses are not known then.
-        named = [join.network.gateway for join in joins if not join.network.is_kept]  # kept ones have no name server
-        known = resolver_for(self.spec, named[:1], is_internal=all(join.network.is_internal for join in joins))
+        known = resolver_for(self.spec, [joins[0].network.gateway], is_internal=all(join.network.is_internal for join in joins))
         return evolve(self.spec, resolver=known)
 
     def _link_variables(self) -> list[tuple[str, str]]:

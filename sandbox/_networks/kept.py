@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define, field
 
 from sandbox._networks.directories import Directory, pid_namespace
+from sandbox._networks.kept_names import KeptNames
 from sandbox._networks.live import Live, check_mac, check_place
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Switch
@@ -68,8 +69,10 @@ class KeptLive(Live):
         stack.callback(switch.close)
         requests = Requests(switch.socket())
         stack.callback(requests.close)
+        names = KeptNames(info, directory, switch)
+        stack.callback(names.close)
         made = addresses_of(info, State(0))
-        return cls(spec, switch, requests, *made, None, info=info, directory=directory, on_admitted=network.has_used, on_leave=network.tidy)
+        return cls(spec, switch, requests, *made, names, info=info, directory=directory, on_admitted=network.has_used, on_leave=network.tidy)
 
     def admit(self, *args: Any, **options: Any) -> Place:  # noqa: ANN401 - `Live`'s own
         try:

@@ -24,7 +24,7 @@ from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
 from sandbox._networks.measures import shape_arrival
 from sandbox._networks.places import Endpoint, Place
-from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError, UsageError
+from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UsageError
 from sandbox.fs import resolv_text
 
 if TYPE_CHECKING:
@@ -95,8 +95,6 @@ class Membership:
 
             self._ports = Ports(self._wishes.ports, self._spec.hostname)
             self._ports.check(join.network for join in self._wishes.joins)
-        if self._wishes.links and any(join.network.is_kept for join in self._wishes.joins):
-            raise UnsupportedError("links: kept networks have no names yet", feature="names", remedy="give extra_hosts=, or a Network()")
         for join in self._wishes.joins:
             join.network.check(join)
         # What is made ahead is made by one process: not in a network that others have containers in, too.

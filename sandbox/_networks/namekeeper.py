@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-The keeper gets networks over its first descriptor: a byte that says what, eight that number the network, and with ``A`` three descriptors
+The keeper gets networks over its first descriptor: a byte that says what, eight that number the network, and with ``A`` its descriptors
 (see `nameserver`). ``F`` comes first, once: the filter of system calls for the child. When that descriptor ends, everything does.
 
 The child answers. It has been forked with all networks there are; what comes and goes later is passed on. Before the first packet it
@@ -27,6 +27,7 @@ from sandbox._sys.constants import PR_SET_NO_NEW_PRIVS
 from sandbox.net.dns import servers_in
 
 _MOST_MESSAGE: Final = 1 << 16
+_MOST_FDS: Final = 4  # of a message
 _NOBODY: Final = 65534
 _MOST_FILE: Final = 1 << 16
 _MOST_MEMORY: Final = 512 << 20
@@ -63,7 +64,7 @@ class Keeper:
 
     def _take(self) -> bool:
         """One message of the embedding process; False: it has ended."""
-        message, fds, _, _ = socket.recv_fds(self._control, _MOST_MESSAGE, 3)
+        message, fds, _, _ = socket.recv_fds(self._control, _MOST_MESSAGE, _MOST_FDS)
         kind, number = message[:1], int.from_bytes(message[1:9], "little")
         if kind == b"F":
             self._filter = message[9:]
@@ -133,7 +134,7 @@ def serve(keeper: socket.socket, networks: dict[int, list[int]], program: bytes)
         server.add(number, fds)
 
     def on_keeper(_: int) -> None:
-        message, fds, _, _ = socket.recv_fds(keeper, _MOST_MESSAGE, 3)
+        message, fds, _, _ = socket.recv_fds(keeper, _MOST_MESSAGE, _MOST_FDS)
         kind, number = message[:1], int.from_bytes(message[1:9], "little")
         if kind == b"A":
             server.add(number, fds)

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sandbox import _start
 from sandbox._launch import codec, wire
@@ -36,6 +36,9 @@ from sandbox.net.roster import Member, Writer
 from sandbox.sec.compiler import compile_policy
 from sandbox.sec.policy import ALLOW, Policy, fail, rule
 from sandbox.sec.syscalls import Arch
+
+if TYPE_CHECKING:
+    from sandbox.net.shared_roster import SharedWriter
 
 PORT: Final = 53
 RESOLV_CONF: Final = "/etc/resolv.conf"
@@ -85,20 +88,22 @@ class NetworkNames:
         servers: Iterable[str] = (),
         only: Iterable[str] | None = None,
     ) -> None:
-        self._sockets = [socket.socket(fileno=fd) for fd in sockets]
+        found = [socket.socket(fileno=fd) for fd in sockets]
+        try:
+            listen(found, gateway, interface, PORT)
+            roster = Writer(name, subnets, forwards=forwards, servers=servers, only=only)
+        except BaseException:
+            for sock in found:
+                sock.close()
+            raise
+        self._begin(found, roster)
+
+    def _begin(self, sockets: list[socket.socket], roster: Writer | SharedWriter) -> None:
+        """Have the server answer there; all of it is this object's from now on."""
+        self._sockets, self._roster = sockets, roster
         self._lock = threading.Lock()
         self._number = next(_numbers)
         self._is_open = True
-        try:
-            for sock in self._sockets:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, interface)
-                sock.bind((gateway, PORT))
-            self._sockets[1].listen(_BACKLOG)
-            self._roster = Writer(name, subnets, forwards=forwards, servers=servers, only=only)
-        except OSError as error:
-            self._close_sockets()
-            raise SetupError(f"listen for names at {gateway}", error.errno or 0, step="network") from error
         try:
             _server.add(self._number, self)
         except BaseException:
@@ -109,10 +114,6 @@ class NetworkNames:
     def fds(self) -> list[int]:
         """What the name server has of it: they stay this object's."""
         return [self._roster.fd, *(sock.fileno() for sock in self._sockets)]
-
-    def _close_sockets(self) -> None:
-        for sock in self._sockets:
-            sock.close()
 
     def join(self, member: Member) -> None:
         """A container came, or has other names from now on."""
@@ -138,8 +139,22 @@ class NetworkNames:
     def abandon(self) -> None:
         """Close this process's copies."""
         self._is_open = False
-        self._close_sockets()
+        for sock in self._sockets:
+            sock.close()
         self._roster.close()
+
+
+def listen(sockets: Iterable[socket.socket], gateway: str, interface: int, port: int) -> None:
+    """Have sockets, of UDP or TCP, hear what comes to *gateway* by that interface; port 0: one of the kernel's choice. Raises: SetupError."""
+    try:
+        for sock in sockets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, interface)
+            sock.bind((gateway, port))
+            if sock.type == socket.SOCK_STREAM:
+                sock.listen(_BACKLOG)
+    except OSError as error:
+        raise SetupError(f"listen for names at {gateway}", error.errno or 0, step="network") from error
 
 
 class _Running(NamedTuple):

@@ -28,6 +28,7 @@ from typing import Final
 
 from sandbox.net import dns
 from sandbox.net.roster import Roster
+from sandbox.net.shared_roster import SharedRoster
 
 _BATCH: Final = 32  # packets of one socket before others have their turn
 _RATE: Final = 1000.0  # queries a second of one container, in the long run
@@ -110,12 +111,12 @@ class Client:
 
 
 class Zone:
-    """One network: its roster, and its two sockets."""
+    """One network: its roster, and its two sockets; a kept one's roster has a fourth descriptor, see `SharedRoster`."""
 
     def __init__(self, server: Server, fds: list[int]) -> None:
         self._server = server
-        self.roster = Roster(fds[0])
-        self._udp, self._tcp = (socket.socket(fileno=fd) for fd in fds[1:])
+        self.roster = SharedRoster(fds[0], fds[3]) if len(fds) > 3 else Roster(fds[0])
+        self._udp, self._tcp = (socket.socket(fileno=fd) for fd in fds[1:3])
         self._clients: dict[str, Client] = {}
         self._connections: set[Connection] = set()
         self.questions: set[Question] = set()
@@ -409,7 +410,7 @@ class Server:
         self._waiting: list[Question] = []  # until it is known whom the host asks
 
     def add(self, number: int, fds: list[int]) -> None:
-        """A network came; *fds*: its roster, its UDP and its TCP socket, which are ours from now on."""
+        """A network came; *fds*: its roster, its UDP and its TCP socket, and what `Zone` says, which are ours from now on."""
         self.drop(number)
         self.zones[number] = Zone(self, fds)
 

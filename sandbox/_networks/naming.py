@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -50,8 +51,8 @@ _numbers: Final = itertools.count(1)
 
 
 def key_of(session: Session) -> str:
-    """What a container is called among those that have no name in common: never again, unlike its pid."""
-    return _keys.setdefault(session, str(next(_numbers)))
+    """What a container is called among those that have no name in common, also of other processes: never again, unlike its pid."""
+    return _keys.setdefault(session, f"{os.getpid()}-{next(_numbers)}")
 
 
 def arrive(arrival: Arrival) -> Callable[[], object]:
@@ -68,6 +69,7 @@ def arrive(arrival: Arrival) -> Callable[[], object]:
         [name for name in (arrival.wishes.name, *own, *endpoint.aliases) if name is not None],
         links,
         arrival.servers,
+        port=arrival.place.port,
     )
     names.join(member)
     return partial(names.leave, member.key)

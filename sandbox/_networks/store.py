@@ -7,6 +7,7 @@ A store is one directory, closed to other users (0700), which any number of proc
     NAME/network.json   what the network is (`sandbox.net.kept`), written once
     NAME/namespace      its switch: the network namespace, kept by a bind mount of its file (as `ip netns` keeps one)
     NAME/state.json     who is in it, replaced by one rename under the lock of NAME
+    NAME/names          by which names, a log (`kept_names`)
     .new-<random>       a network on its way
     .gone-<random>      one that is being removed
 
@@ -31,7 +32,7 @@ from typing import Any, Final
 from attrs import evolve, field, frozen
 
 from sandbox import _host
-from sandbox._networks import directories
+from sandbox._networks import directories, kept_names
 from sandbox._networks.directories import Directory, default_store, not_found
 from sandbox._networks.kept import endpoint_of, known
 from sandbox._networks.live import Live
@@ -161,6 +162,7 @@ class NetworkStore:
                 info = _info_of(spec, live)
                 directory.write_document(encode_info(info))
                 directory.write_state(State(FIRST_PORT))
+                kept_names.make(directory, info)
                 directory.pin(live.switch.fileno())
                 os.rename(directory.name, spec.name, src_dir_fd=store, dst_dir_fd=store)
             except BaseException:

@@ -198,6 +198,11 @@ class Switch:
             return inside.session.request([opening], ["socket"])[0]
         return self._session.request([_THERE, opening, *_settings(ipv6=ipv6), _HERE], ["socket"], {"there": inside.fileno(), **self._home_fds})[0]
 
+    def sockets(self, *kinds: tuple[int, int, int]) -> list[int]:
+        """Open several here at once, each of a domain, kind and protocol; they are the caller's. Raises: as `socket`."""
+        ops = [plan.Socket(f"socket{number}", *kind) for number, kind in enumerate(kinds)]
+        return self._session.request([*self._home, *ops], [op.out for op in ops], self._home_fds)
+
     def ask_for_pair(self, inside: Inside, messages: Batch, *, ipv6: bool) -> Asked:
         """Have the helper make a pair, and a socket of rtnetlink *inside*, in one request; `take_pair` waits for it. Not for an ordinary user."""
         theirs, ours = (plan.Socket(name, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) for name in ("theirs", "ours"))

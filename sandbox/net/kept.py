@@ -17,13 +17,16 @@ from sandbox.errors import UsageError
 
 MAX_DOCUMENT: Final = 1 << 16
 MAX_STATE: Final = 1 << 24  # a lease is about 200 bytes; the largest subnet that is offered has more addresses than there are pids
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MTU_OPTION: Final = "com.docker.network.driver.mtu"
 
 
 @frozen
 class NetworkInfo:
-    """A kept network as its store knows it. *created*: seconds since 1970."""
+    """A kept network as its store knows it. *created*: seconds since 1970.
+
+    allow: whom its containers reach outside, as `Network` has it. uplink: what leads outside: the host's interface, its address, the switch's.
+    """
 
     name: str
     id: str  # 64 digits, as Docker's
@@ -35,6 +38,8 @@ class NetworkInfo:
     labels: Mapping[str, str] = field(factory=dict[str, str])
     subnet6: str = ""  # "": it has no IPv6
     gateway6: str = ""
+    allow: tuple[str, ...] | None = None
+    uplink: tuple[str, ...] = ()
     boot: str = field(default="", repr=False)  # of which it is: the namespace ends with it
     pids: int = field(default=0, repr=False)  # the pid namespace (its inode number) that leases speak of
 
@@ -122,6 +127,7 @@ class State:
 def encode_info(info: NetworkInfo) -> bytes:
     """The document of *info*. Raises: UsageError: its labels are too long."""
     document = {"version": _VERSION, **{name: getattr(info, name) for name in _INFO}, "labels": dict(info.labels)}
+    document |= {"allow": None if info.allow is None else list(info.allow), "uplink": list(info.uplink)}
     raw = json.dumps(document, sort_keys=True).encode()
     if len(raw) > MAX_DOCUMENT:
         raise UsageError(f"labels: {len(raw)} bytes in all are too much; keep within {MAX_DOCUMENT}")
@@ -134,7 +140,12 @@ def decode_info(raw: bytes) -> NetworkInfo:
     labels = cast("dict[object, object]", _field(document, "labels", dict))
     if not all(isinstance(word, str) for pair in labels.items() for word in pair):
         raise ValueError("a label is no text")
-    return NetworkInfo(**{name: _field(document, name, kind) for name, kind in _INFO.items()}, labels=cast("dict[str, str]", labels))
+    return NetworkInfo(
+        **{name: _field(document, name, kind) for name, kind in _INFO.items()},
+        labels=cast("dict[str, str]", labels),
+        allow=None if document.get("allow") is None else _words(document, "allow"),
+        uplink=_words(document, "uplink"),
+    )
 
 
 def encode_state(state: State) -> bytes:
@@ -181,10 +192,14 @@ def _to_lease(found: object) -> Lease:
     if not isinstance(found, dict):
         raise ValueError("a lease is no object")  # noqa: TRY004 - of a document
     lease = cast("dict[str, Any]", found)
-    aliases = cast("list[object]", _field(lease, "aliases", list))
-    if not all(isinstance(name, str) for name in aliases):
-        raise ValueError("an alias is no text")
-    return Lease(**{name: _field(lease, name, kind) for name, kind in _LEASE.items()}, aliases=cast("list[str]", aliases))
+    return Lease(**{name: _field(lease, name, kind) for name, kind in _LEASE.items()}, aliases=_words(lease, "aliases"))
+
+
+def _words(document: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = cast("list[object]", _field(document, name, list))
+    if not all(isinstance(word, str) for word in found):
+        raise ValueError(f"{name}: one is no text")
+    return tuple(cast("list[str]", found))
 
 
 def _document(raw: bytes) -> dict[str, Any]:

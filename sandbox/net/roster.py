@@ -23,15 +23,18 @@ from typing import Any, Final
 from sandbox._sys.calls import fallocate
 from sandbox._sys.constants import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
-_BEGIN: Final = 4096  # of the lines: a page of its own for the number
-_SLACK: Final = 1 << 16  # bytes of the past that nobody minds
+BEGIN: Final = 4096  # of the lines: a page of its own for the number
+SLACK: Final = 1 << 16  # bytes of the past that nobody minds
 _CHUNK: Final = 1 << 18
 
 
 class Member:
-    """A container in a network. *links*: names that only it knows others by, and those others' keys. *servers*: whom to ask what nobody here is."""
+    """A container in a network. *links*: names that only it knows others by, and those others' keys. *servers*: whom to ask what nobody here is.
 
-    __slots__ = ("addresses", "key", "links", "names", "servers")
+    *port*: the index of its interface in the switch.
+    """
+
+    __slots__ = ("addresses", "key", "links", "names", "port", "servers")
 
     def __init__(
         self,
@@ -40,18 +43,30 @@ class Member:
         names: Iterable[str] = (),
         links: Mapping[str, str] | None = None,
         servers: Iterable[str] = (),
+        *,
+        port: int = 0,
     ) -> None:
         self.key, self.addresses = key, tuple(addresses)
         self.names = tuple(dict.fromkeys(name.lower() for name in names))
         self.links = {alias.lower(): other for alias, other in (links or {}).items()}
-        self.servers = tuple(servers)
+        self.servers, self.port = tuple(servers), port
 
     def line(self) -> bytes:
-        return _line(["join", self.key, self.addresses, self.names, self.links, self.servers])
+        return _line(["join", self.key, self.addresses, self.names, self.links, self.servers, self.port])
 
 
 def _line(words: list[Any]) -> bytes:
     return json.dumps(words, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def head_line(name: str, subnets: Iterable[str], *, forwards: bool, servers: Iterable[str] = (), only: Iterable[str] | None = None) -> bytes:
+    """What a log begins with; as `Writer` has it."""
+    return _line(["network", name.lower(), list(subnets), forwards, list(servers), only if only is None else [n.lower() for n in only]])
+
+
+def leave_line(key: str) -> bytes:
+    """Somebody went."""
+    return _line(["leave", key])
 
 
 class Writer:
@@ -71,11 +86,11 @@ class Writer:
         only: Iterable[str] | None = None,
     ) -> None:
         self.fd = os.memfd_create("sandbox-names", os.MFD_CLOEXEC)
-        self._head = _line(["network", name.lower(), list(subnets), forwards, list(servers), only if only is None else [n.lower() for n in only]])
+        self._head = head_line(name, subnets, forwards=forwards, servers=servers, only=only)
         self._members: dict[str, Member] = {}
         self._live = 0  # bytes of their lines
-        self._start = self._end = _BEGIN
-        os.pwrite(self.fd, _BEGIN.to_bytes(8, "little"), 0)
+        self._start = self._end = BEGIN
+        os.pwrite(self.fd, BEGIN.to_bytes(8, "little"), 0)
         self._append(self._head)
 
     def join(self, member: Member) -> None:
@@ -92,8 +107,8 @@ class Writer:
         if member is None:
             return
         self._live -= len(member.line())
-        self._append(_line(["leave", key]))
-        if self._end - self._start > _SLACK + 4 * self._live:
+        self._append(leave_line(key))
+        if self._end - self._start > SLACK + 4 * self._live:
             self._compact()
 
     def _append(self, line: bytes) -> None:
@@ -103,7 +118,7 @@ class Writer:
         start = self._end
         self._append(b"".join([self._head, *(member.line() for member in self._members.values())]))
         os.pwrite(self.fd, start.to_bytes(8, "little"), 0)
-        fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, _BEGIN, start - _BEGIN)
+        fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, BEGIN, start - BEGIN)
         self._start = start
 
     def close(self) -> None:
@@ -116,13 +131,13 @@ class Roster:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._at = 0
+        self.at_byte = 0
         self._rest = b""
         self.turn = 0  # of those who share a name
         self._reset()
 
     def _reset(self) -> None:
-        self.name = ""
+        self.name, self.head = "", b""
         self.subnets: tuple[tuple[int, int, int], ...] = ()
         self.forwards = False
         self.servers: tuple[str, ...] = ()
@@ -133,39 +148,47 @@ class Roster:
 
     def refresh(self) -> None:
         """Take note of what was written since."""
-        if not self._at:
+        if not self.at_byte:
             self._begin()
-        while data := os.pread(self.fd, _CHUNK, self._at):
+        while data := os.pread(self.fd, _CHUNK, self.at_byte):
             if b"\0" in data:  # given back meanwhile
                 self._begin()
                 continue
-            self._at += len(data)
+            self.at_byte += len(data)
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
-                self._take(json.loads(line))
+                words = self.read_line(line)
+                if words is not None:
+                    self._take(words)
+
+    def read_line(self, line: bytes) -> list[Any] | None:
+        """What a line says; None: nothing."""
+        found: list[Any] = json.loads(line)
+        return found
 
     def _begin(self) -> None:
         self._reset()
         self._rest = b""
-        self._at = int.from_bytes(os.pread(self.fd, 8, 0), "little")
+        self.at_byte = int.from_bytes(os.pread(self.fd, 8, 0), "little")
 
     def _take(self, words: list[Any]) -> None:
         kind, *rest = words
-        if kind == "network":
-            self._reset()
+        if kind == "network":  # again, when all is written once more: whose writer was killed within that has taken nobody away
+            self.head = _line(words)
             self.name, subnets, self.forwards, servers, only = rest
             self.subnets, self.servers = tuple(map(to_range, subnets)), tuple(servers)
             self.only = None if only is None else frozenset(only)
             return
-        self._forget(rest[0])
+        self.forget(rest[0])
         if kind == "join":
-            member = Member(*rest)
+            member = Member(*rest[:-1], port=rest[-1])
             self.members[member.key] = member
             self._by_address.update(dict.fromkeys(member.addresses, member))
             for name in member.names:
                 self._by_name.setdefault(name, []).append(member)
 
-    def _forget(self, key: str) -> None:
+    def forget(self, key: str) -> None:
+        """Somebody went."""
         member = self.members.pop(key, None)
         if member is None:
             return

@@ -367,10 +367,3 @@ def test_no_shape_is_taken_where_other_processes_are(store: NetworkStore) -> Non
             c.shape(net, Shape("1M"))
         assert c.endpoints
     store.remove("shop")
-
-
-def test_a_root_that_nobody_can_write_to_asks_no_server_that_is_not_there(store: NetworkStore) -> None:
-    store.create("shop", internal=True)
-    with Container(net="shop", read_only=True, dns=["192.0.2.53"]) as c:
-        assert c.read_bytes("/etc/resolv.conf").splitlines()[0] == b"nameserver 192.0.2.53"
-    store.remove("shop")
