@@ -197,16 +197,57 @@ def with_tmp(mounts: Iterable[Mount | str]) -> tuple[Mount, ...]:
     return checked if has_tmp(checked) else (*checked, Tmpfs("/tmp"))  # noqa: S108
 
 
+_known: dict[tuple[Any, ...], tuple[tuple[type, ...], ContainerSpec]] = {}  # by names and values; with the types, as 1 and True are equal
+_MOST_KNOWN: Final = 256
+_PLAIN: Final = frozenset({type(None), bool, int, float, str, Rlimits, Security, Scratch})
+_OF_PLAIN: Final = frozenset({"share", "mounts", "env"})  # tuples of frozen things, once they were looked at
+
+
 def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own arguments, spelled out in _build
-    """Check Container's arguments and put them together; cached for arguments that can be keys."""
+    """Check Container's arguments and put them together. The same ones again get the same spec, looked up by what was said."""
+    _freeze(arguments)
+    key, types = (*arguments, *arguments.values()), tuple(map(type, arguments.values()))
+    try:
+        known = _known.get(key)
+    except TypeError:  # something that cannot be a key
+        return _put_together(arguments)
+    if known is not None and known[0] == types and _is_there(arguments["image"]):
+        return known[1]
+    is_plain = _is_plain(arguments)
+    spec = _put_together(arguments)
+    if is_plain:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = types, spec
+    return spec
+
+
+def _freeze(arguments: dict[str, Any]) -> None:
+    """Lists and the like become tuples."""
     for name, like in (("share", "['ipc']"), ("mounts", "[Tmpfs('/tmp')]")):
         value = arguments[name]
         if not isinstance(value, (tuple, str, Bind, Tmpfs, Volume)):
             arguments[name] = to_items(value, what=name, like=like)
-    arguments["mounts"] = to_mounts(arguments["mounts"])  # now: a relative source is of the directory that is current now
+    if arguments["mounts"] != ():
+        arguments["mounts"] = to_mounts(arguments["mounts"])  # now: a relative source is of the directory that is current now
+    if (env := arguments["env"]) is not None:
+        arguments["env"] = to_env(env)
+
+
+def _is_plain(arguments: dict[str, Any]) -> bool:
+    """Whether what was said means the same whenever it is said: no names of images, no relative paths, nothing of the host's network."""
+    image = arguments["image"]
+    if arguments["net"] is not None or not (image is None or (type(image) is str and image.startswith("/"))):
+        return False
+    return all(type(value) in _PLAIN or (type(value) is tuple and (not value or name in _OF_PLAIN)) for name, value in arguments.items())
+
+
+def _is_there(image: str | None) -> bool:
+    return image is None or os.path.isdir(image)
+
+
+def _put_together(arguments: dict[str, Any]) -> ContainerSpec:
     arguments["resolver"] = _to_resolver(arguments["net"], *(arguments.pop(name, ()) for name in ("dns", "dns_search", "extra_hosts")))
-    env = arguments["env"]
-    arguments["env"] = None if env is None else to_env(env)
     root, origin = to_root(arguments.pop("image"), arguments.pop("store", None))
     try:
         return _cached_build(root, origin, **arguments)

@@ -18,7 +18,7 @@ from sandbox._cleaning import announce
 from sandbox._clone import cloned, groups_of
 from sandbox._compile import Compiled, Host, compile_plan
 from sandbox._ids import Ids, allot, shape
-from sandbox._imaged.use import using
+from sandbox._imaged.use import removal, use
 from sandbox._launch import driver
 from sandbox._leaves import Leaves
 from sandbox._run import MEMORY_HINT
@@ -27,6 +27,7 @@ from sandbox._spares import Attach, Kind, Spare, spares
 from sandbox._spec import ContainerSpec
 from sandbox._sys.constants import CLONE_NEWNET
 from sandbox._sys.floor import check_floor
+from sandbox._undo import Undo
 from sandbox._users import Identity, identify, number_of
 from sandbox._wiring import Wiring
 from sandbox.cg import (
@@ -65,7 +66,7 @@ class Started:
     degraded: tuple[str, ...]
     identity: Identity | None  # of the container's own user, where the files that tell it are known already
     _starting: _Starting
-    _stack: contextlib.ExitStack
+    _stack: Undo
     _group: Group | None = field(alias="group")
     _leaves: Leaves = field(alias="leaves")
     _has_successor: bool = False
@@ -120,7 +121,7 @@ class Started:
         return None if self._group is None else self._group.memory_file
 
     def _abandon(self) -> None:
-        self._stack.pop_all()
+        self._stack.keep()
         self.session.abandon()
         self._leaves.abandon()
         if self._group is not None:
@@ -275,14 +276,18 @@ class _Starting:
         self._or_degrade(lambda: made.append(shape(privileged=False, uid=uid, subids=True)), "subids")
         return made[0] if made else found
 
-    def start(self, stack: contextlib.ExitStack) -> Steps[tuple[Session, Ids, Group | None]]:
+    def start(self, stack: Undo) -> Steps[tuple[Session, Ids, Group | None]]:
         """Everything, in order; *stack* takes it back."""
         self._check()
         spec = self.spec
         # Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible.
         self.clones_into_group = self.host.clone3_exec or (self.is_limited and limits_need_v2(spec.limits))
-        joined = stack.enter_context(contextlib.closing(_host.join_net(self.net_of, self.host))) if self.net_of is not None else None
-        fsplan = stack.enter_context(open_sources(spec, self.host, self.shape))
+        joined = None
+        if self.net_of is not None:
+            joined = _host.join_net(self.net_of, self.host)
+            stack.callback(joined.close)
+        fsplan = open_sources(spec, self.host, self.shape)
+        stack.callback(fsplan.close)
         host = self.host if self.clones_into_group == self.host.clone3_exec else evolve(self.host, clone3_exec=True)
         compiled = compile_plan(spec, host, fsplan)
         fds = [fsplan.fds[slot] for slot in compiled.names]
@@ -299,18 +304,18 @@ class _Starting:
         return started
 
     def _by_spare(
-        self, compiled: Compiled, fds: list[int], fsplan: fs.FsPlan, stack: contextlib.ExitStack
+        self, compiled: Compiled, fds: list[int], fsplan: fs.FsPlan, stack: Undo
     ) -> Steps[tuple[Session, Ids, Group | None] | None]:
         """Start it from a spare; None when there is none, or when that fails: a new one then does, or says why not."""
         ready = self.kind and spares().take(self.kind)
         if not ready:
             return None
         try:
-            with contextlib.ExitStack() as mine:
+            with Undo() as mine:
                 started = yield from self._finish(self._complete(ready, compiled, fds, mine), fsplan, mine)
                 if not started[0].is_alive:  # it said that it was ready, but that may be long ago
                     return None
-                stack.push(mine.pop_all())
+                stack.take(mine)
                 self.spare_used = ready
                 return started
         except (BrokenError, OSError):
@@ -318,7 +323,7 @@ class _Starting:
             return None
 
     def _finish(
-        self, started: tuple[Session, Ids, Group | None], fsplan: fs.FsPlan, stack: contextlib.ExitStack
+        self, started: tuple[Session, Ids, Group | None], fsplan: fs.FsPlan, stack: Undo
     ) -> Steps[tuple[Session, Ids, Group | None]]:
         """What can be done while init is at work; then wait for it."""
         session, ids, group = started
@@ -372,7 +377,7 @@ class _Starting:
             return False
         return True
 
-    def _limited_group(self, stack: contextlib.ExitStack) -> Group | None:
+    def _limited_group(self, stack: Undo) -> Group | None:
         made: list[Group] = []
         self.is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits)), "limits")
         if not made:
@@ -380,7 +385,7 @@ class _Starting:
         stack.callback(made[0].remove)
         return made[0]
 
-    def _first_group(self, stack: contextlib.ExitStack) -> Group | None:
+    def _first_group(self, stack: Undo) -> Group | None:
         if self.is_limited:
             return self._limited_group(stack)
         with contextlib.suppress(UnsupportedError):  # nobody asked for limits
@@ -390,7 +395,7 @@ class _Starting:
         return None
 
     def _begin(
-        self, compiled: Compiled, fds: list[int], joined: ns.Namespace | None, stack: contextlib.ExitStack
+        self, compiled: Compiled, fds: list[int], joined: ns.Namespace | None, stack: Undo
     ) -> tuple[Session, Ids, Group | None]:
         ids = allot(self.shape)
         stack.callback(ids.release)
@@ -403,7 +408,7 @@ class _Starting:
         stack.callback(session.close)
         return session, ids, group
 
-    def _complete(self, ready: Spare, compiled: Compiled, fds: list[int], stack: contextlib.ExitStack) -> tuple[Session, Ids, Group | None]:
+    def _complete(self, ready: Spare, compiled: Compiled, fds: list[int], stack: Undo) -> tuple[Session, Ids, Group | None]:
         """Have a spare carry out what it still lacks. Raises: BrokenError, SetupError: it is not there any more."""
         stack.callback(ready.close)
         if compiled.is_complete:
@@ -422,7 +427,7 @@ class _Starting:
         if compiled is None or kind is None:
             raise AssertionError("start() comes first")
         name = next(_numbers)
-        with contextlib.ExitStack() as stack:
+        with Undo() as stack:
             ids = allot(self.shape)
             stack.callback(ids.release)
             group = blueprint = None
@@ -433,9 +438,8 @@ class _Starting:
                 blueprint = blueprint_of(kind.limits, LEAF_ACCOUNTING, Leaves.FIRST)
             made = None if blueprint is None else groups_of(blueprint, name)
             session = cloned(compiled, ids, group, [] if self._root is None else [self._root], made=made, ahead=True)
-            stack.pop_all()
+            stack.keep()
             return Spare(session, ids, name, group, blueprint)
-        raise AssertionError("unreachable")
 
 
 def start(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None, attach: Attach | None = None) -> Started:
@@ -450,19 +454,23 @@ def start(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None, atta
 
 def start_steps(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None, attach: Attach | None = None) -> Steps[Started]:
     """As `start`, for those who must not wait: gives each session at whose init it would wait, until `Session.take_start` says that it is ready."""
-    with contextlib.ExitStack() as stack:
+    with Undo() as stack:
         if spec.image is not None:
-            stack.enter_context(using(spec.image))
+            stack.callback(use(spec.image))
         starting = _Starting(spec, net_of, attach)
-        session, ids, group = yield from starting.start(stack)
+        try:
+            session, ids, group = yield from starting.start(stack)
+        except SetupError as error:
+            if spec.image is None or (removed := removal(spec.image)) is None:
+                raise
+            raise removed from error
         if attach is not None:
             used = starting.spare_used
             stack.callback(attach.attach(session, None if used is None else used.take_extra()))
         degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
         return Started(
-            session, starting.spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.pop_all(), group, starting.leaves
+            session, starting.spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.keep(), group, starting.leaves
         )
-    raise AssertionError("unreachable")
 
 
 def open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = announce) -> fs.FsPlan:

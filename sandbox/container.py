@@ -101,15 +101,14 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         time_offsets: tuple[float, float] | None = None,
         subids: bool = False,
     ) -> None:
-        from sandbox import _spec
         from sandbox._networks.wishes import to_wishes
+        from sandbox._spec import build
 
-        limits: dict[str, Any] = {"memory": memory, "swap": swap, "cpus": cpus, "cpu_weight": cpu_weight, "cpuset": cpuset, "pids": pids}
-        limits |= {"io_weight": io_weight, "io_max": io_max, "hugetlb": hugetlb, "devices": devices}
         word, self._wishes = to_wishes(net, ports, links, name)
-        self.spec: ContainerSpec = _spec.build(
+        self.spec: ContainerSpec = build(
             image=image, store=store,
-            **limits,
+            memory=memory, swap=swap, cpus=cpus, cpu_weight=cpu_weight, cpuset=cpuset, pids=pids,
+            io_weight=io_weight, io_max=io_max, hugetlb=hugetlb, devices=devices,
             net=word, joins_net=self._wishes.net_of is not None, share=share,
             dns=dns, dns_search=dns_search, extra_hosts=extra_hosts,
             mounts=mounts,

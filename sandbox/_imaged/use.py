@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from attrs import define
 
-from sandbox.errors import ImageNotFoundError, SetupError
+from sandbox.errors import ImageNotFoundError
 
 if TYPE_CHECKING:
     from sandbox.image import Image, Use
@@ -28,23 +27,23 @@ _shared: dict[tuple[str, str], _Shared] = {}
 _sharing = threading.Lock()
 
 
-@contextlib.contextmanager
-def using(image: Image) -> Generator[None]:
-    """Use *image* within the block; what fails there because it was removed by force says so.
+def use(image: Image) -> Callable[[], None]:
+    """Use *image* until what is returned is called.
 
     Raises: ImageNotFoundError: it has been removed.
     """
-    owner = os.getpid()
-    shared = _take(image)
-    try:
-        yield
-    except SetupError as error:
-        if is_there(image):
-            raise
-        raise ImageNotFoundError(f"image {image.id}: it was removed while a container of it was made") from error
-    finally:
+    owner, shared = os.getpid(), _take(image)
+
+    def let_go() -> None:
         if os.getpid() == owner:  # a forked child has none of the uses of its parent
             _give(image, shared)
+
+    return let_go
+
+
+def removal(image: Image) -> ImageNotFoundError | None:
+    """What has failed, when something did with a container of *image*, if that was removed by force meanwhile; None: it is there."""
+    return None if is_there(image) else ImageNotFoundError(f"image {image.id}: it was removed while a container of it was made")
 
 
 def _key(image: Image) -> tuple[str, str]:

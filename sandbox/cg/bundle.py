@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from attrs import define, field, frozen
 
@@ -22,8 +23,7 @@ from sandbox.errors import SetupError, UsageError
 PATIENCE_S = 10.0  # how long a killed or frozen process may take to be so before we call it an error
 
 
-@frozen
-class Place:
+class Place(NamedTuple):
     """The directory *path* of a group in *hierarchy*."""
 
     hierarchy: Hierarchy

@@ -12,20 +12,18 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable
-from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
-
-from attrs import frozen
 
 from sandbox.cg import files
 from sandbox.cg.blueprint import Blueprint
 from sandbox.cg.bundle import Bundle, Events, Place, hierarchies_for, planned_writes
-from sandbox.cg.hosts import Hierarchy, Host, detect
+from sandbox.cg.hosts import Hierarchy, detect
 from sandbox.cg.inforce import read_limits
 from sandbox.cg.leaf import Ahead, Leaf, Shape
-from sandbox.cg.limits import Limits, Write
+from sandbox.cg.limits import Limits
 from sandbox.cg.limits import controllers as controllers_of
+from sandbox.cg.outline import NO_LIMITS, outline, shape, template
 from sandbox.cg.stats import Stats, collect
 from sandbox.cg.tree import CPUSET, enable, owner, wanted_v2
 from sandbox.errors import ClosedError
@@ -35,60 +33,7 @@ if TYPE_CHECKING:
     from sandbox.cg.series import Sampler
 
 LEAF_ACCOUNTING: Final = frozenset({"memory", "pids", "cpuacct"})
-NO_LIMITS: Final = Limits()
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-
-@frozen
-class _Outline:
-    """What a leaf consists of, by mount points."""
-
-    v1: tuple[str, ...]  # where it has a group of its own
-    shared: tuple[str, ...]  # where it joins the container's
-    v2: str | None
-    memory: tuple[int, str] | None  # version, mount point
-    cpu: tuple[int, str] | None
-    pids: tuple[int, str] | None
-    scheduler: tuple[int, str] | None
-    writes: tuple[tuple[str, Write], ...]
-
-
-@lru_cache(maxsize=256)
-def _outline(host: Host, limits: Limits, wanted: frozenset[str], mounts: tuple[str, ...]) -> _Outline:
-    """Say what leaves with *limits* that account for *wanted* consist of, in a group that has a place below each of *mounts*."""
-    v1 = [h for h in hierarchies_for(host, controllers_of(limits), wanted) if h.version == 1]
-    own = {h.mount for h in v1}
-    versions = {h.mount: h.version for h in host.hierarchies}
-    inherit = [(h.mount, write) for h in v1 if "cpuset" in h.controllers for write in CPUSET]
-    return _Outline(
-        v1=tuple(h.mount for h in v1),
-        shared=tuple(mount for mount in mounts if versions[mount] == 1 and mount not in own),
-        v2=host.unified.mount if host.unified is not None else None,
-        memory=_told_by(host, "memory", wanted),
-        cpu=_told_by(host, "cpuacct", wanted),
-        pids=_told_by(host, "pids", wanted),
-        scheduler=_told_by(host, "cpu", wanted),
-        writes=(*inherit, *_leaf_writes(host, planned_writes(limits, host), wanted)),
-    )
-
-
-def _told_by(host: Host, controller: str, wanted: frozenset[str]) -> tuple[int, str] | None:
-    hierarchy = host.find(controller)
-    return (hierarchy.version, hierarchy.mount) if hierarchy is not None and controller in wanted else None
-
-
-def _leaf_writes(host: Host, planned: Iterable[Write], wanted: frozenset[str]) -> list[tuple[str, Write]]:
-    result = [(host.require(write.controller).mount, write) for write in planned]
-    memory = host.find("memory")
-    has_group_kill = any(write.file == "memory.oom.group" for _, write in result)
-    if memory is not None and memory.version == 2 and "memory" in wanted and not has_group_kill:
-        # the container's limit may be the one that is met: then too the program ends as a whole
-        result.append((memory.mount, Write("memory", "memory.oom.group", "1", optional=True)))
-    return result
-
-
-def _account(told: tuple[int, str] | None, fds: dict[str, int]) -> tuple[int, int] | None:
-    return (told[0], fds[told[1]]) if told is not None and told[1] in fds else None
 
 
 class Group:
@@ -137,13 +82,15 @@ class Group:
 
     def adopt(self, blueprint: Blueprint, fds: list[int]) -> Leaf:
         """Take, in place of `create`, what somebody else has made of *blueprint*, and opened: *fds*, which are then ours. Gives the first leaf."""
-        self._bundle = bundle = Bundle(detect(), self._name, {})
-        for hierarchy, above, fd in zip(blueprint.hierarchies, blueprint.above_text, fds, strict=False):
-            bundle.places[hierarchy.mount] = Place(hierarchy, above + self._name)
-            self._fds[hierarchy.mount] = fd
-        count = len(self._fds)
-        self._tasks = dict(zip(blueprint.shared, fds[count:], strict=False))
-        leaf = Leaf.opened(self, blueprint.leaf, self._shape_of(None, None), blueprint.opened, fds[count + len(self._tasks) :])
+        host, name = detect(), self._name
+        places = {at.mount: Place(at, above + name) for at, above in zip(blueprint.hierarchies, blueprint.above_text, strict=True)}
+        self._bundle = Bundle(host, name, places)
+        count = len(places)
+        shared = fds[count : count + len(blueprint.shared)]
+        self._fds = dict(zip(places, fds, strict=False))
+        self._tasks = dict(zip(blueprint.shared, shared, strict=True))
+        first = self._shapes[None, self._wished] = template(host, self._wished, blueprint).over(fds, shared)
+        leaf = Leaf.opened(self, blueprint.leaf, first, blueprint.opened, fds[count + len(shared) :])
         self._leaves.add(leaf)
         return leaf
 
@@ -253,11 +200,11 @@ class Group:
     def _shape_of(self, limits: Limits | None, controllers: frozenset[str] | None) -> Shape:
         self._live()
         wanted = self._wished if controllers is None else controllers
-        shape = self._shapes.get((limits, wanted))
-        if shape is None:
+        found = self._shapes.get((limits, wanted))
+        if found is None:
             with self._lock:
-                shape = self._shapes[limits, wanted] = self._shape(limits or NO_LIMITS, wanted)
-        return shape
+                found = self._shapes[limits, wanted] = self._shape(limits or NO_LIMITS, wanted)
+        return found
 
     def _shape(self, limits: Limits, wanted: frozenset[str]) -> Shape:
         bundle = self._live()
@@ -268,18 +215,8 @@ class Group:
         for hierarchy in hierarchies_for(host, needed, wanted):
             if self._container is not None or hierarchy.mount not in bundle.places:
                 self._extend(hierarchy, wanted | needed)
-        outline, fds = _outline(host, limits, wanted, tuple(bundle.places)), self._fds
-        return Shape(
-            v1=tuple([fds[mount] for mount in outline.v1]),
-            shared=tuple([self._tasks_fd(bundle.places[mount]) for mount in outline.shared]),
-            # one in payload itself would break "no internal processes": on v2 a program always has a leaf
-            v2=None if outline.v2 is None else fds.get(outline.v2),
-            memory=_account(outline.memory, fds),
-            cpu=_account(outline.cpu, fds),
-            pids=_account(outline.pids, fds),
-            scheduler=_account(outline.scheduler, fds),
-            writes=tuple([(fds[mount], write) for mount, write in outline.writes]),
-        )
+        found = outline(host, limits, wanted, tuple(bundle.places))
+        return shape(found, self._fds, {mount: self._tasks_fd(bundle.places[mount]) for mount in found.shared})
 
     def _ahead_of(self, limits: Limits | None) -> Ahead | None:
         if limits not in self._aheads:  # two threads at once would both find the same: no lock

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attrs import field, frozen
+from attrs import frozen
 
 from sandbox.cg import files
 from sandbox.cg.bundle import kill_members
@@ -43,8 +44,7 @@ class Usage(NamedTuple):
     pids_peak: int | None
 
 
-@frozen
-class Shape:
+class Shape(NamedTuple):
     """What every leaf of one kind has in common. The descriptors are the group's, and open as long as it has leaves."""
 
     v1: tuple[int, ...]  # directories that get a group each
@@ -55,17 +55,33 @@ class Shape:
     pids: tuple[int, int] | None
     writes: tuple[tuple[int, Write], ...]
     scheduler: tuple[int, int] | None  # for `Leaf.details` only
-    told: tuple[tuple[int, bytes], ...] = field(init=False, eq=False)  # the files, with their directories, that tell what a run used
+    told: tuple[tuple[int, bytes], ...]  # the files, with their directories, that tell what a run used
 
-    @told.default  # type: ignore[attr-defined, unused-ignore]  # attrs' own decorator
-    def _told(self) -> tuple[tuple[int, bytes], ...]:
-        found: list[tuple[int, bytes]] = []
-        if self.memory is not None:
-            version, directory = self.memory
-            found += [(directory, MEMORY_PEAK[version]), (directory, MEMORY_EVENTS[version])]
-        if self.pids is not None:
-            found.append((self.pids[1], PIDS_PEAK))
-        return tuple(found)
+    def over(self, fds: Sequence[int], shared: Sequence[int]) -> Shape:
+        """Give the shape of a group whose directories are *fds*, and *shared* its `tasks` files: this one has places in them instead. On v1."""
+        v1, _, _, memory, cpu, pids, writes, scheduler, told = self
+        return Shape(
+            tuple([fds[at] for at in v1]),
+            tuple(shared),
+            None,
+            None if memory is None else (memory[0], fds[memory[1]]),
+            None if cpu is None else (cpu[0], fds[cpu[1]]),
+            None if pids is None else (pids[0], fds[pids[1]]),
+            tuple([(fds[at], write) for at, write in writes]) if writes else (),
+            None if scheduler is None else (scheduler[0], fds[scheduler[1]]),
+            tuple([(fds[at], file) for at, file in told]),
+        )
+
+
+def told_by(memory: tuple[int, int] | None, pids: tuple[int, int] | None) -> tuple[tuple[int, bytes], ...]:
+    """Give `Shape.told`."""
+    found: list[tuple[int, bytes]] = []
+    if memory is not None:
+        version, directory = memory
+        found += [(directory, MEMORY_PEAK[version]), (directory, MEMORY_EVENTS[version])]
+    if pids is not None:
+        found.append((pids[1], PIDS_PEAK))
+    return tuple(found)
 
 
 @frozen

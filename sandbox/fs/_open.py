@@ -33,6 +33,8 @@ _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _ROOT_SOURCE: Final = "fs.src.root"
 _ACL_GROUP_OBJ: Final = 4  # <linux/posix_acl.h>
 _IDS: Final = 65536  # of a privileged caller's container
+_MOST_REMEMBERED: Final = 256
+_etcs: dict[tuple[int, ...], tuple[int, int, int] | None] = {}  # what `_look_at_etc` found, by `_state_of`
 
 
 @define(eq=False)
@@ -47,6 +49,7 @@ class FsPlan:
     layers: tuple[str, ...] | None = None  # of a root of `Layers`: their names in its directory
     _scratch: ScratchDirectory | None = field(default=None, alias="scratch")
     _uses: tuple[VolumeUse, ...] = field(default=(), alias="uses")
+    _etc: tuple[int, ...] | None = field(default=None, alias="etc")  # what `_state_of` said of a root's /etc, where it was asked
 
     @property
     def root_host_ops(self) -> tuple[Op, ...]:
@@ -65,7 +68,7 @@ class FsPlan:
             # A name that came to or went from one of the two changes its times: an overlay that knew the old one is not taken.
             if self.layers is not None:  # a layer itself never changes; one that goes, and comes again, leaves the directory with another time
                 return (_state_of(".", fd),)
-            return _state_of(".", fd), _state_of("etc", fd)
+            return _state_of(".", fd), _state_of("etc", fd) if self._etc is None else self._etc
         return tuple(_state_of(path, None) for path in host_files().binds)
 
     @property
@@ -179,6 +182,16 @@ def _plain_host(files: HostFiles, ids: int, privileged: bool, only_id: int | Non
     return Host(files, (), ids, privileged, only_id)
 
 
+@lru_cache(maxsize=256)
+def _source(slot: Slot, id_map: bool, etc: tuple[int, int, int] | None) -> Source:
+    return Source(slot, id_map=id_map, etc=etc)
+
+
+@lru_cache(maxsize=256)
+def _sources(mounts: tuple[Source | None, ...], root: Source | None, disk: Source | None) -> Sources:
+    return Sources(mounts, root, disk)
+
+
 @define(eq=False)
 class _Opener:
     """Collects descriptors until there is an `FsPlan` to own them."""
@@ -191,17 +204,19 @@ class _Opener:
     scratch: ScratchDirectory | None = None
     uses: list[VolumeUse] = field(factory=list["VolumeUse"])
     layers: tuple[str, ...] | None = None
+    etc: tuple[int, ...] | None = None
 
     def open(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> FsPlan:
         self.layers = spec.root.names if isinstance(spec.root, Layers) else None
         host = self._host(spec, ids, only_id)
         root = None if isinstance(spec.root, HostView) else self._root(spec.root)
-        mounts = tuple(self._mount(mount, index) for index, mount in enumerate(spec.mounts))
-        _check_nested(spec.mounts, mounts, self.fds)
+        mounts = tuple([self._mount(mount, index) for index, mount in enumerate(spec.mounts)])
+        if mounts:
+            _check_nested(spec.mounts, mounts, self.fds)
         # Last, as it makes something.
         disk = self._disk(spec.scratch.disk) if spec.scratch is not None and spec.scratch.disk is not None else None
-        static = build(spec, host, Sources(mounts, root, disk))
-        return FsPlan(static, self.fds, self.layers, self.scratch, tuple(self.uses))
+        static = build(spec, host, _sources(mounts, root, disk))
+        return FsPlan(static, self.fds, self.layers, self.scratch, tuple(self.uses), self.etc)
 
     def close(self) -> None:
         for fd in self.fds.values():
@@ -235,9 +250,16 @@ class _Opener:
             _refuse(f"root: {directory.path!r}", "copy it to ext4, xfs, btrfs or (from Linux 6.3 on) tmpfs")
         return self._source(_ROOT_SOURCE, id_map=True, etc=self._etc(directory, fd) if self.privileged else None)
 
-    @staticmethod
-    def _etc(directory: Directory | Layers, fd: int) -> tuple[int, int, int] | None:
-        return _look_at_etc(fd) if isinstance(directory, Directory) else remembered(_look_at_layered_etc, fd, directory.names)
+    def _etc(self, directory: Directory | Layers, fd: int) -> tuple[int, int, int] | None:
+        if isinstance(directory, Layers):
+            return remembered(_look_at_layered_etc, fd, directory.names)
+        self.etc = state = _state_of("etc", fd)
+        if state not in _etcs:  # it changes with its mode, its owner, and its access control list
+            if len(_etcs) >= _MOST_REMEMBERED:
+                _etcs.clear()
+            _etcs[state] = found = _look_at_etc(fd)
+            return found
+        return _etcs[state]
 
     def _disk(self, base: str) -> Source:
         self.scratch = make_scratch(base, self.announce)
@@ -275,7 +297,7 @@ class _Opener:
 
     def _source(self, slot: Slot, *, id_map: bool, etc: tuple[int, int, int] | None = None) -> Source:
         if self.privileged:
-            return Source(slot, id_map=id_map, etc=etc)
+            return _source(slot, id_map, etc)
         # Init opens it again, in its own mount namespace, and compares: a path alone proves nothing.
         return Source(slot, os.readlink(f"/proc/self/fd/{self.fds[slot]}"))
 

@@ -177,9 +177,10 @@ def test_a_source_that_a_program_changes_leads_nowhere(attacks: Path, tmp_path: 
     mounts = [Bind(shared, "/shared"), Bind(attacks, "/attacks", read_only=True)]
     with Container(mounts=mounts, user=0 if os.geteuid() == 0 else None) as writer, Container(mounts=[Tmpfs("/work")]) as reader:
         attacker = exchanged(writer, "/shared/source/point", "/shared/source/trap")
-        whole, deadline = 0, time.monotonic() + 60
+        number, whole, deadline = 0, 0, time.monotonic() + 60
         # One at least gets through with all that is there: otherwise nothing was tried.
-        for number in itertools.takewhile(lambda number: number < 200 or (not whole and time.monotonic() < deadline), itertools.count()):
+        while number < 200 or (not whole and time.monotonic() < deadline):
+            number += 1
             with contextlib.suppress(*REFUSALS, OSError):
                 reader.copy_in(shared / "source", f"/work/{number}")
                 whole += any(reader.exists(f"/work/{number}/{name}/secret") for name in ("point", "trap"))

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[2] / "sandbox"
 
 # Each part of the package (its first name below `sandbox`) and its layer. A new part is put here deliberately.
 LAYERS = {
-    0: {"errors", "_types", "_plan", "_sys"},
+    0: {"errors", "_types", "_plan", "_sys", "_undo"},
     1: {"_launch", "ns", "cg", "fs", "sec", "net", "image"},
     # aio is a facade beside container and process, not something built upon them: what they wait for, it has the event loop wait for, and so it
     # takes what is below them (a session, a run, a pump) in the same way. What it takes is gathered in _driven, _runs and _reactor.
