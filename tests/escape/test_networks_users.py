@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import sandbox
-from tests.support import known, needs
+from tests.support import known, needs, patience
 
 pytestmark = [needs("root", "userns", "program:setpriv", "program:nsenter", "program:slirp4netns"), pytest.mark.usefixtures("no_leftovers")]
 
@@ -70,7 +70,7 @@ def victim() -> Generator[dict[str, Any]]:
 
 
 def attack(number: int, victim: dict[str, Any]) -> list[str]:
-    done = subprocess.run(as_user(number, sys.executable, "-c", ATTACK, json.dumps(victim)), capture_output=True, text=True, check=True, timeout=60, cwd="/")
+    done = subprocess.run(as_user(number, sys.executable, "-c", ATTACK, json.dumps(victim)), capture_output=True, text=True, check=True, timeout=patience(60), cwd="/")
     won: list[str] = json.loads(done.stdout)
     return won
 

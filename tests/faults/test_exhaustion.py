@@ -17,7 +17,7 @@ import sandbox
 from sandbox import Container, Scratch, cg
 from tests.faults.cases import Outcome, Scenario, begin
 from tests.faults.scenarios import beside, limited, plain
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns", "root"), pytest.mark.timeout(900)]
 
@@ -142,7 +142,7 @@ def test_any_number_of_processes_of_a_user_is_enough_or_is_said_to_be_too_few() 
     told: dict[int, str] = {}
     for count in range(1, 13):
         command, user = [sys.executable, "-c", _BY_STRANGER, str(count)], STRANGER + count
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, user=user, group=user, extra_groups=[])
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience(60), user=user, group=user, extra_groups=[])
         assert done.returncode == 0, done.stderr
         told[count] = done.stdout
     assert all("processes" in line for line in told.values() if line != "ran\n"), told
@@ -180,7 +180,7 @@ def test_namespaces_that_run_out_are_named(kind: str) -> None:
         assert process.stdout.readline() == "ready\n"
         for name in ("uid_map", "gid_map"):
             Path(f"/proc/{process.pid}/{name}").write_text("0 0 1000000")
-        told, complaint = process.communicate("go\n", timeout=60)
+        told, complaint = process.communicate("go\n", timeout=patience(60))
         assert process.returncode == 0, complaint
         lines = told.splitlines()
         assert len(lines) == 2, told

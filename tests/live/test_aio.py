@@ -20,7 +20,7 @@ import sandbox
 from sandbox import DEVNULL, PIPE, STDOUT, ClosedError, SetupError, Status, UnsupportedError, UsageError, _session, aio
 from sandbox.aio import _options
 from tests.live.loops import MANY, Run, heartbeat, open_fds
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged, pytest.mark.usefixtures("libuv_has_its_pipe")]
 
@@ -191,7 +191,7 @@ async def main():
 asyncio.run(main())
 print("done")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60), check=False)
     assert done.stdout == "done\n", done.stderr
 
 

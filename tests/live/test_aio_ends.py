@@ -18,7 +18,7 @@ import pytest
 import sandbox
 from sandbox import PIPE, BrokenError, ClosedError, Status, aio
 from tests.live.loops import Run, open_fds
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged, pytest.mark.usefixtures("libuv_has_its_pipe")]
 
@@ -225,5 +225,5 @@ async def main():
 asyncio.run(main())
 print("done")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience(60), check=False)
     assert done.stdout == "done\n", done.stderr

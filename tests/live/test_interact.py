@@ -18,7 +18,7 @@ import pytest
 import sandbox
 from sandbox import Chunk, Container, Interaction, Party, ProgramNotFoundError, Status, UsageError, Verdict, aio
 from sandbox._interact import CHUNK_COST, judge
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 ROOT = Path(__file__).parents[2]
@@ -127,17 +127,17 @@ def test_two_who_wait_for_each_other_are_the_solutions_fault(boxes: tuple[Contai
 @needs("cgroup:memory", "program:python3")
 @BOTH
 def test_each_has_its_own_limits_and_its_own_figures(boxes: tuple[Container, Container], how: dict[str, Any]) -> None:
-    hog = Party(boxes[1], ["/usr/bin/python3", "-c", "x = bytearray(90 << 20); print(1)"], memory="30M", timeout=5)
+    hog = Party(boxes[1], ["/usr/bin/python3", "-c", "x = bytearray(90 << 20); print(1)"], memory="30M", timeout=patience(5))
     game = sandbox.interact(sh(boxes[0], 'read x; test -n "$x"', memory="64M"), hog, **how)
     assert game.solution.status is Status.MEMORY_LIMIT
     assert game.verdict is Verdict.SOLUTION_FAILED
     assert game.interactor.memory_peak is not None
     assert game.interactor.memory_peak < 20 << 20
-    busy = sh(boxes[1], "while :; do :; done", cpu_time=0.1, timeout=5)
+    busy = sh(boxes[1], "while :; do :; done", cpu_time=0.1, timeout=patience(5))
     game = sandbox.interact(sh(boxes[0], "read x"), busy, **how)
     assert game.solution.status is Status.CPU_LIMIT
     assert game.interactor.cpu_time < 0.1
-    noisy = sh(boxes[1], "yes >&2", output_limit=1000, timeout=5)
+    noisy = sh(boxes[1], "yes >&2", output_limit=1000, timeout=patience(5))
     game = sandbox.interact(sh(boxes[0], "read x; echo why >&2"), noisy, **how)
     assert game.solution.status is Status.OUTPUT_LIMIT
     assert len(game.solution.stderr) == 1000
@@ -246,7 +246,7 @@ def test_in_asyncio_many_games_go_on_at_once_and_a_cancelled_one_ends(how: dict[
     async def main() -> None:
         async with aio.Container() as a, aio.Container() as b:
             def game(interactor: str, solution: str) -> Any:
-                return aio.interact(Party(a, ["sh", "-c", interactor]), Party(b, ["sh", "-c", solution]), timeout=5, linger=0.2, **how)
+                return aio.interact(Party(a, ["sh", "-c", interactor]), Party(b, ["sh", "-c", solution]), timeout=patience(5), linger=0.2, **how)
 
             long = asyncio.create_task(game("exec sleep 60", "exec sleep 60"))
             games = await asyncio.gather(*(game(ECHO_JUDGE, "head -n 1") for _ in range(20)), game("exit 0", "exec sleep 60"))
@@ -265,7 +265,7 @@ def test_in_asyncio_many_games_go_on_at_once_and_a_cancelled_one_ends(how: dict[
 
 
 def test_the_example_runs() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "examples" / "interactive.py")], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, str(ROOT / "examples" / "interactive.py")], capture_output=True, text=True, timeout=patience(60), check=False)
     assert done.returncode == 0, done.stderr
     assert "halving        accepted" in done.stdout
     assert "counting       rejected" in done.stdout

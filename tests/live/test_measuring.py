@@ -16,7 +16,7 @@ import pytest
 
 import sandbox
 from sandbox import PIPE, CommandError, Container, Sample, Status, UnsupportedError, UsageError
-from tests.support import known, needs
+from tests.support import known, needs, patience
 
 pytestmark = [needs("userns", "program:python3"), pytest.mark.unprivileged]
 ACCOUNTED = needs("cgroup:memory", "cgroup:pids", "cgroup:cpuacct")
@@ -186,7 +186,7 @@ def test_a_monitored_run_is_drawn(tmp_path: Path):
 
 
 def bench(*arguments: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60, **more)
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=patience(60), **more)
 
 
 def test_bench_prints_figures_and_exports_them(tmp_path: Path):
@@ -243,7 +243,7 @@ def test_bench_takes_the_options_of_run(tmp_path: Path):
 def test_a_terminal_shows_the_progress_and_then_it_is_gone():
     main, other = pty.openpty()
     try:
-        done = subprocess.run([*COMMAND, "-r", "2", "--", "true"], stdout=subprocess.PIPE, stderr=other, check=True, timeout=60)
+        done = subprocess.run([*COMMAND, "-r", "2", "--", "true"], stdout=subprocess.PIPE, stderr=other, check=True, timeout=patience(60))
         fcntl.fcntl(main, fcntl.F_SETFL, os.O_NONBLOCK)
         drawn = os.read(main, 65536).decode()
     finally:

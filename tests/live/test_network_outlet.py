@@ -17,7 +17,7 @@ import pytest
 import sandbox
 from sandbox import Container, Network, UnsupportedError, UsageError
 from tests.leak.killed import run_and_kill
-from tests.support import known, needs
+from tests.support import known, needs, patience
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -92,7 +92,7 @@ def in_world(code: str) -> dict[str, Any]:
     command = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", WORLD, "sh", sys.executable, "-c"]
     env = {**os.environ, "ECHO": ECHO, "PYTHONPATH": str(Path(sandbox.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
     text = PRELUDE + code + "\nprint(json.dumps(found))"
-    done = subprocess.run([*command, text], capture_output=True, text=True, check=False, env=env, cwd="/", timeout=60)
+    done = subprocess.run([*command, text], capture_output=True, text=True, check=False, env=env, cwd="/", timeout=patience(60))
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -22,7 +22,7 @@ from sandbox.net.conntrack import Direction, Flows
 from sandbox.pytest_plugin import ServiceContainer
 from tests.leak.killed import run_and_kill
 from tests.netns import ASK, HOST, PYTHON, TCP_PORT, UDP_PORT, WORLD, alone, said, world
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("root", "userns", "program:ip", "program:nft"), pytest.mark.usefixtures("no_leftovers")]
 
@@ -220,7 +220,7 @@ def test_a_flow_to_a_container_that_has_gone_does_not_reach_the_one_that_has_its
             client.connect((HOST, 8053))
             client.send(b"?")
             assert client.recv(100).startswith(b"first")
-            stream = stack.enter_context(socket.create_connection((HOST, 8080), timeout=5))
+            stream = stack.enter_context(socket.create_connection((HOST, 8080), timeout=patience(5)))
             assert stream.recv(100).startswith(b"first")
             monkey = stack.enter_context(pytest.MonkeyPatch.context())
             monkey.setattr("sandbox._networks.published._forget", forget_nothing)

@@ -17,7 +17,7 @@ from sandbox import PIPE, STDOUT, Bind, Container, Network, Result, Security
 from sandbox._networks.switch import namespace_of
 from sandbox.errors import SetupError
 from tests.leak.killed import run_and_kill
-from tests.support import known, needs
+from tests.support import known, needs, patience
 
 pytestmark = [needs("userns", "program:ip"), pytest.mark.unprivileged, pytest.mark.usefixtures("no_leftovers")]
 
@@ -46,7 +46,7 @@ def addresses_of(container: Container) -> list[str]:
 
 
 def run_nested(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*NESTED, sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([*NESTED, sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=patience(60))
 
 
 def test_containers_of_one_network_reach_each_other_and_not_those_of_another() -> None:

@@ -23,7 +23,7 @@ import sandbox
 from sandbox import PIPE, Bind, BrokenError, ClosedError, Container, Lease, Pool, SetupError, Status, UsageError, Volume
 from tests.leak.killed import run_and_kill
 from tests.live.smuggler import LIMITS, PATIENCE_S, TMP, make_root
-from tests.support import needs
+from tests.support import needs, repeats
 
 pytestmark = [needs("userns", "overlay", "program:gcc"), pytest.mark.unprivileged]
 
@@ -64,9 +64,10 @@ def test_many_threads_use_a_few_containers(root: Path) -> None:
 
 def test_two_who_want_several_do_not_wait_for_one_another(root: Path) -> None:
     done: list[bool] = []
+    turns = repeats(30)
 
     def work() -> None:
-        for _ in range(30):
+        for _ in range(turns):
             with pool.acquire(2, timeout=PATIENCE_S) as (first, second):
                 done.append(first.exec(["/smuggle", "leave", "numbers"]).ok)
                 done.append(second.exec(["/smuggle", "leave", "numbers"]).ok)
@@ -77,7 +78,7 @@ def test_two_who_want_several_do_not_wait_for_one_another(root: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE_S)
-    assert done == [True] * 180
+    assert done == [True] * (3 * turns * 2)
 
 
 def test_who_wants_all_is_not_overtaken(pool: Pool) -> None:

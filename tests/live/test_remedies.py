@@ -15,7 +15,7 @@ import attr
 import pytest
 
 import sandbox
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("root", "userns"), pytest.mark.timeout(180)]
 PATHS = (str(Path(sandbox.__file__).parents[1]), str(Path(attr.__file__).parents[1]))
@@ -119,7 +119,7 @@ def test_a_chroot_that_was_moved_over_the_root_lets_user_namespaces_be_made(tmp_
     fill = f"cd {root}; mkdir -p usr proc dev tmp etc{''.join(path for path in map(' .{}'.format, PATHS))}; for l in bin sbin lib lib64; do ln -sfn usr/$l $l; done; "
     fill += "mount --rbind /usr usr; mount --rbind /proc proc; mount --rbind /dev dev; " + " ".join(f"mount --bind {path} .{path};" for path in PATHS)
     said = [
-        subprocess.run(["unshare", "--mount", "sh", "-ec", before + fill + then + ' exec "$@"', "sh", *inside], capture_output=True, text=True, check=False, timeout=60)
+        subprocess.run(["unshare", "--mount", "sh", "-ec", before + fill + then + ' exec "$@"', "sh", *inside], capture_output=True, text=True, check=False, timeout=patience(60))
         for before, then in (("", ""), (f"mount --bind {root} {root}; ", f"cd {root}; mount --move . /;"))
     ]
     assert "this process runs in a chroot" in said[0].stdout, said[0]

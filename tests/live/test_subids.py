@@ -16,7 +16,7 @@ import attr
 import pytest
 
 import sandbox
-from tests.support import needs, why_not
+from tests.support import needs, patience, why_not
 
 pytestmark = [needs("userns", "program:newuidmap", "program:setpriv"), pytest.mark.unprivileged]
 PATHS = (str(Path(sandbox.__file__).parents[1]), str(Path(attr.__file__).parents[1]))
@@ -36,7 +36,7 @@ class World:
             file = self.scratch / "subids"
             file.write_text(lines)
             command = ["unshare", "--mount", "sh", "-c", FILES.format(file), "sh", *command]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **(env or {})})
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience(60), env={**os.environ, **(env or {})})
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
