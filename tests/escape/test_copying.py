@@ -108,7 +108,7 @@ def test_copies_against_an_exchange_loop_touch_nothing_of_the_host(box: Containe
     (source / "directory").mkdir(parents=True)
     (source / "directory" / "new").write_text("from the host")
     got = {"read": 0}
-    for number in range(500):
+    for number in range(repeats(500)):
         with contextlib.suppress(*REFUSALS):
             assert box.read_bytes("/work/point/secret") == b"own\n"
             got["read"] += 1
@@ -158,7 +158,7 @@ def test_what_lies_beside_the_target_is_not_written_to(box: Container, tmp_path:
         (tmp_path / "source" / "point").mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / "point" / name).write_text("overwritten")
     attacker = exchanged(box, "/work/target/point", "/work/target/trap")
-    for _ in range(200):
+    for _ in range(repeats(200)):
         with contextlib.suppress(*REFUSALS):
             box.copy_in(tmp_path / "source", "/work/target")
     attacker.close()
@@ -177,9 +177,9 @@ def test_a_source_that_a_program_changes_leads_nowhere(attacks: Path, tmp_path: 
     mounts = [Bind(shared, "/shared"), Bind(attacks, "/attacks", read_only=True)]
     with Container(mounts=mounts, user=0 if os.geteuid() == 0 else None) as writer, Container(mounts=[Tmpfs("/work")]) as reader:
         attacker = exchanged(writer, "/shared/source/point", "/shared/source/trap")
-        number, whole, deadline = 0, 0, time.monotonic() + 60
+        number, whole, deadline = 0, 0, time.monotonic() + patience(60)
         # One at least gets through with all that is there: otherwise nothing was tried.
-        while number < 200 or (not whole and time.monotonic() < deadline):
+        while number < repeats(200) or (not whole and time.monotonic() < deadline):
             number += 1
             with contextlib.suppress(*REFUSALS, OSError):
                 reader.copy_in(shared / "source", f"/work/{number}")
@@ -196,7 +196,7 @@ def test_removing_against_an_exchange_loop_takes_nothing_else(box: Container, ca
     for trap in ("/work/trap", "/work/host"):
         sh(box, "mkdir -p /work/tree/point/a/b/c")
         attacker = exchanged(box, "/work/tree/point", trap)
-        for _ in range(150):
+        for _ in range(repeats(150)):
             with contextlib.suppress(*REFUSALS, TimeoutError):
                 box.remove("/work/tree/point/a", recursive=True, timeout=1)
             with contextlib.suppress(*REFUSALS):
@@ -207,7 +207,7 @@ def test_removing_against_an_exchange_loop_takes_nothing_else(box: Container, ca
     mover = box.popen([SH, "-c", f"echo ready; {script}"], stdout=PIPE)
     assert mover.stdout is not None
     mover.stdout.readline()
-    for _ in range(300):
+    for _ in range(repeats(300)):
         with contextlib.suppress(*REFUSALS, TimeoutError):
             box.remove("/work/tree/m", recursive=True, timeout=1)
     mover.close()
@@ -300,7 +300,7 @@ def test_a_file_that_grows_while_it_is_read_ends(box: Container, tmp_path: Path)
     grower.stdout.readline()
     with in_time(60):
         for attempt in (lambda: box.read_bytes("/work/grows", max_size="8M"), lambda: box.copy_out("/work/grows", tmp_path / "out", max_size="8M")):
-            for _ in range(1000):
+            for _ in range(repeats(1000)):
                 try:
                     attempt()
                 except sandbox.UsageError:

@@ -9,8 +9,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from tests.support import repeats
+
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
-MANY = 1000
+MANY = repeats(1000)
 
 
 @contextlib.asynccontextmanager
