@@ -132,13 +132,11 @@ def test_an_application_in_python_is_built_serves_and_is_built_again_at_once(sto
         (tmp_path / name).write_text(text)
     image = build(tmp_path, tags=["app:1"], network="host", store=store, timeout=600)
     assert image.settings.exposed_ports == ("8000/tcp",)
-    with Container("app:1", store=store, memory="256M", pids=32) as container:
-        server = container.popen(container.command(), stdout=PIPE)
+    with Container("app:1", store=store, memory="256M", pids=32) as container, container.popen(container.command(), stdout=PIPE) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"listening\n"
         assert container.exec(["python3", "-c", CLIENT], text=True, check=True).stdout == "hello/world\n"
         server.kill()
-        server.wait()
     began = time.monotonic()
     assert build(tmp_path, tags=["app:1"], network="host", store=store).id == image.id
     assert time.monotonic() - began < 10
