@@ -211,6 +211,10 @@ def _landlock(_: str) -> str:
     return _succeeds("python3", "-c", query) and "the kernel has no Landlock"
 
 
+def _loop(_: str) -> str:
+    return "" if os.access("/dev/loop-control", os.R_OK | os.W_OK) else "no loop devices (modprobe loop)"
+
+
 def _nft(_: str) -> str:
     return _succeeds("nft", "list", "ruleset")
 
@@ -255,6 +259,7 @@ PROBES: dict[str, Probe] = {
     "idmap": _idmap,
     "kernel": _kernel,
     "landlock": _landlock,
+    "loop": _loop,
     "module": _module,
     "nft": _nft,
     "overlay": _overlay,

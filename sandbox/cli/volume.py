@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from sandbox.cli import kept, tables
 from sandbox.cli.arguments import Parser, WrongUseError
@@ -46,7 +46,7 @@ def _parser() -> Parser:
     create = command("create", _create, "make a volume, and print its name")
     create.add_argument("name", metavar="NAME", nargs="?", help="without one: 64 random digits")
     create.add_argument("--label", metavar="NAME[=TEXT]", action="append", default=[], help="something to know it by")
-    create.add_argument("--opt", "-o", metavar="NAME=VALUE", action="append", default=[], help="size=SIZE, where that can be enforced")
+    create.add_argument("--opt", "-o", metavar="NAME=VALUE", action="append", default=[], help="size=SIZE, from 16M on: what it may hold (root only)")
     listing = command("ls", _list, "list volumes")
     listing.add_argument("--quiet", "-q", action="store_true", help="names only")
     listing.add_argument("--filter", "-f", metavar="WHAT=VALUE", action="append", default=[], help="name=PART, label=NAME[=TEXT], dangling=BOOL")
@@ -109,7 +109,12 @@ def _matches(info: VolumeInfo, filters: Iterable[tuple[str, str]], store: Volume
 
 def _inspect(parsed: argparse.Namespace) -> int:
     store = VolumeStore()
-    return kept.inspect(parsed.names, lambda name: store.get(name).inspect(), _complain)
+    return kept.inspect(parsed.names, lambda name: _looked_at(store, store.get(name)), _complain)
+
+
+def _looked_at(store: VolumeStore, info: VolumeInfo) -> dict[str, Any]:
+    """What is known of a volume; of one with a size too what of it is taken, in Docker's field for what is not the same for all."""
+    return info.inspect() | ({} if info.size is None else {"Status": {"Size": info.size, "Used": store.size(info.name)}})
 
 
 def _remove(parsed: argparse.Namespace) -> int:

@@ -120,6 +120,7 @@ _HOST_DIRECTORIES: Final = (
 class Source:
     """A source that is open in *slot*. *path*: where init finds it itself; "" for privileged callers. *id_map*: map its owners.
 
+    *is_mount*: it is a mount of the container's own already, attached nowhere.
     *etc*: mode, uid and gid of a root's /etc, where it is a directory: those that ours, in the layer above, shall have.
     """
 
@@ -127,6 +128,7 @@ class Source:
     path: str = ""
     id_map: bool = False
     etc: tuple[int, int, int] | None = None
+    is_mount: bool = False
 
 
 @frozen(cache_hash=True)
@@ -235,7 +237,8 @@ def _root_host_ops(spec: FilesystemSpec, host: Host, sources: Sources) -> Iterat
 def _mount_host_ops(spec: FilesystemSpec, host: Host, sources: Sources) -> Iterator[Op]:
     for mount, source in zip(spec.mounts, sources.mounts, strict=True):
         if host.privileged and source is not None:
-            yield CloneTree(source.slot, source.slot, recursive=_is_recursive(mount))
+            if not source.is_mount:
+                yield CloneTree(source.slot, source.slot, recursive=_is_recursive(mount))
             yield _detach(source.slot, _bind_attrs(mount), recursive=True, id_map=source.id_map)
 
 

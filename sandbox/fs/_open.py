@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from attrs import define, field
 
 from sandbox._plan import Op, Slot
+from sandbox._sys import features
 from sandbox._sys.calls import openat2
 from sandbox._sys.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV
 from sandbox.errors import UnsupportedError, UsageError
@@ -273,7 +274,10 @@ class _Opener:
             return None
         slot = f"fs.mount{index}"
         if isinstance(mount, Volume):
-            fd, what = self._keep(slot, self._use(mount)), f"volume {mount.name!r}"
+            use = self._use(mount)
+            fd, what = self._keep(slot, use.take()), f"volume {mount.name!r}"
+            if use.is_mount:  # of ext4, which can be id-mapped wherever the kernel knows of that
+                return self._own_mount(slot, what, read_only=mount.read_only)
         else:
             fd, what = self._keep(slot, _open_source(mount.source, what="mounts", kinds=(stat.S_IFDIR, stat.S_IFREG))), repr(mount.source)
         id_map = self.privileged and self._can_map(fd)
@@ -281,15 +285,22 @@ class _Opener:
             _refuse(f"mounts: writing to {what}", "pass read_only=True, or use ext4, xfs, btrfs or (from Linux 6.3 on) tmpfs")
         return self._source(slot, id_map=id_map)
 
-    def _use(self, volume: Volume) -> int:
-        from sandbox.fs.volumes import Content, VolumeStore  # needed by few
+    def _own_mount(self, slot: Slot, what: str, *, read_only: bool) -> Source:
+        id_map = self.id_mapping is not False and features.idmapped_mounts()
+        if not id_map and not read_only:
+            _refuse(f"mounts: writing to {what}", "pass read_only=True, or boot Linux 5.12 or later")
+        return Source(slot, id_map=id_map, is_mount=True)
+
+    def _use(self, volume: Volume) -> VolumeUse:
+        from sandbox.fs._volume_content import Content  # needed by few, as what follows
+        from sandbox.fs.volumes import VolumeStore
 
         store = VolumeStore() if self.volumes is None else self.volumes
         root = self.fds.get(_ROOT_SOURCE)
         content = None if volume.nocopy or root is None else Content(root, volume.target, self.layers)
-        use = store.use(volume.name, subpath=volume.subpath, content=content, announce=self.announce)
+        use = store.use(volume.name, subpath=volume.subpath, content=content, announce=self.announce, size=volume.size)
         self.uses.append(use)
-        return use.take()
+        return use
 
     def _keep(self, slot: Slot, fd: int) -> int:
         self.fds[slot] = fd

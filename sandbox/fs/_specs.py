@@ -18,6 +18,8 @@ MAX_ID: Final = (1 << 32) - 2
 MAX_MOUNTS: Final = 96  # each takes a slot for its source, and one for its rule of Landlock: wire.OWN_SLOTS
 MAX_LAYERS: Final = 498  # OVL_MAX_STACK in fs/overlayfs/params.c is 500; one is ours
 DEFAULT_SCRATCH: Final = 256 << 20
+MIN_VOLUME: Final = 16 << 20  # of a volume with a size: ext4's journal alone takes 4 MiB
+MAX_VOLUME: Final = (16 << 40) - PAGE  # the longest file that ext4 can hold
 _VOLUME_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _LAYER_NAME: Final = re.compile(r"(?=.{1,200}\Z)[a-zA-Z0-9][a-zA-Z0-9_.-]*(?:/[a-zA-Z0-9][a-zA-Z0-9_.-]*)*", re.ASCII)
 _USER_NAME: Final = re.compile(r"[a-z_][a-z0-9_-]{0,30}", re.ASCII)
@@ -108,6 +110,18 @@ def to_volume_name(value: str) -> str:
     return value
 
 
+def to_volume_size(value: Size) -> int:
+    """Check the size of a volume, and round it up to whole blocks. Raises: UsageError."""
+    size = to_size(value, what="size", least=MIN_VOLUME)
+    if size > MAX_VOLUME:
+        raise UsageError(f"size: {value!r} is out of range; a volume has {MAX_VOLUME} bytes at most")
+    return -(-size // PAGE) * PAGE
+
+
+def _to_optional_volume_size(value: Size | None) -> int | None:
+    return None if value is None else to_volume_size(value)
+
+
 def _to_optional_volume_name(value: str | None) -> str | None:
     return None if value is None else to_volume_name(value)
 
@@ -176,7 +190,8 @@ class Volume:
 
     *name* None: an anonymous one, which is removed with the container. *subpath*: a directory in the volume, to be mounted instead of its top;
     it must be there, and no link leads to it. A volume that is empty, and that nobody else uses, first gets what a `Directory` has at *target*,
-    with owners and modes, unless *nocopy*.
+    with owners and modes, unless *nocopy*. *size*: bytes that a new one may hold, from 16M on, which only root can have; one that is there must have
+    been made with the same. None: whatever it has.
     """
 
     name: str | None = field(converter=_to_optional_volume_name)
@@ -184,6 +199,7 @@ class Volume:
     read_only: bool = field(default=False, kw_only=True, converter=_to_flag)
     subpath: str = field(default="", kw_only=True, converter=_to_subpath)
     nocopy: bool = field(default=False, kw_only=True, converter=_to_flag)
+    size: int | None = field(default=None, kw_only=True, converter=_to_optional_volume_size)
 
     def __attrs_post_init__(self) -> None:
         if self.subpath and self.name is None:

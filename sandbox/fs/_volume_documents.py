@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from sandbox._types import to_text
 from sandbox.errors import UsageError
-from sandbox.fs._specs import to_volume_name
+from sandbox.fs._specs import to_volume_name, to_volume_size
 
 MAX_DOCUMENT: Final = 1 << 16
 _VERSION: Final = 1
@@ -33,9 +33,24 @@ def to_labels(value: Mapping[str, str] | Iterable[tuple[str, str]], *, what: str
     return found
 
 
+def to_options(options: Mapping[str, str]) -> dict[str, str]:
+    """Check the options of a volume; a size becomes its number of bytes. Raises: UsageError."""
+    checked = to_labels(options, what="options")
+    if unknown := sorted(checked.keys() - {"size"}):
+        raise UsageError(f"options: {unknown[0]!r} is not an option of a volume; there is size=")
+    return {name: str(to_volume_size(text)) for name, text in checked.items()}
+
+
+def size_of(options: Mapping[str, str]) -> int | None:
+    """The bytes that `to_options` put there."""
+    return int(options["size"]) if "size" in options else None
+
+
 @frozen
 class VolumeInfo:
-    """One volume as its store knows it. *mountpoint*: the directory of the host that holds its files; *created*: seconds since 1970."""
+    """One volume as its store knows it. *mountpoint*: the directory of the host that holds its files, or, of one with a
+    size, the file that its file system is in; *created*: seconds since 1970.
+    """
 
     name: str
     mountpoint: str
@@ -47,6 +62,11 @@ class VolumeInfo:
     def is_anonymous(self) -> bool:
         """Whether nobody gave it a name: Docker too knows them by their 64 digits."""
         return _ANONYMOUS.fullmatch(self.name) is not None
+
+    @property
+    def size(self) -> int | None:
+        """The bytes of its file system, where it has one of its own; None: only its disk limits it."""
+        return size_of(self.options)
 
     def inspect(self) -> dict[str, Any]:
         """The same by Docker's names of the fields, ready for JSON."""
@@ -77,8 +97,8 @@ def encode(info: VolumeInfo) -> bytes:
     return raw
 
 
-def decode(raw: bytes, mountpoint: str) -> VolumeInfo:
-    """Read a document. Raises: ValueError: it is none."""
+def decode(raw: bytes) -> VolumeInfo:
+    """Read a document, which does not say where the files are. Raises: ValueError: it is none."""
     import json  # needed by few
 
     document = json.loads(raw)
@@ -88,4 +108,4 @@ def decode(raw: bytes, mountpoint: str) -> VolumeInfo:
     created, labels, options = found.get("created"), found.get("labels"), found.get("options")
     if not isinstance(created, int) or not 0 <= created < 1 << 37 or not isinstance(labels, dict) or not isinstance(options, dict):
         raise ValueError("a field is missing")
-    return VolumeInfo(to_volume_name(found.get("name", "")), mountpoint, created, to_labels(labels), to_labels(options))  # pyright: ignore[reportUnknownArgumentType]
+    return VolumeInfo(to_volume_name(found.get("name", "")), "", created, to_labels(labels), to_options(options))  # pyright: ignore[reportUnknownArgumentType]

@@ -27,11 +27,15 @@ def _nothing() -> None:
 
 @define(eq=False, slots=True, weakref_slot=True)
 class VolumeUse:
-    """One use. *fd*: what is to be mounted, O_PATH; `take` hands it over. *lock*: the volume's directory, locked until `close`."""
+    """One use. *fd*: what is to be mounted, O_PATH; `take` hands it over. *lock*: the volume's directory, locked until `close`.
+
+    *is_mount*: *fd* is a mount of its own already, attached nowhere.
+    """
 
     fd: int
     lock: int
     _removal: Callable[[], None] = _nothing
+    is_mount: bool = False
 
     def __attrs_post_init__(self) -> None:
         _uses.add(self)

@@ -1,7 +1,7 @@
 """Docker's strings for mounts, as values: ``src:/dst:ro``, ``type=volume,source=name,target=/dst``, ``/dst:size=64M``. Pure: nothing is looked up.
 
 What is refused, with the reason in the error: ``z`` and ``Z`` (they relabel the caller's files for SELinux), mount propagation other than
-private (nothing that is mounted later goes from or to a container), drivers and options of volumes (`VolumeStore.create` makes them),
+private (nothing that is mounted later goes from or to a container), drivers and labels of volumes (`VolumeStore.create` makes them),
 and whatever is unknown.
 """
 
@@ -23,11 +23,11 @@ _FLAGS: Final = ("readonly", "volume-nocopy", "bind-nonrecursive")
 _COMMON: Final = frozenset(("source", "target", "readonly"))
 _OF_TYPE: Final = {
     "bind": _COMMON | {"bind-recursive", "bind-nonrecursive", "bind-propagation"},
-    "volume": _COMMON | {"volume-subpath", "volume-nocopy"},
+    "volume": _COMMON | {"volume-subpath", "volume-nocopy", "volume-opt"},
     "tmpfs": frozenset(("target", "tmpfs-size", "tmpfs-mode")),
 }
 _ALL_KEYS: Final = frozenset(("type", *_KEYS, *(key for keys in _OF_TYPE.values() for key in keys)))
-_MADE_BEFORE: Final = ("volume-driver", "volume-opt", "volume-label")
+_MADE_BEFORE: Final = ("volume-driver", "volume-label")
 _TRUE: Final = frozenset(("", "true", "1"))
 _FALSE: Final = frozenset(("false", "0"))
 _OCTAL: Final = re.compile(r"[0-7]{1,7}", re.ASCII)
@@ -139,7 +139,16 @@ def _bind(words: Mapping[str, str]) -> Bind:
 def _volume(words: Mapping[str, str]) -> Volume:
     name = words.get("source") or None
     more: dict[str, Any] = {"read_only": _switch(words, "readonly"), "nocopy": _switch(words, "volume-nocopy")}
+    if "volume-opt" in words:
+        more["size"] = _size_option(words["volume-opt"])
     return Volume(name, words["target"], subpath=words.get("volume-subpath", ""), **more)
+
+
+def _size_option(option: str) -> str:
+    name, _, value = option.partition("=")
+    if name != "size" or not value:
+        raise UsageError(f"volume-opt: {option!r} is not offered; there is size=SIZE")
+    return value
 
 
 def _words(text: str) -> dict[str, str]:

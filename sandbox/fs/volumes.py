@@ -6,6 +6,7 @@ A store is one directory, closed to other users (0700), which any number of proc
 
     NAME/volume.json    its document (`_volume_documents`), written once
     NAME/_data          what containers see; any user of a container may write there (1777) until an image says otherwise
+    NAME/_image         instead of it, where the volume has a size: a file system in a file (`_volume_images`)
     .new-<random>       a volume, or the content of one, on its way
     .temp-<random>      an anonymous volume of a container that lives
     .gone-<random>      a volume that is being removed
@@ -29,16 +30,18 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Final
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from sandbox._sys.calls import openat2
 from sandbox._sys.places import user_directory
-from sandbox._types import StrPath, to_text
+from sandbox._types import Size, StrPath, to_text
 from sandbox.errors import LimitError, SetupError, UnsupportedError, UsageError, VolumeInUseError, VolumeNotFoundError
-from sandbox.fs._fill import BENEATH, Filling, Merged, MergedTree
+from sandbox.fs._fill import BENEATH
 from sandbox.fs._scratch import remove_tree
 from sandbox.fs._specs import to_volume_name
-from sandbox.fs._volume_documents import MAX_DOCUMENT, VolumeInfo, decode, encode, to_labels
+from sandbox.fs._volume_content import Content, fill_directory, fill_image, make_content
+from sandbox.fs._volume_documents import MAX_DOCUMENT, VolumeInfo, decode, encode, size_of, to_labels, to_options
+from sandbox.fs._volume_images import IMAGE, check_images, has_image, image_status, mount_below, mount_image
 from sandbox.fs._volume_places import (
     DATA,
     DOCUMENT,
@@ -48,7 +51,6 @@ from sandbox.fs._volume_places import (
     Announce,
     disk_usage,
     has_entries,
-    make_data,
     remove_temporary,
     stage,
     sweep,
@@ -74,26 +76,6 @@ def _to_store(value: StrPath | None) -> str:
 
 
 @frozen
-class Content:
-    """What an empty volume gets: the directory at *path* of the root behind the descriptor *root*, or of its layers *names*, the lowest first."""
-
-    root: int
-    path: str
-    names: tuple[str, ...] | None = None
-
-    @contextlib.contextmanager
-    def opened(self) -> Generator[tuple[MergedTree, Merged | None]]:
-        """The root as a tree, and the directory in it; None when there is none."""
-        with contextlib.ExitStack() as stack:
-            tops: list[int] = [self.root] if self.names is None else []
-            for name in reversed(self.names or ()):
-                tops.append(os.open(name, _DATA_PATH, dir_fd=self.root))
-                stack.callback(os.close, tops[-1])
-            tree = MergedTree(tops)
-            yield tree, tree.find(self.path)
-
-
-@frozen
 class PrunedVolumes:
     """What `VolumeStore.prune` removed: names, and the bytes that their files took on the disk."""
 
@@ -115,16 +97,15 @@ class VolumeStore:
     def create(self, name: str | None = None, *, labels: Mapping[str, str] | None = None, options: Mapping[str, str] | None = None) -> VolumeInfo:
         """Make the volume *name*, or (None) one with a name of 64 random digits; one that is there already is given back, as Docker does.
 
+        *options*: ``{"size": "1G"}``: it is a file system of its own, in a file of that length, from 16M on.
         Raises: UsageError: the name is none, an option unknown, or there is one of that name with other labels or options.
-            UnsupportedError: a ``size`` was asked for.
+            UnsupportedError: a ``size`` was asked for, and this user or host mounts no such file system. SetupError: the disk has not so much room.
         """
-        wanted_labels, wanted_options = to_labels(labels or {}), _to_options(options or {})
+        wanted_labels, wanted_options = to_labels(labels or {}), to_options(options or {})
         name = os.urandom(32).hex() if name is None else to_volume_name(name)
         with self._opened(make=True) as store:
             found = self._made(store, name, wanted_labels, wanted_options)
-        for what, wanted, has in (("labels", wanted_labels, found.labels), ("options", wanted_options, found.options)):
-            if wanted and wanted != has:
-                raise UsageError(f"volume: {name!r} exists with other {what}, {dict(has)}; choose another name, or remove it first")
+        _check_same(found, wanted_labels, wanted_options)
         return found
 
     def get(self, name: str) -> VolumeInfo:
@@ -200,49 +181,67 @@ class VolumeStore:
         with contextlib.closing(self.use(name)) as use:
             return use.take()
 
-    def use(self, name: str | None, *, subpath: str = "", content: Content | None = None, announce: Announce = lambda path: None) -> VolumeUse:
+    def use(
+        self,
+        name: str | None,
+        *,
+        subpath: str = "",
+        content: Content | None = None,
+        announce: Announce = lambda path: None,
+        size: Size | None = None,
+    ) -> VolumeUse:
         """Use the volume *name*, made when there is none, until `VolumeUse.close`; None: an anonymous one, which is removed then.
 
         *content*: what is copied there first, if it is empty and nobody else uses it. *announce*: told an anonymous one's path before it is made.
-        Raises: UsageError: the store is somebody else's, or there is no such *subpath*; SetupError: copying failed.
+        *size*: as in `create`; None: whatever the volume has.
+        Raises: UsageError: the store is somebody else's, there is no such *subpath*, or the volume is of another *size*; SetupError: copying failed.
         """
+        options = to_options({} if size is None else {"size": str(size)})
         with self._opened(make=True) as store:
-            use = self._use_anonymous(store, content, announce) if name is None else self._use_named(store, to_volume_name(name), content)
+            use = (
+                self._use_anonymous(store, content, announce, options)
+                if name is None
+                else self._use_named(store, to_volume_name(name), content, options)
+            )
             try:
                 if subpath:
-                    use.fd = self._below(use.take(), subpath, name)
+                    use.fd = self._below(use.take(), subpath, name, is_mount=use.is_mount)
             except BaseException:
                 use.close()
                 raise
         return use
 
-    def _use_named(self, store: int, name: str, content: Content | None) -> VolumeUse:
+    def _use_named(self, store: int, name: str, content: Content | None, options: dict[str, str]) -> VolumeUse:
         while True:
             try:
                 directory = os.open(name, DIRECTORY, dir_fd=store)
             except FileNotFoundError:
-                self._made(store, name, {}, {})
+                self._made(store, name, {}, options)
                 continue
             except OSError as error:
                 raise UsageError(f"volume: {self.path}/{name} is no volume ({error.strerror}); remove it") from error
             try:
+                if options:
+                    _check_same(self._read(store, name, directory), {}, options)
                 if content is not None:
                     self._fill_first(store, directory, name, content)
                 fcntl.flock(directory, fcntl.LOCK_SH)
                 if is_there(name, store, directory):
-                    return VolumeUse(self._open_data(directory, name), directory)
+                    return VolumeUse(self._open_data(directory, name), directory, is_mount=has_image(directory))
             except BaseException:
                 unlock(directory)
                 raise
             unlock(directory)
 
-    def _use_anonymous(self, store: int, content: Content | None, announce: Announce) -> VolumeUse:
+    def _use_anonymous(self, store: int, content: Content | None, announce: Announce, options: dict[str, str]) -> VolumeUse:
         sweep(store)
+        if size := size_of(options):
+            check_images(store, size)
         place, directory = stage(store, TEMP, lambda name: announce(f"{self.path}/{name}"))
         parent = os.dup(store)
-        use = VolumeUse(-1, directory, lambda: remove_temporary(place, parent))
+        use = VolumeUse(-1, directory, lambda: remove_temporary(place, parent), is_mount=size is not None)
         try:
-            make_data(directory)
+            make_content(directory, size)
             if content is not None:
                 self._fill(store, directory, content)
             use.fd = self._open_data(directory, place)
@@ -252,6 +251,8 @@ class VolumeStore:
         return use
 
     def _open_data(self, directory: int, name: str) -> int:
+        if has_image(directory):
+            return mount_image(directory)
         try:
             return os.open(DATA, _DATA_PATH, dir_fd=directory)
         except OSError as error:
@@ -277,31 +278,36 @@ class VolumeStore:
         with content.opened() as (tree, source):
             if source is None:
                 return
+            image = image_status(directory)
             place, staging = stage(store, NEW)
             try:
-                make_data(staging)
-                with _opened(DATA, staging) as target:
-                    Filling(tree, target).fill(source)
-                    mode = os.fstat(target).st_mode
-                    os.fchmod(target, mode | 0o700)  # to move a directory is to write to it
-                    os.rename(DATA, DATA, src_dir_fd=staging, dst_dir_fd=directory)
-                    os.fchmod(target, mode)
+                if image is None:
+                    fill_directory(tree, source, staging, directory)
+                else:
+                    fill_image(tree, source, staging, directory, image.st_size)
             except LimitError as error:
                 raise LimitError(f"volume: the image has {error} there; mount it with nocopy", limit=error.limit) from None
             except OSError as error:
-                hint = "mount it with nocopy, and no file of the image is copied"
+                hint = "mount it with nocopy, and no file of the image is copied" + (", or give it more room" if error.errno == errno.ENOSPC else "")
                 raise SetupError("copy what the image has into the volume", error.errno or errno.EIO, step="volume", hint=hint) from error
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     remove_tree(place, store)
                 unlock(staging)
 
-    def _below(self, data: int, subpath: str, name: str | None) -> int:
+    def _below(self, data: int, subpath: str, name: str | None, *, is_mount: bool) -> int:
         try:
-            return openat2(subpath, os.O_PATH | os.O_DIRECTORY, dir_fd=data, resolve=BENEATH)
+            below = openat2(subpath, os.O_PATH | os.O_DIRECTORY, dir_fd=data, resolve=BENEATH)
         except OSError as error:
             words = {errno.ENOENT: "no such directory", errno.ELOOP: "a link is on the way"}.get(error.errno or 0, os.strerror(error.errno or 0))
             raise UsageError(f"volume {name!r}: subpath {subpath!r}: {words}; make that directory in the volume first") from error
+        else:
+            if not is_mount:
+                return below
+            try:
+                return mount_below(below)
+            finally:
+                os.close(below)
         finally:
             os.close(data)
 
@@ -341,33 +347,38 @@ class VolumeStore:
 
     def _made(self, store: int, name: str, labels: dict[str, str], options: dict[str, str]) -> VolumeInfo:
         """The volume *name*, made now if there is none."""
-        info = VolumeInfo(name, f"{self.path}/{name}/{DATA}", int(time.time()), labels, options)
+        info = VolumeInfo(name, self._mountpoint(name, options), int(time.time()), labels, options)
         raw = encode(info)
         while True:
             with contextlib.suppress(VolumeNotFoundError), self._directory(store, name) as directory:
                 return self._read(store, name, directory)
             sweep(store)
+            if info.size is not None:
+                check_images(store, info.size)
             place, staging = stage(store, NEW)
             try:
                 write_document(staging, raw)
-                make_data(staging)
+                make_content(staging, info.size)
                 # Over one that somebody made meanwhile: ENOTEMPTY, for a volume never is empty.
                 os.rename(place, name, src_dir_fd=store, dst_dir_fd=store)
-            except OSError as error:
+            except BaseException as error:
                 with contextlib.suppress(FileNotFoundError):
                     remove_tree(place, store)
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             else:
                 return info
             finally:
                 unlock(staging)
 
+    def _mountpoint(self, name: str, options: Mapping[str, str]) -> str:
+        return f"{self.path}/{name}/{IMAGE if size_of(options) else DATA}"
+
     def _read(self, store: int, name: str, directory: int) -> VolumeInfo:
-        mountpoint = f"{self.path}/{name}/{DATA}"
         try:
             with open(os.open(DOCUMENT, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
-                return decode(file.read(MAX_DOCUMENT + 1), mountpoint)
+                info = decode(file.read(MAX_DOCUMENT + 1))
+                return evolve(info, mountpoint=self._mountpoint(name, info.options))
         except FileNotFoundError:
             if not is_there(name, store, directory):
                 raise VolumeNotFoundError(f"volume: no volume {name!r} in {self.path}") from None
@@ -428,15 +439,6 @@ def _mutex(directory: int) -> Generator[None]:
         unlock(fd)
 
 
-@contextlib.contextmanager
-def _opened(name: str, directory: int) -> Generator[int]:
-    fd = os.open(name, DIRECTORY, dir_fd=directory)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def make_directory(path: str) -> None:
     """Make *path* for its owner alone, whatever the umask; an existing directory stays as it is."""
     try:
@@ -453,14 +455,7 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def _to_options(options: Mapping[str, str]) -> dict[str, str]:
-    checked = to_labels(options, what="options")
-    if unknown := sorted(checked.keys() - {"size"}):
-        raise UsageError(f"options: {unknown[0]!r} is not an option of a volume; there is size=")
-    if "size" in checked:
-        raise UnsupportedError(
-            "volume: a directory has no size that could be limited",
-            feature="volume-size",
-            remedy="mount a Tmpfs(target, size=...) for what need not last, or keep the store on a partition of its own: VolumeStore(path)",
-        )
-    return checked
+def _check_same(found: VolumeInfo, labels: Mapping[str, str], options: Mapping[str, str]) -> None:
+    for what, wanted, has in (("labels", labels, found.labels), ("options", options, found.options)):
+        if wanted and wanted != has:
+            raise UsageError(f"volume: {found.name!r} exists with other {what}, {dict(has)}; choose another name, or remove it first")

@@ -6,6 +6,7 @@ What is counted, each as a set of lines that name the thing:
 - namespaces: those that these processes are in, hold open, or that are bound to a name
 - mounts of this mount namespace, network links of this network namespace, named network namespaces
 - cgroups: every directory of ours below the cgroup that we are in, in each hierarchy
+- loop devices of volumes
 - packet filter rules, where the tools exist and we may ask
 - unix sockets that have a name, and all descriptors, of this process
 - files: everything in the temporary directory, unless that is /tmp; what bears our name in /tmp, /run, /dev/shm and $XDG_RUNTIME_DIR
@@ -15,6 +16,7 @@ Other work on the machine is not ours to count: what cannot be ours by descent o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -43,6 +45,7 @@ class Snapshot:
     mounts: Lines
     links: Lines
     cgroups: Lines
+    loops: Lines
     rules: Lines
     unix_sockets: Lines
     fds: Lines
@@ -59,6 +62,7 @@ class Snapshot:
             mounts=frozenset(Path("/proc/self/mountinfo").read_text().splitlines()),
             links=frozenset([*os.listdir("/sys/class/net"), *_names("/run/netns", "")]),
             cgroups=frozenset(_cgroups()),
+            loops=frozenset(_loops()),
             rules=frozenset(_rules()),
             unix_sockets=frozenset(_unix_sockets(pids)),
             fds=frozenset(_fds(os.getpid())),
@@ -182,6 +186,13 @@ def nested_lines(text: str) -> Iterator[str]:
         yield " / ".join([*around, line])
         if line.partition(" #")[0].endswith("{"):
             around.append(line)
+
+
+def _loops() -> Iterator[str]:
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it has just gone
+            if "/_image" in (text := path.read_text()):
+                yield f"{path.parts[3]} {text.strip()}"
 
 
 def _rules() -> Iterator[str]:

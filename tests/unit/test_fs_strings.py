@@ -77,7 +77,7 @@ def test_what_is_no_volume(text: str, words: str) -> None:
         ("type=volume", "target= is missing"), ("type=bind,src=/a,dst=/b,bind-propagation=rshared", "leave it out"),
         ("type=bind,src=/a,dst=/b,bind-propagation=odd", "always private"), ("type=bind,src=/a,dst=/b,bind-recursive=writable", "read-only holds"),
         ("type=bind,src=/a,dst=/b,bind-recursive=readonly", "give both"), ("type=bind,src=/a,dst=/b,volume-nocopy", "not an option of type=bind"),
-        ("type=volume,src=a,dst=/b,volume-opt=o=size=1m", "volume create"), ("type=volume,src=a,dst=/b,volume-driver=nfs", "volume create"),
+        ("type=volume,src=a,dst=/b,volume-opt=o=size=1m", "size=SIZE"), ("type=volume,src=a,dst=/b,volume-driver=nfs", "volume create"),
         ("type=volume,src=a,dst=/b,volume-label=x", "volume create"), ("type=volume,src=/a,dst=/b", "not a name"), ("type=volume,dst=/b,volume-subpath=x", "anonymous"),
         ("type=volume,src=a,dst=/b,volume-subpath=../x", r"\.\."), ("type=volume,src=a,dst=/b,volume-subpath=/x", "absolute"),
         ("type=tmpfs,source=/a,target=/b", "not an option"), ("type=tmpfs,target=/b,tmpfs-mode=9", "octal"), ("type=tmpfs,target=/b,tmpfs-size=much", "size"),

@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.errors import LimitError, SetupError, UnsupportedError, UsageError, VolumeInUseError, VolumeNotFoundError
-from sandbox.fs import Directory, FilesystemSpec, Volume, VolumeStore, ops, volumes
+from sandbox.fs import Directory, FilesystemSpec, Volume, VolumeStore, _volume_content, ops
+from sandbox.fs._volume_content import Content
 from sandbox.fs._volume_documents import VolumeInfo, decode, encode
-from sandbox.fs.volumes import Content
+from tests.support import needs
 
 pytestmark = pytest.mark.unprivileged
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
@@ -98,13 +100,13 @@ def test_one_without_a_name_gets_64_digits(store: VolumeStore) -> None:
 @given(LABELS)
 def test_a_document_says_what_it_was_told(labels: dict[str, str]) -> None:
     info = VolumeInfo("x", "/m", 7, labels)
-    assert decode(encode(info), "/m") == info
+    assert decode(encode(info)) == evolve(info, mountpoint="")
 
 
 @given(st.binary(max_size=60) | st.sampled_from([b"{}", b"[]", b'{"version": 2}', b'{"version": 1, "name": "../x", "created": 0, "labels": {}, "options": {}}']))
 def test_what_is_no_document_is_refused(raw: bytes) -> None:
     try:
-        decode(raw, "/m")
+        decode(raw)
     except ValueError:
         return
     raise AssertionError("it was read")
@@ -120,9 +122,31 @@ def test_labels_that_are_none_are_refused(store: VolumeStore, labels: dict[str, 
 def test_options_that_cannot_be_kept_are_refused(store: VolumeStore) -> None:
     with pytest.raises(UsageError, match="not an option"):
         store.create("x", options={"type": "nfs"})
-    with pytest.raises(UnsupportedError, match="Tmpfs"):
-        store.create("x", options={"size": "1G"})
+    for size in ("15M", "17T", "1.5X", "-1", ""):
+        with pytest.raises(UsageError, match="size"):
+            store.create("x", options={"size": size})
     assert store.names() == []
+
+
+@needs("user")
+def test_an_ordinary_user_has_no_volume_with_a_size(store: VolumeStore) -> None:
+    with pytest.raises(UnsupportedError, match="root") as caught:
+        store.create("x", options={"size": "1G"})
+    assert caught.value.feature == "volume-size"
+    assert "Tmpfs" in caught.value.remedy
+    assert left(store) == []
+
+
+@pytest.mark.parametrize("lacking", ["program", "device"])
+def test_what_a_size_takes_is_named_when_it_is_missing(store: VolumeStore, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    monkeypatch.setattr("sandbox.fs._volume_images.features.privileged", lambda: True)
+    monkeypatch.setattr("sandbox.fs._loop._CONTROL", "/none/loop-control")
+    monkeypatch.setattr("sandbox.fs._volume_images._PROGRAM", "mkfs.none" if lacking == "program" else "sh")
+    with pytest.raises(UnsupportedError, match="e2fsprogs" if lacking == "program" else "modprobe loop"):
+        store.create("x", options={"size": "16M"})
+    with pytest.raises(UnsupportedError), used(store, None, size="16M"):
+        raise AssertionError("there is one")
+    assert left(store) == []
 
 
 def test_a_damaged_document_is_named_and_the_volume_can_be_removed(store: VolumeStore) -> None:
@@ -451,8 +475,8 @@ def test_layers_are_merged_with_their_whiteouts(store: VolumeStore, tmp_path: Pa
 
 @pytest.mark.parametrize("limit", ["max_bytes", "max_entries"])
 def test_more_than_is_sensible_is_refused_and_leaves_nothing(store: VolumeStore, root: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
-    filling = volumes.Filling
-    monkeypatch.setattr(volumes, "Filling", lambda tree, target: filling(tree, target, **{limit: 2}))
+    filling = _volume_content.Filling
+    monkeypatch.setattr(_volume_content, "Filling", lambda tree, target: filling(tree, target, **{limit: 2}))
     with content(root) as there, pytest.raises(LimitError, match="nocopy") as caught:
         store.use("x", content=there)
     assert caught.value.limit == limit
