@@ -158,12 +158,7 @@ class Network:
         return self
 
     def _check(self) -> None:
-        """Refuse what cannot be done, before anything is touched."""
-        check_allowed(self._spec.allow or ())
-        if not self._spec.internal:
-            _check_outside(self._spec)
-        if self._spec.ipv6 and not os.path.exists("/proc/sys/net/ipv6"):
-            raise UnsupportedError("this host has no IPv6", feature="ipv6", remedy="boot without ipv6.disable=1, or leave ipv6 out")
+        check_possible(self._spec)
 
     def close(self) -> None:
         """Remove it. Containers that are in it still lose their interface. May be called twice, and before `create`."""
@@ -209,6 +204,15 @@ class Network:
         self._stack.pop_all()
         if live is not None:
             live.abandon()
+
+
+def check_possible(spec: NetworkSpec) -> None:
+    """Refuse what cannot be done, before anything is touched. Raises: UnsupportedError."""
+    check_allowed(spec.allow or ())
+    if not spec.internal:
+        _check_outside(spec)
+    if spec.ipv6 and not os.path.exists("/proc/sys/net/ipv6"):
+        raise UnsupportedError("this host has no IPv6", feature="ipv6", remedy="boot without ipv6.disable=1, or leave ipv6 out")
 
 
 def _check_outside(spec: NetworkSpec) -> None:

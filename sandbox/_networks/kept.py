@@ -19,6 +19,7 @@ from attrs import define, field
 
 from sandbox._networks.directories import Directory, pid_namespace
 from sandbox._networks.kept_names import KeptNames
+from sandbox._networks.kept_outside import lead_on
 from sandbox._networks.live import Live, check_mac, check_place
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Switch
@@ -71,8 +72,12 @@ class KeptLive(Live):
         stack.callback(requests.close)
         names = KeptNames(info, directory, switch)
         stack.callback(names.close)
+        uplink = lead_on(info, stack)
         made = addresses_of(info, State(0))
-        return cls(spec, switch, requests, *made, names, info=info, directory=directory, on_admitted=network.has_used, on_leave=network.tidy)
+        return cls(
+            spec, switch, requests, *made, names, None, uplink,
+            info=info, directory=directory, on_admitted=network.has_used, on_leave=network.tidy,
+        )  # fmt: skip
 
     def admit(self, *args: Any, **options: Any) -> Place:  # noqa: ANN401 - `Live`'s own
         try:
@@ -149,6 +154,7 @@ class KeptNetwork(Network):
             labels=info.labels,
             ipv6=bool(info.subnet6),
             subnet6=info.subnet6 or None,
+            allow=info.allow,
         )
         self.info, self.directory = info, directory
         self._users = 0  # who need the helper, whether there are containers or not

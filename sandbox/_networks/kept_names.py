@@ -44,7 +44,7 @@ from sandbox.net.nft import (
     udp_dport,
 )
 from sandbox.net.rtnetlink import BRIDGE, NETLINK_ROUTE
-from sandbox.net.shared_roster import GROUP_LINKS, SharedWriter
+from sandbox.net.shared_roster import GROUP_LINKS, Log, SharedWriter
 
 if TYPE_CHECKING:
     from sandbox._networks.directories import Directory
@@ -72,6 +72,19 @@ def make(directory: Directory, info: NetworkInfo) -> None:
         writer.begin(info.name, filter(None, (info.subnet, info.subnet6)), forwards=not info.internal, only=only)
     finally:
         writer.close()
+
+
+def known(directory: Directory) -> dict[int, tuple[str, ...]]:
+    """By which names those are found who have a port in the switch, or had one."""
+    try:
+        log = Log(os.open(NAMES, os.O_RDONLY | _FILE, dir_fd=directory.fd))
+    except FileNotFoundError:  # it has just been removed
+        return {}
+    try:
+        log.refresh()
+        return {member.port: member.names for member in log.members.values()}
+    finally:
+        log.close()
 
 
 class KeptNames(NetworkNames):

@@ -35,7 +35,7 @@ class Ports:
         way = next((network for network in networks if not network.is_internal), None)
         if way is None:
             raise UsageError("ports: nothing leads into an internal network; give one with internal=False as well, or leave ports out")
-        if (outlet := way.live.outlet) is not None:
+        if not way.is_kept and (outlet := way.live.outlet) is not None:
             outlet.check_ports()
         reserve(self._wanted, self._owner)[1]()
 

@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, frozen
 
+from sandbox._networks.kept import KeptLive
+from sandbox._networks.kept_published import KeptGate
 from sandbox._networks.reserved import ANY, Reserved
 from sandbox.errors import ProtocolError, SandboxError, SetupError, UsageError
 from sandbox.net.conntrack import PROTOCOLS, Direction, Flow, Flows
@@ -78,7 +80,7 @@ _LOCALNET: Final = "/proc/sys/net/ipv4/conf/{}/route_localnet"
 
 
 @frozen
-class _Entry:
+class Entry:
     """A published port, and the port of the uplink's far end that stands for it."""
 
     held: Reserved
@@ -109,19 +111,19 @@ class _Host:
             work.add(rule(chain, [fib_daddr("local"), dnat_to(self._all, l4proto, th_dport)]))
         host.commit(work.add(rule(local, [in_set(host.links, oifname), ip_saddr(_LOOPBACK), masquerade()])))
 
-    def add(self, entries: Iterable[_Entry], uplink: Uplink) -> None:
+    def add(self, entries: Iterable[Entry], uplink: Uplink) -> None:
         work = Transaction()
         for where, elements in self._elements(entries, uplink).items():
             work.add_elements(where, elements)
         uplink.host.commit(work)
 
-    def remove(self, entries: Iterable[_Entry], uplink: Uplink) -> None:
+    def remove(self, entries: Iterable[Entry], uplink: Uplink) -> None:
         work = Transaction()
         for where, elements in self._elements(entries, uplink).items():
             work.delete_elements(where, elements)
         uplink.host.commit(work)
 
-    def _elements(self, entries: Iterable[_Entry], uplink: Uplink) -> dict[Set, list[Element]]:
+    def _elements(self, entries: Iterable[Entry], uplink: Uplink) -> dict[Set, list[Element]]:
         found: dict[Set, list[Element]] = {self._all: [], self._one: []}
         for entry in entries:
             where, address = (self._all, ()) if entry.held.address == ANY else (self._one, (entry.held.address,))
@@ -136,6 +138,7 @@ class _Gate:
         self._last = 0
         self._users = 0
         self._filters: Nftables | None = None
+        self._switch = live.switch
         table = Table("ip", "published")
         self._ports = Set(table, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
         self._open = Set(table, "open", (PROTOCOL, PORT))
@@ -150,12 +153,6 @@ class _Gate:
         work.add(rule(guard, [*closed, reject(code="port-unreachable")]))
         with live.switch.filters() as filters:
             filters.commit(work)
-        try:
-            with open(_LOCALNET.format(uplink.name), "wb") as file:  # only now that the host's guard is there
-                file.write(b"1\n")
-        except OSError as error:
-            raise SetupError("let a network's uplink carry loopback addresses", error.errno or 0, step="network") from error
-
     def numbers(self, count: int) -> list[int]:
         """Inner ports, round and round."""
         taken = {entry.inner for one in _publications if one.gate is self for entry in one.entries}
@@ -168,10 +165,10 @@ class _Gate:
                 return found
         raise UsageError(f"ports: more than {_MOST} are published in one network")
 
-    def open(self, live: Live) -> None:
+    def open(self) -> None:
         """Be ready for changes, until `close` is called as often."""
         if self._filters is None:
-            self._filters = live.switch.filters()
+            self._filters = self._switch.filters()
         self._users += 1
 
     def close(self) -> None:
@@ -185,12 +182,12 @@ class _Gate:
             self._filters.close()
             self._filters = None
 
-    def add(self, entries: Iterable[_Entry], address: IPv4Address) -> None:
+    def add(self, entries: Iterable[Entry], address: IPv4Address) -> None:
         elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in entries]
         keys = [Element(element.key) for element in elements]
         self._commit(Transaction().add_elements(self._open, keys).add_elements(self._ports, elements))
 
-    def remove(self, entries: Iterable[_Entry]) -> None:
+    def remove(self, entries: Iterable[Entry]) -> None:
         keys = [Element((entry.protocol, entry.inner)) for entry in entries]
         self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
 
@@ -206,8 +203,8 @@ class _Publication:
 
     live: Live
     uplink: Uplink
-    gate: _Gate
-    entries: tuple[_Entry, ...]
+    gate: _Gate | KeptGate
+    entries: tuple[Entry, ...]
 
     def withdraw(self) -> None:
         """Have them lead nowhere. Once more is nothing."""
@@ -234,15 +231,17 @@ def publish(held: Iterable[Reserved], live: Live, place: Place) -> Callable[[], 
     ports = tuple(held)
     with _lock, ExitStack() as stack:
         host, gate = _host_of(uplink), _gate_of(live, uplink)
-        gate.open(live)
+        gate.open()
         stack.callback(gate.close)
-        entries = tuple(_Entry(one, inner) for one, inner in zip(ports, gate.numbers(len(ports)), strict=True))
+        entries = tuple(Entry(one, inner) for one, inner in zip(ports, gate.numbers(len(ports)), strict=True))
         gate.add(entries, place.address)
         stack.callback(_quietly, gate.remove, entries)
         host.add(entries, uplink)
         stack.callback(_quietly, host.remove, entries, uplink)
         # Datagrams that came before, and got nowhere, or to whoever had the port then.
-        _forget(entries, lambda flow: flow.reply.source != uplink.there)
+        # In a kept network a process that was killed may have led them to the same uplink.
+        mine = {entry.inner for entry in entries}
+        _forget(entries, lambda flow: flow.reply.source != uplink.there or flow.reply.source_port not in mine)
         found = _Publication(live, uplink, gate, entries)
         _publications.append(found)
         stack.pop_all()
@@ -257,11 +256,22 @@ def _host_of(uplink: Uplink) -> _Host:
     return found
 
 
-def _gate_of(live: Live, uplink: Uplink) -> _Gate:
+def _gate_of(live: Live, uplink: Uplink) -> _Gate | KeptGate:
     found = _gates.get(live)
     if found is None:
-        found = _gates[live] = _Gate(live, uplink)
+        made = KeptGate(live, uplink) if isinstance(live, KeptLive) else _Gate(live, uplink)
+        _carry_loopback(uplink)
+        found = _gates[live] = made
     return found
+
+
+def _carry_loopback(uplink: Uplink) -> None:
+    """Only now that the host's guard is there."""
+    try:
+        with open(_LOCALNET.format(uplink.name), "wb") as file:
+            file.write(b"1\n")
+    except OSError as error:
+        raise SetupError("let a network's uplink carry loopback addresses", error.errno or 0, step="network") from error
 
 
 def _quietly(undo: Callable[..., object], *args: object) -> None:
@@ -273,7 +283,7 @@ def _quietly(undo: Callable[..., object], *args: object) -> None:
 # ---- Flows ----
 
 
-def _forget(entries: Iterable[_Entry], is_stale: Callable[[Flow], bool]) -> None:
+def _forget(entries: Iterable[Entry], is_stale: Callable[[Flow], bool]) -> None:
     """Have the kernel decide anew about flows of UDP to these ports."""
     asked = [entry.held for entry in entries if entry.held.port.protocol == "udp"]
     if not asked:
@@ -299,7 +309,7 @@ def _is_own(address: IPv4Address) -> bool:
 
 
 _hosts: weakref.WeakKeyDictionary[HostTable, _Host] = weakref.WeakKeyDictionary()
-_gates: weakref.WeakKeyDictionary[Live, _Gate] = weakref.WeakKeyDictionary()
+_gates: weakref.WeakKeyDictionary[Live, _Gate | KeptGate] = weakref.WeakKeyDictionary()
 _publications: list[_Publication] = []
 _lock: threading.RLock = threading.RLock()
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any, Final
@@ -35,6 +35,8 @@ from sandbox import _host
 from sandbox._networks import directories, kept_names
 from sandbox._networks.directories import Directory, default_store, not_found
 from sandbox._networks.kept import endpoint_of, known
+from sandbox._networks.kept_outside import described, take_away
+from sandbox._networks.kept_published import refuse_unknown
 from sandbox._networks.live import Live
 from sandbox._networks.places import Endpoint
 from sandbox._types import StrPath, to_text
@@ -43,7 +45,7 @@ from sandbox.net.addresses import choose_subnet
 from sandbox.net.kept import NetworkInfo, State, encode_info
 from sandbox.net.rtnetlink import FIRST_PORT, routes
 from sandbox.net.spec import NetworkSpec, Subnets, to_spec
-from sandbox.network import Network, used_subnets
+from sandbox.network import Network, check_possible, used_subnets
 
 _SHORT_ID: Final = 4  # digits of an id that name a network, at least
 RESERVED: Final = frozenset(("none", "host", "new", "bridge", "default", "container"))  # words of the command line, and of Docker's
@@ -74,12 +76,16 @@ class NetworkStore:
         labels: Mapping[str, str] | None = None,
         ipv6: bool = False,
         subnet6: str | IPv6Network | None = None,
+        allow: Iterable[str] | None = None,
     ) -> NetworkInfo:
         """Make the network *name*; the rest as of `Network`. The subnet is in the way of no route of the host, nor of another network of the store.
 
-        Raises: UsageError: a value is wrong, or the name or the subnet is taken; UnsupportedError: without root, or what kept networks do not have.
+        Raises: UsageError: a value is wrong, or the name or the subnet is taken; UnsupportedError: without root, or what kept networks do not have,
+            or the host does not let through what goes outside.
         """
-        spec = to_spec(_named(name), subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6)
+        spec = to_spec(
+            _named(name), subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6, allow=allow
+        )
         _check(spec)
         with self._opened(make=True) as store, self._swept(store):
             if name in directories.names(store):
@@ -124,7 +130,7 @@ class NetworkStore:
     def inspect(self, name: str) -> dict[str, Any]:
         """All that is known of a network and of who is in it, by Docker's names of the fields, ready for JSON. Raises: as `get`."""
         with self._existing(name) as store, self._directory(store, name) as directory:
-            return directory.info().inspect(directory.state().leases)
+            return directory.info().inspect(directory.state().leases, kept_names.known(directory))
 
     def remove(self, name: str, *, force: bool = False) -> None:
         """Remove a network. *force*: one that is not there is no error, and one whose documents are damaged is removed.
@@ -159,6 +165,8 @@ class NetworkStore:
             directory = stack.enter_context(directories.make(store, self.path))
             try:
                 live = Live.make(spec, Subnets(), stack, named=False)
+                if live.uplink is not None:
+                    refuse_unknown(live.switch)
                 info = _info_of(spec, live)
                 directory.write_document(encode_info(info))
                 directory.write_state(State(FIRST_PORT))
@@ -197,6 +205,8 @@ class NetworkStore:
                 raise NetworkInUseError(f"network: {directory.name!r} is in use by {who}{more}; close these containers first")
             gone = directories.GONE + os.urandom(8).hex()
             os.rename(directory.name, gone, src_dir_fd=store, dst_dir_fd=store)
+        with contextlib.suppress(UsageError):  # damaged: the pair goes with the namespace
+            take_away(directory.info())
         directories.clear(store, self.path, gone)
 
     def _directory(self, store: int, name: str) -> Directory:
@@ -261,18 +271,20 @@ def _to_file_name(name: str) -> str:
 
 def _check(spec: NetworkSpec) -> None:
     """Refuse what cannot be done, before anything is touched."""
-    if not spec.internal:
-        raise UnsupportedError(
-            "networks that are kept reach nothing outside yet",
-            feature="masquerade",
-            remedy="give internal=True, for containers that reach one another only; or a Network of this process",
-        )
     if not _host.host().privileged:
         raise UnsupportedError(
             "networks that are kept are mounts in the host's tree, which only root makes",
             feature="CAP_SYS_ADMIN",
-            remedy="run as root, or use a Network of this process",
+            remedy="run as root, or use a Network of this process, which ordinary users have too",
         )
+    name = next((entry for entry in spec.allow or () if entry.network is None), None)
+    if name is not None:
+        raise UnsupportedError(
+            f"allow: {str(name)!r}: names are not followed for networks that are kept",
+            feature="allow by name",
+            remedy="give the host's addresses, or its network; or use a Network of this process",
+        )
+    check_possible(spec)
 
 
 def _info_of(spec: NetworkSpec, live: Live) -> NetworkInfo:
@@ -288,6 +300,8 @@ def _info_of(spec: NetworkSpec, live: Live) -> NetworkInfo:
         labels=dict(spec.labels),
         subnet6="" if addresses6 is None else str(addresses6.subnet),
         gateway6="" if addresses6 is None else str(addresses6.gateway),
+        allow=None if spec.allow is None else tuple(map(str, spec.allow)),
+        uplink=described(live.uplink),
         boot=directories.boot_id(),
         pids=directories.pid_namespace(),
     )

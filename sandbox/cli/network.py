@@ -79,6 +79,8 @@ def _add_create(create: argparse.ArgumentParser) -> None:
     )
     create.add_argument("--gateway", metavar="ADDRESS", help="the network's own address; without one: the first")
     create.add_argument("--internal", action="store_true", help="its containers reach one another only")
+    allow = "whom its containers may reach outside, 10.0.0.5:5432 say; again for more; '' alone: nobody"
+    create.add_argument("--allow", metavar="HOST[:PORT]", action="append", help=allow)
     create.add_argument("--ipv6", action="store_true", help="addresses of IPv6 too")
     create.add_argument("--label", metavar="NAME[=TEXT]", action="append", default=[], help="something to know it by")
     create.add_argument("--driver", "-d", metavar="bridge", default="bridge", help="bridge is the only one")
@@ -96,6 +98,7 @@ def _create(parsed: argparse.Namespace) -> int:
         mtu=_mtu(parsed.opt),
         labels=labels,
         ipv6=parsed.ipv6,
+        allow=None if parsed.allow is None else [text for text in parsed.allow if text],
         **_subnets(parsed.subnet),
     )
     print(info.id)

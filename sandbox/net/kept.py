@@ -6,9 +6,10 @@ A lease whose init has ended counts for nothing, so that nobody has to take back
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, cast
 
 from attrs import evolve, field, frozen
@@ -17,7 +18,9 @@ from sandbox.errors import UsageError
 
 MAX_DOCUMENT: Final = 1 << 16
 MAX_STATE: Final = 1 << 24  # a lease is about 200 bytes; the largest subnet that is offered has more addresses than there are pids
+LAST_INNER: Final = 65535
 _VERSION: Final = 2
+_NO_NAMES: Final[Mapping[int, Iterable[str]]] = {}
 _MTU_OPTION: Final = "com.docker.network.driver.mtu"
 
 
@@ -53,8 +56,8 @@ class NetworkInfo:
         """When it was made, in UTC."""
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.created))
 
-    def inspect(self, leases: tuple[Lease, ...] = ()) -> dict[str, Any]:
-        """The same by Docker's names of the fields, with who is in it, ready for JSON."""
+    def inspect(self, leases: tuple[Lease, ...] = (), names: Mapping[int, Iterable[str]] = _NO_NAMES) -> dict[str, Any]:
+        """The same by Docker's names of the fields, with who is in it, ready for JSON. *names*: by which each is found, by its port."""
         families = [(self.subnet, self.gateway), *([(self.subnet6, self.gateway6)] if self.subnet6 else [])]
         return {
             "Name": self.name,
@@ -66,16 +69,18 @@ class NetworkInfo:
             "EnableIPv6": bool(self.subnet6),
             "IPAM": {"Driver": "default", "Options": {}, "Config": [{"Subnet": subnet, "Gateway": gateway} for subnet, gateway in families]},
             "Internal": self.internal,
-            "Containers": {self.endpoint_id(lease): self._endpoint(lease) for lease in leases},
+            "Containers": {self.endpoint_id(lease): self._endpoint(lease, names.get(lease.port, ())) for lease in leases},
             "Options": {_MTU_OPTION: str(self.mtu)},
             "Labels": dict(self.labels),
+            "Allow": None if self.allow is None else list(self.allow),
+            "Uplink": dict(zip(("Interface", "HostAddress", "Address"), self.uplink, strict=False)) or None,
         }
 
     def endpoint_id(self, lease: Lease) -> str:
         """64 digits that nobody else's place has: a network never has one port twice."""
         return f"{self.id[:48]}{lease.port:016x}"
 
-    def _endpoint(self, lease: Lease) -> dict[str, Any]:
+    def _endpoint(self, lease: Lease, names: Iterable[str]) -> dict[str, Any]:
         return {
             "Name": lease.hostname,
             "EndpointID": self.endpoint_id(lease),
@@ -83,13 +88,27 @@ class NetworkInfo:
             "IPv4Address": f"{lease.address}/{self.subnet.rpartition('/')[2]}",
             "IPv6Address": f"{lease.address6}/{self.subnet6.rpartition('/')[2]}" if lease.address6 else "",
             "Aliases": list(lease.aliases),
+            "Names": list(names),
+            "Ports": _ports(lease),
             "Pid": lease.pid,
         }
 
 
+def _ports(lease: Lease) -> dict[str, list[dict[str, str]]]:
+    """As Docker's inspect of a container has them."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for one in lease.published:
+        address, _, number = one.host.rpartition(":")
+        found.setdefault(one.port, []).append({"HostIp": address, "HostPort": number})
+    return found
+
+
 @frozen
 class Lease:
-    """A container's place in a kept network. *pid*, *start*: its init's; *port*: the index of its interface in the switch, which no two ever have."""
+    """A container's place in a kept network. *pid*, *start*: its init's; *port*: the index of its interface in the switch, which no two ever have.
+
+    published: ports that lead to it, see `Published`.
+    """
 
     port: int
     address: str
@@ -100,24 +119,67 @@ class Lease:
     interface: str = "eth0"
     address6: str = ""  # "": it has none
     aliases: tuple[str, ...] = field(default=(), converter=tuple[str, ...])
+    published: tuple[Published, ...] = ()
+
+
+@frozen
+class Published:
+    """A port of a container (``"80/tcp"``), where the host leads to it (``"0.0.0.0:8080"``), and the port that stands for it between the two."""
+
+    port: str
+    host: str
+    inner: int
+
+    @classmethod
+    def parse(cls, text: str) -> Published:
+        """Read what `str` gives. Raises: ValueError."""
+        port, host, inner = text.split(" ")
+        return cls(port, host, int(inner))
+
+    def __str__(self) -> str:
+        return f"{self.port} {self.host} {self.inner}"
 
 
 @frozen
 class State:
-    """Who is in a network, and what was given out last."""
+    """Who is in a network, and what was given out last. *next_port*: the next; *inner*: of the ports that stand for published ones."""
 
     next_port: int
+    inner: int = 0
     last: str = ""  # the address that was given out last, so that one that has just been freed rests a while
     last6: str = ""
     leases: tuple[Lease, ...] = ()
 
     def added(self, lease: Lease) -> State:
         """The state with one more place."""
-        return State(max(self.next_port, lease.port + 1), lease.address, lease.address6, (*self.leases, lease))
+        next_port = max(self.next_port, lease.port + 1)
+        return evolve(self, next_port=next_port, last=lease.address, last6=lease.address6, leases=(*self.leases, lease))
 
     def without(self, port: int) -> State:
         """The state without a place, if it is there."""
         return evolve(self, leases=tuple(lease for lease in self.leases if lease.port != port))
+
+    def with_inner(self, count: int) -> tuple[State, list[int]]:
+        """Ports that stand for nothing, and the state when they are given out: round and round. Raises: UsageError: there are not as many."""
+        taken = {known.inner for lease in self.leases for known in lease.published}
+        turn = (self.inner + step for step in range(1, LAST_INNER + 1))
+        free = (number for each in turn if (number := (each - 1) % LAST_INNER + 1) not in taken)
+        found = list(itertools.islice(free, count))
+        if len(found) < count:
+            raise UsageError(f"ports: more than {LAST_INNER} are published in one network")
+        return evolve(self, inner=found[-1] if found else self.inner), found
+
+    def publishing(self, address: str, ports: Iterable[Published]) -> State:
+        """The state when these ports lead to the container at *address*, beside what did before."""
+        more = tuple(ports)
+        return self._changed(lambda lease: evolve(lease, published=(*lease.published, *more)) if lease.address == address else lease)
+
+    def withdrawing(self, inner: Collection[int]) -> State:
+        """The state when these ports lead nowhere."""
+        return self._changed(lambda lease: evolve(lease, published=tuple(one for one in lease.published if one.inner not in inner)))
+
+    def _changed(self, change: Callable[[Lease], Lease]) -> State:
+        return evolve(self, leases=tuple(map(change, self.leases)))
 
     def swept(self, is_alive: Callable[[Lease], bool]) -> State:
         """The state without the places of those that have ended."""
@@ -150,9 +212,13 @@ def decode_info(raw: bytes) -> NetworkInfo:
 
 def encode_state(state: State) -> bytes:
     """The document of *state*."""
-    leases = [{**{name: getattr(lease, name) for name in _LEASE}, "aliases": list(lease.aliases)} for lease in state.leases]
-    given = {"next_port": state.next_port, "last": state.last, "last6": state.last6}
-    return json.dumps({"version": _VERSION, **given, "leases": leases}).encode()
+    given = {"next_port": state.next_port, "inner": state.inner, "last": state.last, "last6": state.last6}
+    return json.dumps({"version": _VERSION, **given, "leases": list(map(_of_lease, state.leases))}).encode()
+
+
+def _of_lease(lease: Lease) -> dict[str, Any]:
+    lists = {"aliases": list(lease.aliases), "published": list(map(str, lease.published))}
+    return {**{name: getattr(lease, name) for name in _LEASE}, **lists}
 
 
 def decode_state(raw: bytes) -> State:
@@ -160,7 +226,8 @@ def decode_state(raw: bytes) -> State:
     document = _document(raw)
     leases = cast("list[object]", _field(document, "leases", list))
     last, last6 = (_field(document, name, str) for name in ("last", "last6"))
-    return State(_field(document, "next_port", int), last, last6, tuple(map(_to_lease, leases)))
+    next_port, inner = (_field(document, name, int) for name in ("next_port", "inner"))
+    return State(next_port, inner, last, last6, tuple(map(_to_lease, leases)))
 
 
 _INFO: Final[Mapping[str, type]] = {
@@ -192,7 +259,8 @@ def _to_lease(found: object) -> Lease:
     if not isinstance(found, dict):
         raise ValueError("a lease is no object")  # noqa: TRY004 - of a document
     lease = cast("dict[str, Any]", found)
-    return Lease(**{name: _field(lease, name, kind) for name, kind in _LEASE.items()}, aliases=_words(lease, "aliases"))
+    published = tuple(map(Published.parse, _words(lease, "published")))
+    return Lease(**{name: _field(lease, name, kind) for name, kind in _LEASE.items()}, aliases=_words(lease, "aliases"), published=published)
 
 
 def _words(document: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -295,8 +295,8 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(store: NetworkStor
     for name in ("", "../x", ".x", "a/b", "none", "host", "new", "x" * 64):
         with pytest.raises(UsageError):
             store.create(name, internal=True)
-    with pytest.raises(UnsupportedError, match="internal=True"):
-        store.create("shop")
+    with pytest.raises(UsageError, match="allow"):
+        store.create("shop", allow=["10.0.0.1:x"])
     assert not os.path.exists(store.path)
 
 

@@ -1,0 +1,139 @@
+"""The switch's part of published ports in a network that is kept, where several processes publish; see `published` for the whole.
+
+Theory of operation
+-------------------
+Each process has its maps in a table with an owner, in the switch as in the host: ports of a process that is killed lead nowhere from then on.
+Ports of the uplink that stand for published ones are given out under the lock of the network's directory, round and round, so that no two
+processes mean different things by one. Which of them stand for something is known to the tables of their owners only: each marks what comes for
+its own, and what nobody has marked is refused, flow or not, by a table of the switch itself. (A mark is not carried from one namespace to
+another.)
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Final
+
+from sandbox.errors import NetworkNotFoundError, ProtocolError
+from sandbox.net.kept import Published
+from sandbox.net.nft import (
+    IPV4,
+    PORT,
+    PROTOCOL,
+    Chain,
+    Element,
+    Nftables,
+    Set,
+    Table,
+    Transaction,
+    ct_original_dport,
+    ct_status,
+    dnat_to,
+    iifname,
+    in_set,
+    ip_daddr,
+    l4proto,
+    mark,
+    reject,
+    rule,
+    set_mark,
+    th_dport,
+)
+
+if TYPE_CHECKING:
+    from sandbox._networks.kept import KeptLive
+    from sandbox._networks.published import Entry
+    from sandbox._networks.switch import Switch
+    from sandbox._networks.uplink import Uplink
+
+_DESTINATION: Final = -101
+_MARKING, _REFUSING = -2, -1
+_KNOWN: Final = 1
+_numbers: Final = itertools.count(1)
+
+
+def refuse_unknown(switch: Switch) -> None:
+    """Have a switch refuse what comes for a port that stands for nothing (any more). Raises: UnsupportedError, SetupError."""
+    table = Table("ip", "published")
+    guard = Chain(table, "guard", hook="forward", priority=_REFUSING)
+    work = Transaction().add(table).add(guard)
+    for refusal in (reject(tcp_reset=True), reject(code="port-unreachable")):
+        work.add(rule(guard, [iifname("uplink"), ct_status("dnat"), mark.is_not(_KNOWN), refusal]))
+    with switch.filters() as kernel:
+        kernel.commit(work)
+
+
+class KeptGate:
+    """Of this process, in one network. The caller has the lock of all that is published."""
+
+    def __init__(self, live: KeptLive, uplink: Uplink) -> None:
+        self._directory, self._switch, self._uplink = live.directory, live.switch, uplink
+        self._users = 0
+        self._filters: Nftables | None = None
+        self._table = Table("ip", f"published-{os.getpid()}-{next(_numbers)}", owner=True)
+        self._ports = Set(self._table, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
+        self._open = Set(self._table, "open", (PROTOCOL, PORT))
+
+    def numbers(self, count: int) -> list[int]:
+        """Inner ports that nobody else has."""
+        with self._directory.held():
+            state, found = self._directory.state().with_inner(count)
+            self._directory.write_state(state)
+        return found
+
+    def open(self) -> None:
+        """Be ready for changes, until `close` is called as often."""
+        if self._filters is None:
+            filters = self._switch.filters()
+            try:
+                self._make(filters)
+            except BaseException:
+                filters.close()
+                raise
+            self._filters = filters
+        self._users += 1
+
+    def _make(self, filters: Nftables) -> None:
+        inward = Chain(self._table, "inward", hook="prerouting", priority=_DESTINATION, type="nat")
+        known = Chain(self._table, "known", hook="forward", priority=_MARKING)
+        work = Transaction()
+        for item in (self._table, self._ports, self._open, inward, known):
+            work.add(item)
+        work.add(rule(inward, [iifname("uplink"), ip_daddr(self._uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
+        work.add(rule(known, [iifname("uplink"), ct_status("dnat"), in_set(self._open, l4proto, ct_original_dport), set_mark(_KNOWN)]))
+        filters.commit(work)
+
+    def close(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the socket, and so of the table, unless a parent has it too."""
+        if self._filters is not None:
+            self._filters.close()
+            self._filters = None
+
+    def add(self, entries: Iterable[Entry], address: IPv4Address) -> None:
+        made = tuple(entries)
+        elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in made]
+        self._commit(Transaction().add_elements(self._open, [Element(element.key) for element in elements]).add_elements(self._ports, elements))
+        with self._directory.held():
+            known = [Published(entry.held.key, str(entry.held.host), entry.inner) for entry in made]
+            self._directory.write_state(self._directory.state().publishing(str(address), known))
+
+    def remove(self, entries: Iterable[Entry]) -> None:
+        made = tuple(entries)
+        keys = [Element((entry.protocol, entry.inner)) for entry in made]
+        self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
+        with suppress(NetworkNotFoundError), self._directory.held():  # it was removed by force
+            self._directory.write_state(self._directory.state().withdrawing({entry.inner for entry in made}))
+
+    def _commit(self, work: Transaction) -> None:
+        if self._filters is None:
+            raise ProtocolError("a port is published by a gate that is closed")
+        self._filters.commit(work)
