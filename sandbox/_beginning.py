@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Final
 
 from sandbox._compile import Compiled
@@ -16,6 +17,22 @@ from sandbox.errors import BrokenError, ProtocolError, SandboxError
 
 START_S: Final = 60.0  # an init that says nothing for so long is broken
 GONE_S: Final = 10.0
+
+
+class _Ending:
+    """A block that calls *end* when it fails, in few steps."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._end()
 
 
 class Beginning:
@@ -127,16 +144,14 @@ class Beginning:
                 raise self._failure
         return self._is_ready
 
-    @contextlib.contextmanager
-    def _ending_on_failure(self) -> Generator[None]:
-        try:
-            yield
-        except BaseException:
-            self._closed = True  # first: an interrupt may come again in here, and `close` would use what is closed
-            if self._starting is not None:
-                self._starting.close()
-            self._drop_pidfd(kill=True)
-            raise
+    def _ending_on_failure(self) -> _Ending:
+        return _Ending(self._end_on_failure)
+
+    def _end_on_failure(self) -> None:
+        self._closed = True  # first: an interrupt may come again in here, and `close` would use what is closed
+        if self._starting is not None:
+            self._starting.close()
+        self._drop_pidfd(kill=True)
 
     def _on_event(self, channel: Channel, *, stay: bool = True) -> bool:
         """Take the next event of a start; say whether it was the last, READY. Without *stay*, a failure waits for GONE in `_failure`."""
