@@ -5,7 +5,7 @@ Theory of operation
 Each process has its maps in a table with an owner, in the switch as in the host: ports of a process that is killed lead nowhere from then on.
 Ports of the uplink that stand for published ones are given out under the lock of the network's directory, round and round, so that no two
 processes mean different things by one. Which of them stand for something is known to the tables of their owners only: each marks what comes for
-its own, and what nobody has marked is refused, flow or not, by a table of the switch itself. (A mark is not carried from one namespace to
+its own, and what nobody has marked is refused, flow or not, by the walls of the switch itself. (A mark is not carried from one namespace to
 another.)
 """
 
@@ -18,6 +18,7 @@ from contextlib import suppress
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
+from sandbox._networks.uplink import KNOWN
 from sandbox.errors import NetworkNotFoundError, ProtocolError
 from sandbox.net.kept import Published
 from sandbox.net.nft import (
@@ -31,40 +32,26 @@ from sandbox.net.nft import (
     Table,
     Transaction,
     ct_original_dport,
-    ct_status,
+    ct_original_protocol,
     dnat_to,
-    iifname,
+    iif,
     in_set,
     ip_daddr,
     l4proto,
-    mark,
-    reject,
     rule,
     set_mark,
     th_dport,
 )
+from sandbox.net.rtnetlink import UPLINK
 
 if TYPE_CHECKING:
     from sandbox._networks.kept import KeptLive
     from sandbox._networks.published import Entry
-    from sandbox._networks.switch import Switch
     from sandbox._networks.uplink import Uplink
 
 _DESTINATION: Final = -101
-_MARKING, _REFUSING = -2, -1
-_KNOWN: Final = 1
+_MARKING: Final = -1  # before the switch's own walls
 _numbers: Final = itertools.count(1)
-
-
-def refuse_unknown(switch: Switch) -> None:
-    """Have a switch refuse what comes for a port that stands for nothing (any more). Raises: UnsupportedError, SetupError."""
-    table = Table("ip", "published")
-    guard = Chain(table, "guard", hook="forward", priority=_REFUSING)
-    work = Transaction().add(table).add(guard)
-    for refusal in (reject(tcp_reset=True), reject(code="port-unreachable")):
-        work.add(rule(guard, [iifname("uplink"), ct_status("dnat"), mark.is_not(_KNOWN), refusal]))
-    with switch.filters() as kernel:
-        kernel.commit(work)
 
 
 class KeptGate:
@@ -103,8 +90,8 @@ class KeptGate:
         work = Transaction()
         for item in (self._table, self._ports, self._open, inward, known):
             work.add(item)
-        work.add(rule(inward, [iifname("uplink"), ip_daddr(self._uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
-        work.add(rule(known, [iifname("uplink"), ct_status("dnat"), in_set(self._open, l4proto, ct_original_dport), set_mark(_KNOWN)]))
+        work.add(rule(inward, [iif(UPLINK), ip_daddr(self._uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
+        work.add(rule(known, [iif(UPLINK), in_set(self._open, ct_original_protocol, ct_original_dport), set_mark(KNOWN)]))
         filters.commit(work)
 
     def close(self) -> None:

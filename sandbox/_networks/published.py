@@ -36,6 +36,7 @@ from attrs import define, frozen
 from sandbox._networks.kept import KeptLive
 from sandbox._networks.kept_published import KeptGate
 from sandbox._networks.reserved import ANY, Reserved
+from sandbox._networks.uplink import OPEN, WALLS
 from sandbox.errors import ProtocolError, SandboxError, SetupError, UsageError
 from sandbox.net.conntrack import PROTOCOLS, Direction, Flow, Flows
 from sandbox.net.nft import (
@@ -46,13 +47,11 @@ from sandbox.net.nft import (
     Element,
     Nftables,
     Set,
-    Table,
     Transaction,
-    ct_original_dport,
-    ct_status,
     dnat_to,
     drop,
     fib_daddr,
+    iif,
     iifname,
     in_set,
     ip_daddr,
@@ -60,11 +59,11 @@ from sandbox.net.nft import (
     l4proto,
     masquerade,
     oifname,
-    reject,
     return_,
     rule,
     th_dport,
 )
+from sandbox.net.rtnetlink import UPLINK
 
 if TYPE_CHECKING:
     from sandbox._networks.live import Live
@@ -104,7 +103,7 @@ class _Host:
         work = Transaction()
         for item in (self._one, self._all, guard, others, own, local):
             work.add(item)
-        work.add(rule(guard, [in_set(host.links, iifname), ip_daddr(_LOOPBACK), drop]))
+        work.add(rule(guard, [ip_daddr(_LOOPBACK), in_set(host.links, iifname), drop]))  # in this order: what is rare, first
         work.add(rule(others, [ip_daddr(_LOOPBACK), return_]))
         for chain in (others, own):
             work.add(rule(chain, [dnat_to(self._one, ip_daddr, l4proto, th_dport)]))
@@ -139,20 +138,13 @@ class _Gate:
         self._users = 0
         self._filters: Nftables | None = None
         self._switch = live.switch
-        table = Table("ip", "published")
-        self._ports = Set(table, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
-        self._open = Set(table, "open", (PROTOCOL, PORT))
-        inward = Chain(table, "inward", hook="prerouting", priority=_DESTINATION, type="nat")
-        guard = Chain(table, "guard", hook="forward", priority=-1)
-        work = Transaction()
-        for item in (table, self._ports, self._open, inward, guard):
-            work.add(item)
-        work.add(rule(inward, [iifname("uplink"), ip_daddr(uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
-        closed = iifname("uplink"), ct_status("dnat"), in_set(self._open, l4proto, ct_original_dport, negate=True)
-        work.add(rule(guard, [*closed, reject(tcp_reset=True)]))
-        work.add(rule(guard, [*closed, reject(code="port-unreachable")]))
+        self._ports = Set(WALLS, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
+        inward = Chain(WALLS, "inward", hook="prerouting", priority=_DESTINATION, type="nat")
+        work = Transaction().add(self._ports).add(inward)
+        work.add(rule(inward, [iif(UPLINK), ip_daddr(uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
         with live.switch.filters() as filters:
             filters.commit(work)
+
     def numbers(self, count: int) -> list[int]:
         """Inner ports, round and round."""
         taken = {entry.inner for one in _publications if one.gate is self for entry in one.entries}
@@ -185,11 +177,11 @@ class _Gate:
     def add(self, entries: Iterable[Entry], address: IPv4Address) -> None:
         elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in entries]
         keys = [Element(element.key) for element in elements]
-        self._commit(Transaction().add_elements(self._open, keys).add_elements(self._ports, elements))
+        self._commit(Transaction().add_elements(OPEN, keys).add_elements(self._ports, elements))
 
     def remove(self, entries: Iterable[Entry]) -> None:
         keys = [Element((entry.protocol, entry.inner)) for entry in entries]
-        self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
+        self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(OPEN, keys))
 
     def _commit(self, work: Transaction) -> None:
         if self._filters is None:

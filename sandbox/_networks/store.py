@@ -36,7 +36,6 @@ from sandbox._networks import directories, kept_names
 from sandbox._networks.directories import Directory, default_store, not_found
 from sandbox._networks.kept import endpoint_of, known
 from sandbox._networks.kept_outside import described, take_away
-from sandbox._networks.kept_published import refuse_unknown
 from sandbox._networks.live import Live
 from sandbox._networks.places import Endpoint
 from sandbox._types import StrPath, to_text
@@ -165,8 +164,6 @@ class NetworkStore:
             directory = stack.enter_context(directories.make(store, self.path))
             try:
                 live = Live.make(spec, Subnets(), stack, named=False)
-                if live.uplink is not None:
-                    refuse_unknown(live.switch)
                 info = _info_of(spec, live)
                 directory.write_document(encode_info(info))
                 directory.write_state(State(FIRST_PORT))

@@ -34,6 +34,8 @@ from sandbox.net.neighbours import known
 from sandbox.net.nft import (
     IFNAME,
     IPV4,
+    PORT,
+    PROTOCOL,
     Chain,
     Element,
     ListedChain,
@@ -43,21 +45,26 @@ from sandbox.net.nft import (
     Transaction,
     accept,
     counter,
+    ct_original_dport,
+    ct_original_protocol,
     ct_state,
     ct_status,
     drop,
+    goto,
+    iif,
     iifname,
     in_set,
     ip_daddr,
     ip_saddr,
     jump,
+    mark,
     masquerade,
     oifname,
     reject,
     rule,
     udp_dport,
 )
-from sandbox.net.rtnetlink import NETLINK_ROUTE, UPLINK, Requests, WayOut, brought_up, default_route, routes, uplink, ways_out
+from sandbox.net.rtnetlink import BRIDGE, NETLINK_ROUTE, UPLINK, Requests, WayOut, brought_up, default_route, routes, uplink, ways_out
 
 if TYPE_CHECKING:
     from sandbox._networks.switch import Switch
@@ -175,18 +182,31 @@ def _write(path: str, value: str) -> None:
 # ---- In the switch ----
 
 
+WALLS: Final = Table("ip", "uplink")
+# The inner ports that stand for something just now, see `published`; and the mark of packets for one of another process's, see `kept_published`.
+OPEN: Final = Set(WALLS, "open", (PROTOCOL, PORT))
+KNOWN: Final = 1
+
+
 def _make_walls(switch: Switch) -> None:
-    """Out goes what containers send, in comes what answers it, or was sent to a published port."""
-    table = Table("ip", "uplink")
-    forward = Chain(table, "forward", hook="forward", policy="drop")
-    inward = Chain(table, "input", hook="input")
-    nat = Chain(table, "postrouting", hook="postrouting", type="nat", priority=100)
-    work = Transaction().add(table).add(forward).add(inward).add(nat)
-    work.add(rule(forward, [ct_state("invalid"), drop]))  # which would not be translated
+    """Out goes what containers send, in comes what answers it, or was sent to a published port.
+
+    Each packet comes by here, so the order counts: those of flows that are known are through after one rule or two, and one chain has all of it.
+    """
+    forward = Chain(WALLS, "forward", hook="forward", policy="drop")
+    inward = Chain(WALLS, "input", hook="input")
+    nat = Chain(WALLS, "postrouting", hook="postrouting", type="nat", priority=100)
+    published = Chain(WALLS, "published")
+    work = Transaction().add(WALLS).add(OPEN).add(published).add(forward).add(inward).add(nat)
+    # What is invalid would not be translated. A router's word about a flow (related, ICMP) goes where the flow does.
+    work.add(rule(forward, [iif(BRIDGE), ct_state("new", *_NEVER_DROPPED, "untracked"), accept]))
+    work.add(rule(forward, [ct_status("dnat"), goto(published)]))
     work.add(rule(forward, [ct_state(*_NEVER_DROPPED), accept]))
-    work.add(rule(forward, [iifname("bridge"), accept]))
-    work.add(rule(forward, [iifname("uplink"), ct_status("dnat"), accept]))
-    work.add(rule(inward, [iifname.is_not("uplink"), accept]))
+    work.add(rule(published, [in_set(OPEN, ct_original_protocol, ct_original_dport), accept]))
+    work.add(rule(published, [mark(KNOWN), accept]))
+    work.add(rule(published, [reject(tcp_reset=True)]))
+    work.add(rule(published, [reject(code="port-unreachable")]))
+    work.add(rule(inward, [iif.is_not(UPLINK), accept]))
     work.add(rule(inward, [ct_state(*_NEVER_DROPPED), accept]))
     work.add(rule(inward, [ct_status("dnat"), accept]))
     work.add(rule(inward, [drop]))
@@ -221,16 +241,6 @@ class HostTable:
         """The switches' ends of them."""
         return Set(self.table, "addresses", (IPV4,))
 
-    @property
-    def arrivals(self) -> Chain:
-        """What nobody has looked at yet."""
-        return Chain(self.table, "arrivals", hook="prerouting", priority=_FIRST)
-
-    @property
-    def probes(self) -> Chain:
-        """What comes to its end has passed all others."""
-        return Chain(self.table, "probes", hook="forward", priority=_LAST)
-
     def commit(self, work: Transaction) -> tuple[int, ...]:
         """As `Nftables.commit`."""
         with self._lock:
@@ -241,10 +251,10 @@ class HostTable:
         with self._lock:
             return self._kernel.chains()
 
-    def counted(self, chain: Chain, handles: set[int]) -> int:
-        """How many packets these rules of *chain* have seen."""
+    def counted(self, chain: Chain) -> int:
+        """How many packets the rules of *chain* have seen."""
         with self._lock:
-            return sum(found.packets for found in self._kernel.rules(chain) if found.handle in handles)
+            return sum(found.packets for found in self._kernel.rules(chain))
 
     def add(self, link: Uplink) -> None:
         """Let a network's packets pass."""
@@ -265,18 +275,18 @@ class HostTable:
         inward = Chain(self.table, "input", hook="input")
         nat = Chain(self.table, "postrouting", hook="postrouting", type="nat", priority=100)
         work = Transaction().add(self.table).add(self.links).add(self.addresses)
-        for chain in (forward, out, back, inward, nat, self.arrivals, self.probes):
+        for chain in (forward, out, back, inward, nat):
             work.add(chain)
+        # Of others' flows too: what is accepted here is so by this table alone, and they are through.
+        work.add(rule(forward, [ct_state(*_NEVER_DROPPED), accept]))
         work.add(rule(forward, [in_set(self.links, iifname), jump(out)]))
         work.add(rule(forward, [in_set(self.links, oifname), jump(back)]))
-        work.add(rule(out, [ct_state(*_NEVER_DROPPED), accept]))
         work.add(rule(out, [ct_status("dnat"), accept]))  # what is published is so to all
         work.add(rule(out, [oifname(f"{PREFIX}*"), reject()]))  # of another network, perhaps of another process
-        work.add(rule(back, [ct_state(*_NEVER_DROPPED), accept]))
         work.add(rule(back, [ct_status("dnat"), accept]))
         work.add(rule(back, [drop]))
         # Not only what is new: where the host does not track a port (notrack, for resolvers), it would be reached there.
-        work.add(rule(inward, [in_set(self.links, iifname), ct_state(*_NEVER_DROPPED), accept]))
+        work.add(rule(inward, [ct_state(*_NEVER_DROPPED), accept]))
         work.add(rule(inward, [in_set(self.links, iifname), reject()]))
         work.add(rule(nat, [in_set(self.addresses, ip_saddr), masquerade()]))
         self.commit(work)
@@ -379,25 +389,25 @@ def _probe(switch: Switch, link: Uplink, ways: list[WayOut]) -> None:
     targets = [_NOWHERE, *(way.gateway for way in ways if way.gateway is not None)] if ways else []
     if not targets:
         return
-    # One that passes is enough: others may well forbid addresses of no use, or of their own network.
-    tests = [[iifname(link.name), ip_daddr(target), udp_dport(_DISCARD), counter()] for target in targets]
     host = link.host
-    work = Transaction()
-    for test in tests:
-        work.add(rule(host.arrivals, test)).add(rule(host.probes, [*test, drop]))
-    handles = host.commit(work)
+    # Chains of this probe alone, before and behind all others; they cost the host's packets something, so they are there for it only.
+    arrivals = Chain(host.table, f"arrivals-{link.name}", hook="prerouting", priority=_FIRST)
+    passed = Chain(host.table, f"passed-{link.name}", hook="forward", priority=_LAST)
+    work = Transaction().add(arrivals).add(passed)
+    # One that passes is enough: others may well forbid addresses of no use, or of their own network.
+    for target in targets:
+        test = [iifname(link.name), ip_daddr(target), udp_dport(_DISCARD), counter()]
+        work.add(rule(arrivals, test)).add(rule(passed, [*test, drop]))
+    host.commit(work)
     try:
-        if not _gets_through(switch, host, targets, (set(handles[::2]), set(handles[1::2]))):
+        if not _gets_through(switch, host, targets, arrivals, passed):
             raise _in_the_way(host)
     finally:
-        gone = Transaction()
-        for at, handle in enumerate(handles):
-            gone.delete_rule(host.probes if at % 2 else host.arrivals, handle)
-        host.commit(gone)
+        host.commit(Transaction().delete(arrivals).delete(passed))
 
 
-def _gets_through(switch: Switch, host: HostTable, targets: list[IPv4Address], rules: tuple[set[int], set[int]]) -> bool:
-    """*rules*: those that count what arrives, and what passes. Usually both have before sendto returns."""
+def _gets_through(switch: Switch, host: HostTable, targets: list[IPv4Address], arrivals: Chain, passed: Chain) -> bool:
+    """Usually both chains have counted one before sendto returns."""
     fd = switch.socket(domain=socket.AF_INET, kind=socket.SOCK_DGRAM, protocol=0)
     deadline, pause = time.monotonic() + _PROBE_S, 0.0005
     has_arrived = False
@@ -406,9 +416,9 @@ def _gets_through(switch: Switch, host: HostTable, targets: list[IPv4Address], r
             for target in targets:
                 with suppress(OSError):  # an answer to the one before: somebody rejects it
                     sender.sendto(b"", (str(target), _DISCARD))
-            if host.counted(host.probes, rules[1]):
+            if host.counted(passed):
                 return True
-            if not has_arrived and host.counted(host.arrivals, rules[0]):
+            if not has_arrived and host.counted(arrivals):
                 has_arrived, deadline = True, time.monotonic() + _PASSING_S
             if time.monotonic() > deadline:
                 return False

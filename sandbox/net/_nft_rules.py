@@ -76,6 +76,7 @@ class Kind:
 IPV4, IPV6, MAC = Kind("ipv4_addr", 7, 4), Kind("ipv6_addr", 8, 16), Kind("ether_addr", 9, 6)
 PROTOCOL, PORT, ETHERTYPE = Kind("inet_proto", 12, 1), Kind("inet_service", 13, 2), Kind("ether_type", 10, 2)
 MARK, IFNAME = Kind("mark", 19, 4, ordered=False), Kind("ifname", 41, 16, ordered=False)
+_IFINDEX: Final = Kind("iface_index", 20, 4, ordered=False)
 BYTE: Final = Kind("integer", 4, 1)
 WORD: Final = Kind("integer", 4, 4, ordered=False)
 
@@ -168,6 +169,7 @@ def _header(name: str, kind: Kind, base: int, offset: int, *needs: tuple[str, st
 _IP4, _IP6, _ARP = ("network", "ip"), ("network", "ip6"), ("network", "arp")
 
 iifname, oifname = _meta("iifname", IFNAME, 6), _meta("oifname", IFNAME, 7)
+iif = _meta("iif", _IFINDEX, 4)  # by its index: a quarter of the bytes
 mark, l4proto, protocol = _meta("mark", MARK, 3), _meta("l4proto", PROTOCOL, 16), _meta("protocol", ETHERTYPE, 1)
 _nfproto = _meta("nfproto", BYTE, 15)
 ether_daddr, ether_saddr = _header("ether daddr", MAC, _LINK, 0), _header("ether saddr", MAC, _LINK, 6)
@@ -182,7 +184,8 @@ udp_sport, udp_dport = _header("udp sport", PORT, _TRANSPORT, 0, ("l4", "udp")),
 th_sport, th_dport = _header("th sport", PORT, _TRANSPORT, 0), _header("th dport", PORT, _TRANSPORT, 2)
 icmp_type = _header("icmp type", BYTE, _TRANSPORT, 0, ("l4", "icmp"))
 icmpv6_type = _header("icmpv6 type", BYTE, _TRANSPORT, 0, ("l4", "icmpv6"))
-# Of the first packet of a flow, whatever it was translated to: NFT_CT_PROTO_DST of IP_CT_DIR_ORIGINAL.
+# Of the first packet of a flow, whatever it was translated to, also to errors about it: NFT_CT_PROTOCOL and _PROTO_DST of IP_CT_DIR_ORIGINAL.
+ct_original_protocol = Field("ct original protocol", PROTOCOL, "ct", ((2, u32(10)), (3, bytes(1))))
 ct_original_dport = Field("ct original proto-dst", PORT, "ct", ((2, u32(12)), (3, bytes(1))))
 _daddr_type = Field("fib daddr type", WORD, "fib", ((2, u32(3)), (3, u32(2))))  # NFT_FIB_RESULT_ADDRTYPE of NFTA_FIB_F_DADDR
 _saddr_type = Field("fib saddr type", WORD, "fib", ((2, u32(3)), (3, u32(1))))

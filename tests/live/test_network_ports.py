@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 import socket
 import subprocess
 import threading
@@ -45,6 +47,43 @@ while True:
         else:
             _, address = sock.recvfrom(100)
             sock.sendto(f"{name}:{sock.getsockname()[1]} {address[0]}".encode(), address)
+"""
+
+
+# Answers one datagram, and says of what size the next one may be, once a router has said that.
+PATIENT = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    s.bind(("", 8080))
+    s.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+    print("up", flush=True)
+    _, address = s.recvfrom(100)
+    s.connect(address)
+    s.send(b"answer")
+    s.settimeout(5)
+    try:
+        s.recv(100)
+    except OSError as error:
+        print(type(error).__name__, error.errno, s.getsockopt(socket.IPPROTO_IP, 14))  # IP_MTU
+"""
+# Asks, and then plays a router between: "that answer was too large for my next link, which takes 1,000 bytes" (RFC 1191).
+ROUTER = """
+import socket, struct, sys
+def summed(data):
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+host, port = sys.argv[1], int(sys.argv[2])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s, socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+    s.settimeout(5)
+    s.connect((host, port))
+    s.send(b"?")
+    answer = s.recv(100)
+    mine, number = s.getsockname()
+    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 28 + len(answer), 1, 0x4000, 64, 17, 0, socket.inet_aton(host), socket.inet_aton(mine))
+    head = head[:10] + struct.pack(">H", summed(head)) + head[12:]
+    body = head + struct.pack(">HHHH", port, number, 8 + len(answer), 0)
+    raw.sendto(struct.pack(">BBHHH", 3, 4, summed(struct.pack(">BBHHH", 3, 4, 0, 0, 1000) + body), 0, 1000) + body, (host, 0))
 """
 
 
@@ -246,6 +285,19 @@ def fail(*_: object) -> None:
 def send_until_told(stream: socket.socket) -> None:
     while True:
         stream.send(b"?")
+
+
+@alone
+def test_a_container_hears_from_routers_between_it_and_who_asks() -> None:
+    """Without that, whatever is larger than the smallest link in between is lost for ever."""
+    command = [PYTHON, "-c", PATIENT]
+    with world() as there, Network() as net, ExitStack() as stack:
+        c = stack.enter_context(Container(net=net, ports=["8053:8080/udp"]))
+        process = stack.enter_context(c.popen(command, stdout=PIPE, stderr=sandbox.STDOUT))
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        assert there.run(f"{PYTHON} -c {shlex.quote(f'exec({ROUTER!r})')} {HOST} 8053") == (0, "")
+        assert process.stdout.readline().decode() == f"OSError {errno.EMSGSIZE} 1000\n"
 
 
 @alone
