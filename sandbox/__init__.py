@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sandbox import aio, builder, cg, errors, features, fs, image, noise, ns, sec
+    from sandbox import aio, builder, cg, errors, features, fs, image, keep, noise, ns, sec
     from sandbox._files.limits import CopyProgress
     from sandbox._interact import Chunk, Interaction, Party, Verdict, interact
     from sandbox._networks.capture import Capture
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         BrokenError,
         ClosedError,
         CommandError,
+        ContainerNotFoundError,
         DockerfileError,
         ImageError,
         ImageInUseError,
         ImageNotFoundError,
         LimitError,
+        NameInUseError,
         NetworkInUseError,
         NetworkNotFoundError,
         PortInUseError,
@@ -65,9 +67,9 @@ _HOMES: Final = {
     "sandbox.cg": "Limits",
     "sandbox.cg.details": "Details",
     "sandbox.container": "Container run",
-    "sandbox.errors": "BrokenError ClosedError CommandError DockerfileError ImageError ImageInUseError ImageNotFoundError LimitError "
-    "NetworkInUseError NetworkNotFoundError PortInUseError ProgramNotFoundError ProtocolError RegistryError SandboxError SetupError UnsupportedError "
-    "UsageError VolumeInUseError VolumeNotFoundError",
+    "sandbox.errors": "BrokenError ClosedError CommandError ContainerNotFoundError DockerfileError ImageError ImageInUseError ImageNotFoundError "
+    "LimitError NameInUseError NetworkInUseError NetworkNotFoundError PortInUseError ProgramNotFoundError ProtocolError RegistryError SandboxError "
+    "SetupError UnsupportedError UsageError VolumeInUseError VolumeNotFoundError",
     "sandbox.estimates": "Estimate",
     "sandbox.fs": "Bind Scratch Tmpfs Volume",
     "sandbox.measurements": "Comparison Measurement Ratio",
@@ -82,7 +84,7 @@ _HOMES: Final = {
     "sandbox.sec": "Rlimits Security",
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names.split()}
-_PACKAGES: Final = frozenset(("aio", "builder", "cg", "errors", "features", "fs", "image", "noise", "ns", "sec"))
+_PACKAGES: Final = frozenset(("aio", "builder", "cg", "errors", "features", "fs", "image", "keep", "noise", "ns", "sec"))
 
 __all__ = [
     "DEVNULL",
@@ -96,6 +98,7 @@ __all__ = [
     "CommandError",
     "Comparison",
     "Container",
+    "ContainerNotFoundError",
     "CopyProgress",
     "Details",
     "DockerfileError",
@@ -112,6 +115,7 @@ __all__ = [
     "Limits",
     "Measurement",
     "Monitor",
+    "NameInUseError",
     "NetStats",
     "Network",
     "NetworkInUseError",
@@ -152,6 +156,7 @@ __all__ = [
     "fs",
     "image",
     "interact",
+    "keep",
     "measure",
     "noise",
     "ns",

@@ -16,11 +16,13 @@ __all__ = [
     "BrokenError",
     "ClosedError",
     "CommandError",
+    "ContainerNotFoundError",
     "DockerfileError",
     "ImageError",
     "ImageInUseError",
     "ImageNotFoundError",
     "LimitError",
+    "NameInUseError",
     "NetworkInUseError",
     "NetworkNotFoundError",
     "PortInUseError",
@@ -69,6 +71,21 @@ class NetworkNotFoundError(UsageError):
 
 class NetworkInUseError(UsageError):
     """Containers are in the network; nothing was removed."""
+
+
+class ContainerNotFoundError(UsageError):
+    """There is no container of that name or id that outlives its command."""
+
+
+class NameInUseError(UsageError):
+    """The name that a container was to have is another's; nothing was touched. *owner*: the id of that one."""
+
+    def __init__(self, message: str, *, name: str, owner: str) -> None:
+        super().__init__(message)
+        self.name, self.owner = name, owner
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class PortInUseError(UsageError):

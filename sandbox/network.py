@@ -16,6 +16,7 @@ from attrs import evolve
 from sandbox import _host
 from sandbox._networks.directories import kept_subnets
 from sandbox._networks.live import Live, uplink_of
+from sandbox._networks.naming import link_variables
 from sandbox._networks.outlet import find_program
 from sandbox._networks.places import Endpoint
 from sandbox.errors import ClosedError, UnsupportedError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from sandbox.net.counters import NetStats
     from sandbox.net.shape import Shape
 
-__all__ = ["Endpoint", "Network"]
+__all__ = ["Endpoint", "Network", "link_variables"]
 
 _subnets = Subnets()
 

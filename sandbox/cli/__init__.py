@@ -15,13 +15,19 @@ __all__ = ["main"]
 
 USAGE: Final = """\
 usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
+       sandbox run --detach ...                           the same, beyond the end of this command; and what there is to be done with it:
+       sandbox ps|inspect|logs|exec|cp|port|rename        look at it, and into it
+       sandbox start|stop|restart|kill|pause|unpause|wait|rm
+       sandbox commit | diff | export                     what has become of its files
+       sandbox container prune                            remove all that do not run
        sandbox bench [options] [--] PROGRAM [ARGUMENT...] run it again and again, and say what it takes
        sandbox build [options] CONTEXT                    make an image from a Dockerfile
        sandbox doctor [--json]                            say what this host offers, and what is missing
        sandbox images|history|tag|rmi|df                  the images that are here, and what they take
        sandbox image ls|inspect|history|tag|rm|prune|verify|bootstrap
        sandbox volume create|ls|inspect|rm|prune          directories that are kept by name
-       sandbox network create|ls|inspect|rm|prune         networks of containers that are kept by name
+       sandbox network create|ls|inspect|rm|prune|connect|disconnect
+                                                          networks of containers that are kept by name
        sandbox pull | push                                images from registries, and to them
        sandbox login | logout                             who we are to a registry
        sandbox save | load                                images into an archive, and out of one
@@ -88,8 +94,14 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:  # noqa: PLR091
             from sandbox.cli.build import main as found
         case "doctor":
             from sandbox.cli.doctor import main as found
+        case "exec":
+            from sandbox.cli.detached import main_exec as found
         case "export":
             from sandbox.cli.archives import main_export as found
+        case "commit" | "cp" | "diff":
+            from sandbox.cli.container_files import main_of as files_of
+
+            return files_of(command)
         case "import":
             from sandbox.cli.archives import main_import as found
         case "load":
@@ -108,6 +120,12 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:  # noqa: PLR091
             from sandbox.cli.run import main as found
         case "save":
             from sandbox.cli.archives import main_save as found
+        case (
+            "container" | "inspect" | "kill" | "logs" | "pause" | "port" | "ps" | "rename" | "restart" | "rm" | "start" | "stop" | "unpause" | "wait"
+        ):
+            from sandbox.cli.containers import main_of as containers_of
+
+            return containers_of(command)
         case "volume":
             from sandbox.cli.volume import main as found
         case _:

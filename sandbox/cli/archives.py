@@ -72,13 +72,24 @@ def main_import(arguments: Sequence[str]) -> int:
     return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))
 
 
-def main_export(arguments: Sequence[str]) -> int:
-    """Write the root of an image into a tar."""
-    parser = _parser("export", "Write the root file system of an image, its layers over one another, into one tar.")
+def main_image_export(arguments: Sequence[str]) -> int:
+    """Write the root of an image into a tar, whatever containers are called."""
+    return main_export(arguments, takes_containers=False)
+
+
+def main_export(arguments: Sequence[str], *, takes_containers: bool = True) -> int:
+    """Write the root of a container or an image into a tar."""
+    parser = _parser("export", "Write the root file system of a container that outlives its command, or of an image, into one tar.")
     parser.add_argument("-o", "--output", metavar="FILE", help="where to (default: standard output, which must not be a terminal)")
-    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("image", metavar="CONTAINER|IMAGE")
 
     def run(options: argparse.Namespace) -> None:
+        from sandbox.cli.container_files import export_container, find_exported
+
+        container = find_exported(options.image) if takes_containers else None
+        if container is not None:
+            export_container(container, options.output)
+            return
         export(options.image, STDOUT if options.output is None else options.output)
 
     return outcome(parser.prog, lambda: run(parser.parse_args(list(arguments))))

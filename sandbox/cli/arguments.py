@@ -87,6 +87,7 @@ def build() -> Parser:
     _add_surroundings(parser)
     _add_network(parser)
     _add_streams(parser)
+    _add_detached(parser)
     _add_image(parser)
     _add_files(parser)
     _add_security(parser)
@@ -170,9 +171,18 @@ def _add_streams(parser: Parser) -> None:
     group = parser.add_argument_group("streams")
     group.add_argument("--tty", "-t", action="store_true", help="give it a terminal")
     group.add_argument(
-        "--interactive", "-i", action=argparse.BooleanOptionalAction, default=True, help="pass standard input on (the default); --no-...: it is empty"
+        "--interactive", "-i", action=argparse.BooleanOptionalAction, default=None, help="pass standard input on (the default); --no-...: it is empty"
     )
     group.add_argument("--output-limit", metavar="SIZE", help="bytes on each of stdout and stderr, which become pipes; then everything is killed")
+
+
+def _add_detached(parser: Parser) -> None:
+    group = parser.add_argument_group("beyond this command")
+    group.add_argument("--detach", "-d", action="store_true", help="print its id when the program has started, and let it run; see sandbox ps")
+    group.add_argument("--name", metavar="NAME", help="to know it by; without --detach: for others of its networks")
+    group.add_argument("--rm", action="store_true", help="remove it at the end of its program; without --detach that is so anyway")
+    group.add_argument("--label", "-l", metavar="NAME[=TEXT]", action="append", default=[], help="something to know it by")
+    group.add_argument("--log-size", metavar="SIZE", help="how much of its output is kept (16M); the oldest goes first")
 
 
 def _add_image(parser: Parser) -> None:

@@ -39,6 +39,10 @@ def image(arguments: Sequence[str]) -> int:
         from sandbox.cli.archives import main_bootstrap
 
         return main_bootstrap(arguments[1:])
+    if arguments and arguments[0] == "export":
+        from sandbox.cli.archives import main_image_export
+
+        return main_image_export(arguments[1:])
     if arguments and arguments[0] in _IN_IMAGE:
         return _run(arguments[0], arguments[1:], prefix="image ")
     if arguments and arguments[0] in ("-h", "--help"):

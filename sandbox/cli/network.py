@@ -1,4 +1,4 @@
-"""``sandbox network create|ls|inspect|rm|prune``: networks that are kept by name; Docker's words, options and output."""
+"""``sandbox network create|ls|inspect|rm|prune|connect|disconnect``: networks that are kept by name; Docker's words, options and output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from sandbox import NetworkStore, UnsupportedError, UsageError
+from sandbox import NetworkStore, UsageError
 from sandbox.cli import kept, tables
 from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.options import to_time
@@ -27,12 +27,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _carry_out(arguments: Sequence[str]) -> int:
-    if arguments[:1] and arguments[0] in ("connect", "disconnect"):
-        raise UnsupportedError(
-            f"{arguments[0]}: takes a container that outlives the command that made it, and there are none yet",
-            feature="detached containers",
-            remedy="give the networks to `sandbox run --network`, or use Container.connect in a program",
-        )
     parsed = _parser().parse_args(list(arguments))
     carry_out: Callable[[argparse.Namespace], int] = parsed.carry_out
     return carry_out(parsed)
@@ -69,7 +63,29 @@ def _parser() -> Parser:
     prune = command("prune", _prune, "remove all networks in which no container is")
     prune.add_argument("--force", "-f", action="store_true", help="do not ask")
     prune.add_argument("--filter", metavar="WHAT=VALUE", action="append", default=[], help="label=NAME[=TEXT]; until=24h: only what is older")
+    joining = command("connect", _connect, "put a container that outlives its command into a network")
+    joining.add_argument("--ip", metavar="ADDRESS", default="", help="its address there")
+    joining.add_argument("--mac-address", metavar="MAC", default="", help="of its interface there")
+    joining.add_argument("--alias", metavar="NAME", action="append", default=[], help="by which others of the network find it, too")
+    leaving = command("disconnect", _disconnect, "take a container out of a network")
+    for each in (joining, leaving):
+        each.add_argument("network", metavar="NETWORK")
+        each.add_argument("container", metavar="CONTAINER")
     return parser
+
+
+def _connect(parsed: argparse.Namespace) -> int:
+    from sandbox.keep import find
+
+    find(parsed.container).connect(parsed.network, address=parsed.ip, mac=parsed.mac_address, aliases=parsed.alias)
+    return 0
+
+
+def _disconnect(parsed: argparse.Namespace) -> int:
+    from sandbox.keep import find
+
+    find(parsed.container).disconnect(parsed.network)
+    return 0
 
 
 def _add_create(create: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from sandbox import Join, Network, UnsupportedError, UsageError
+from sandbox import Join, Network, UsageError
 
 if TYPE_CHECKING:
     from sandbox.net import HostPort, Port
@@ -14,17 +14,12 @@ if TYPE_CHECKING:
 _OF_NETWORKS: Final = {"alias": "aliases", "ip": "address", "mac-address": "mac"}  # of --network name=..., and the argument of `Join`
 _NETNS: Final = "netns:"
 _FREE: Final = " (at a free port of the host: standard error tells which)"
+_CONTAINER: Final = "container:"
 NEW: Final = "new"  # --network new: one for this run
 
 
 def arguments(parsed: Namespace) -> dict[str, Any]:
-    """What is said of networks; what is not said is left out."""
-    if getattr(parsed, "link", []):
-        raise UnsupportedError(
-            "--link: takes another container by its name, and none has one beyond the command that made it",
-            feature="named containers",
-            remedy="put both into one network (--network), or use Container(links=...) in a program",
-        )
+    """What is said of networks; what is not said is left out. Links are `sandbox.keep.with_links`'s."""
     net = _network(parsed)
     found: dict[str, Any] = {"net": net}
     publish = getattr(parsed, "publish", [])
@@ -111,7 +106,7 @@ def _place(parsed: Namespace) -> list[tuple[str, str, Any]]:
 
 
 def _is_network(word: str) -> bool:
-    return word not in ("none", "host") and not word.startswith(_NETNS)
+    return word not in ("none", "host") and not word.startswith((_NETNS, _CONTAINER))
 
 
 def _mode(word: str) -> Any:  # noqa: ANN401 - as above
@@ -119,6 +114,10 @@ def _mode(word: str) -> Any:  # noqa: ANN401 - as above
         from sandbox.ns import Namespace
 
         return Namespace.named("net", word.removeprefix(_NETNS))
+    if word.startswith(_CONTAINER):
+        from sandbox.keep import namespace_of
+
+        return namespace_of(word.removeprefix(_CONTAINER))
     return None if word == "none" else word
 
 
@@ -127,12 +126,6 @@ def _join(word: str, place: Mapping[str, Any]) -> Join:
     if not _is_network(word):
         raise UsageError(f"--network: {word!r} goes with no other network")
     name, said = (word, dict(place)) if "=" not in word else _fields(word, place)
-    if name.startswith("container:"):
-        raise UnsupportedError(
-            f"--network: {name!r}: containers have no names beyond the command that made them",
-            feature="named containers",
-            remedy="Container(net=another) shares a network in a program",
-        )
     if name in ("bridge", "default"):
         raise UsageError(f"--network: there is no {name!r} for all; 'new' is one for this run, `sandbox network create` makes one that is kept")
     given = {argument: said[key] for key, argument in _OF_NETWORKS.items() if key in said}

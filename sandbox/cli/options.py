@@ -43,13 +43,15 @@ def to_request(parsed: Namespace, environ: Mapping[str, str]) -> Request:
     """Give the options of ``sandbox run`` their meaning. Raises: UsageError, naming the option."""
     if parsed.tty and parsed.output_limit is not None:
         raise UsageError("--output-limit: not with --tty, where there is no end to what a terminal shows")
+    if parsed.label or parsed.log_size is not None:
+        raise UsageError("--label and --log-size: only with --detach, of a container that others find")
     return Request(
         program=tuple(parsed.program),
         container=container_options(parsed, environ),
         program_options=program_options(parsed),
         output_limit=_given("--output-limit", parsed.output_limit, to_bytes),
         tty=parsed.tty,
-        interactive=parsed.interactive,
+        interactive=parsed.interactive is not False,
         report="-" if parsed.report else parsed.json,
         explain=parsed.explain,
         image=parsed.image,
@@ -77,7 +79,12 @@ def container_options(parsed: Namespace, environ: Mapping[str, str]) -> dict[str
         **networks.arguments(parsed),
         **_files(parsed),
     }
-    container.update({name: value for name, value in (("hostname", parsed.hostname), ("shm", parsed.shm_size)) if value is not None})
+    words = (("hostname", parsed.hostname), ("shm", parsed.shm_size), ("name", getattr(parsed, "name", None)))
+    container.update({name: value for name, value in words if value is not None})
+    if getattr(parsed, "link", []):
+        from sandbox.keep import with_links
+
+        return with_links(container, parsed.link)
     return container
 
 

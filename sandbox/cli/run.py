@@ -7,13 +7,14 @@ is this command's too.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Sequence
 from types import FrameType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from attrs import define, field
 
@@ -57,17 +58,28 @@ def main(arguments: Sequence[str]) -> int:
     from sandbox.cli.arguments import WrongUseError, parse
 
     try:
-        request = options.to_request(parse(arguments), os.environ)
+        parsed = parse(arguments)
+        if parsed.detach and not parsed.explain:
+            return _detach(parsed)
+        request = options.to_request(parsed, os.environ)
     except WrongUseError as error:
         return _complain(error, WRONG_USE, hint=" (see sandbox run --help)")
     except SandboxError as error:
-        return _complain(error, OWN_FAILURE)
+        return _complain(error, code_of_error(error))
     except SystemExit:  # --help
         return 0
     try:
         return _explain(request) if request.explain else _run(request)
     except SandboxError as error:
         return _complain(error, code_of_error(error))
+
+
+def _detach(parsed: argparse.Namespace) -> int:
+    from sandbox.cli import detached
+
+    for line in detached.run(parsed, os.environ):
+        _warn(line)
+    return 0
 
 
 def code_of_result(result: Result) -> int:
@@ -207,11 +219,22 @@ def _warn(text: str) -> None:
     print(f"sandbox run: warning: {one_line(text)}", file=sys.stderr)
 
 
+class Signalled(Protocol):
+    """Something that takes signals: a `Process`, or a program in another process's container."""
+
+    def send_signal(self, signal: int) -> None:
+        """Send one."""
+        ...
+
+
+S = TypeVar("S", bound=Signalled)
+
+
 @define(eq=False)
 class Forwarding:
     """Sends signals on to the program, from before its start to after its end: what comes too early is kept for it."""
 
-    _process: Process | None = None
+    _process: Signalled | None = None
     _early: list[int] = field(factory=list[int])
     _old: dict[int, Any] = field(factory=dict[int, Any])
 
@@ -234,12 +257,12 @@ class Forwarding:
             self._send(self._process, number)
 
     @staticmethod
-    def _send(process: Process, number: int) -> None:
+    def _send(process: Signalled, number: int) -> None:
         with contextlib.suppress(SandboxError, OSError):  # it has just ended: its result says so
             process.send_signal(number)
 
     @contextlib.contextmanager
-    def to(self, process: Process, resize: Callable[[Process], None] | None = None) -> Generator[None]:
+    def to(self, process: S, resize: Callable[[S], None] | None = None) -> Generator[None]:
         """Forward to *process* within the block; with *resize*, call that when our terminal has another size."""
         old = None if resize is None else signal.signal(signal.SIGWINCH, lambda _number, _frame: resize(process))
         self._process = process

@@ -7,17 +7,29 @@ import os
 import select
 import termios
 import tty
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from attrs import define, field
 
-from sandbox import Process
 from sandbox.cli.relay import write_all
 
 CHUNK: Final = 65536
 END_OF_INPUT: Final = b"\x04"  # what a terminal takes for the end of input, at the beginning of a line (VEOF)
 REPEATS: Final = 16  # of the end of input
 DEFAULT_SIZE: Final = (24, 80)
+
+
+class OnTerminal(Protocol):
+    """A program that has a terminal: a `Process`, or one in another process's container."""
+
+    @property
+    def terminal(self) -> int | None:
+        """Its other end."""
+        ...
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the terminal its size."""
+        ...
 
 
 @define(eq=False)
@@ -55,12 +67,12 @@ class Terminal:
                 return size.lines, size.columns
         return DEFAULT_SIZE
 
-    def resize(self, process: Process) -> None:
+    def resize(self, process: OnTerminal) -> None:
         """Tell the program's terminal the size of ours."""
         with contextlib.suppress(OSError):  # the program has just ended
             process.resize(*self.size)
 
-    def relay(self, process: Process) -> None:
+    def relay(self, process: OnTerminal) -> None:
         """Move input and output until every program has closed the terminal."""
         fd = process.terminal
         if fd is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import Container, Join, NetworkNotFoundError, UnsupportedError, UsageError
+from sandbox import Container, ContainerNotFoundError, Join, NetworkNotFoundError, UsageError
 from sandbox.cli import main, networks, options
 from sandbox.cli.arguments import parse, parse_bench
 from sandbox.net import HostPort
@@ -110,8 +110,10 @@ def test_what_there_is_not_is_told() -> None:
     with pytest.raises(NetworkNotFoundError, match="no network 'shop'"):
         container("--network", "shop")
     for words in (["--network", "container:db"], ["--network", "new", "--link", "db"]):
-        with pytest.raises(UnsupportedError, match="beyond the command that made"):
+        with pytest.raises(ContainerNotFoundError, match="no container 'db'"):
             container(*words)
+    with pytest.raises(UsageError, match="goes with no other"):
+        container("--network", "new", "--network", "container:db")
 
 
 @pytest.mark.parametrize("word", ["new", "name=new,alias=db"])
@@ -132,9 +134,9 @@ def test_wrong_use_of_the_command_for_networks(words: list[str], capsys: pytest.
 
 
 @pytest.mark.parametrize("command", ["connect", "disconnect"])
-def test_what_takes_a_container_that_outlives_its_command_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_container_that_is_not_there_is_told(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["network", command, "shop", "db"]) == 1
-    assert "outlives the command that made it" in capsys.readouterr().err
+    assert "no container 'db'" in capsys.readouterr().err
 
 
 def test_an_empty_store(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,7 @@ EXAMPLES = {
     "--dns": "10.0.0.53",
     "--dns-search": "example.org",
     "--add-host": "db:10.0.0.9",
+    "--name": "web",
     "--tty": None,
     "--no-interactive": None,
     "--root": "/usr",
@@ -67,12 +68,13 @@ EXAMPLES = {
 SAME = {"--interactive", "--help"}  # the default, and what never gets here
 OF_IMAGES = {"--image", "--entrypoint", "--pull"}
 OF_NETWORKS = {"--network-alias", "--ip", "--mac-address", "--publish", "--publish-all", "--link"}  # only with a network: test_cli_networks
+OF_DETACHED = {"--detach", "--rm", "--label", "--log-size"}  # test_keep_pieces
 WITHOUT_EFFECT = {"--env-file"}  # of an empty file
 
 
 def test_no_option_is_forgotten() -> None:
     names = {action.option_strings[0] for action in build()._actions if action.option_strings}
-    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES | OF_NETWORKS) - {"--no-interactive"}
+    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES | OF_NETWORKS | OF_DETACHED) - {"--no-interactive"}
 
 
 def test_the_options_of_images_have_their_meaning() -> None:

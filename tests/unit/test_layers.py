@@ -25,7 +25,7 @@ LAYERS = {
         "_refusals", "_result", "_run", "_runs", "_session", "_sinks", "_spares", "_spawner", "_spec", "_start",
         "_streams", "_tables", "_turns", "_users", "_wiring",
     },
-    3: {"pytest_plugin", "cli", "builder", "engine", "__main__"},
+    3: {"pytest_plugin", "cli", "builder", "engine", "keep", "__main__"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 FACE = "__init__"  # `sandbox` itself: it re-exports what lies below, and L3 stands on it

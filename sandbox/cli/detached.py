@@ -1,0 +1,156 @@
+"""``sandbox run --detach``, and ``sandbox exec``: programs in containers that outlive this command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sandbox import ImageNotFoundError, Result, SandboxError, UnsupportedError, UsageError
+from sandbox.cli import options
+from sandbox.cli.arguments import Parser, WrongUseError, parse_words
+from sandbox.cli.outcome import one_line
+from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error, code_of_result
+from sandbox.keep import LEAST, find, start_wishes
+
+_NETWORK: Final = ("network", "network_alias", "ip", "mac_address", "publish", "publish_all", "link", "dns", "dns_search", "add_host")
+_EXEC: Final = "sandbox exec"
+
+
+def run(parsed: Namespace, environ: Mapping[str, str]) -> list[str]:
+    """Start the container that ``sandbox run -d`` says, print its id, and give the warnings. Raises: as `sandbox.keep.start`."""
+    _check(parsed)
+    network: dict[str, Any] = {name: getattr(parsed, name) for name in _NETWORK}
+    said = Namespace(**{**vars(parsed), **{name: [] for name in _NETWORK}})  # networks are the keeper's to open
+    container = options.container_options(said, environ)
+    del container["net"]
+    container.pop("name", None)
+    wishes: dict[str, Any] = {
+        "program": tuple(parsed.program) or None,
+        "container": container,
+        "options": options.program_options(parsed),
+        "network": network,
+        "labels": dict(_label(text) for text in parsed.label),
+        "entrypoint": parsed.entrypoint,
+        "remove": parsed.rm,
+        "tty": parsed.tty,
+    }
+    if parsed.log_size is not None:
+        wishes["log_size"] = _log_size(parsed.log_size)
+    if parsed.pull == "always":
+        _pull(parsed.image)
+    try:
+        kept, warnings = start_wishes(parsed.name, **wishes)
+    except ImageNotFoundError:
+        if parsed.pull != "missing":
+            raise
+        _pull(parsed.image)
+        kept, warnings = start_wishes(parsed.name, **wishes)
+    print(kept.id)
+    return [*warnings]
+
+
+def _check(parsed: Namespace) -> None:
+    if parsed.interactive:
+        raise UnsupportedError(
+            "--interactive: the input of a detached program is empty", feature="attach", remedy="leave it out; `sandbox exec -i` has one"
+        )
+    for option in ("output_limit", "json", "report"):
+        if getattr(parsed, option):
+            hint = "the log is bounded by --log-size" if option == "output_limit" else "`sandbox inspect` shows the result"
+            raise UsageError(f"--{option.replace('_', '-')}: not with --detach; {hint}")
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name:
+        raise UsageError(f"--label: {text!r} is not NAME or NAME=TEXT")
+    return name, value
+
+
+def _log_size(text: str) -> int:
+    size = options.to_bytes("--log-size", text)
+    if size < LEAST:
+        raise UsageError(f"--log-size: {text!r} is too little; {LEAST} bytes are the least")
+    return size
+
+
+def _pull(name: str) -> None:
+    from sandbox.image import pull
+
+    pull(name)
+
+
+# ---- exec ----
+
+
+def main_exec(arguments: Sequence[str]) -> int:
+    """``sandbox exec``: its exit code is the program's, or as `sandbox run` has it."""
+    parser = _parser()
+    try:
+        parsed = parse_words(parser, arguments)
+        if not parsed.program:
+            raise WrongUseError("no program; give one after the container")
+        return _exec(parsed)
+    except SystemExit:  # --help
+        return 0
+    except (SandboxError, OSError) as error:
+        print(f"{_EXEC}: {one_line(str(error))}", file=sys.stderr)
+        if isinstance(error, WrongUseError):
+            return WRONG_USE
+        return code_of_error(error) if isinstance(error, SandboxError) else OWN_FAILURE
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog=_EXEC,
+        usage="sandbox exec [options] CONTAINER PROGRAM [ARGUMENT...]",
+        description="Run one more program in a container that runs. Its exit code is this command's; when this command is killed, so is the program.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--interactive", "-i", action="store_true", help="pass standard input on; without, it is empty")
+    parser.add_argument("--tty", "-t", action="store_true", help="give it a terminal")
+    parser.add_argument("--detach", "-d", action="store_true", help="let it run on by itself; its output is dropped")
+    parser.add_argument("--env", "-e", metavar="NAME[=VALUE]", action="append", default=[], help="set a variable; without a value: pass ours on")
+    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="variables, NAME[=VALUE] a line")
+    parser.add_argument("--workdir", "-w", metavar="DIR", default="", help="working directory inside")
+    parser.add_argument("--user", "-u", metavar="USER[:GROUP]", default="", help="name or number inside")
+    parser.add_argument("container", metavar="CONTAINER")
+    parser.add_argument("program", nargs="...", metavar="PROGRAM", help="and its arguments")
+    return parser
+
+
+def _exec(parsed: Namespace) -> int:
+    if parsed.detach and (parsed.interactive or parsed.tty):
+        raise UsageError("--detach: such a program has neither input nor a terminal; leave out -i and -t")
+    env = options.environment(parsed.env, parsed.env_file, os.environ)
+    words: dict[str, Any] = {"env": env, "cwd": parsed.workdir, "user": parsed.user}
+    kept = find(parsed.container)
+    if parsed.detach:
+        kept.popen(parsed.program, detach=True, **words).close()
+        return 0
+    with Forwarding() as forwarding:
+        if parsed.tty:
+            return code_of_result(_with_terminal(parsed, forwarding, words))
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            execution = kept.popen(parsed.program, fds=(0 if parsed.interactive else null, 1, 2), **words)
+        finally:
+            os.close(null)
+        with execution, forwarding.to(execution):
+            return code_of_result(execution.wait())
+
+
+def _with_terminal(parsed: Namespace, forwarding: Forwarding, words: Mapping[str, Any]) -> Result:
+    from sandbox.cli.terminal import Terminal
+
+    with (
+        Terminal(interactive=parsed.interactive) as terminal,
+        find(parsed.container).popen(parsed.program, size=terminal.size, **words) as execution,
+        forwarding.to(execution, terminal.resize),
+    ):
+        terminal.relay(execution)
+        return execution.wait()
+

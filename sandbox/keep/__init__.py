@@ -1,0 +1,28 @@
+"""Containers that outlive the command that started them: each is held by a small process of its own, its keeper.
+
+`start` starts one, `find` and `containers` give those that there are, as `Kept`. ``sandbox run -d`` and its companions are made of these.
+"""
+
+from sandbox.keep._kept import Execution, Kept, containers, find, start, start_wishes
+from sandbox.keep._links import namespace_of, with_links
+from sandbox.keep._log import LEAST, Record
+from sandbox.keep._record import SHORT_ID, Config, State, to_result
+from sandbox.keep._store import ContainerStore
+
+__all__ = [
+    "LEAST",
+    "SHORT_ID",
+    "Config",
+    "ContainerStore",
+    "Execution",
+    "Kept",
+    "Record",
+    "State",
+    "containers",
+    "find",
+    "namespace_of",
+    "start",
+    "start_wishes",
+    "to_result",
+    "with_links",
+]

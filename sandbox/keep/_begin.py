@@ -1,0 +1,173 @@
+"""The beginning of a keeper, in its own process; see `_launch` for how it comes into being."""
+
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pickle
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sandbox import BrokenError, Container, UsageError
+from sandbox.keep._keeper import Keeper
+from sandbox.keep._launch import LENGTH, MAX_WISHES, Wishes
+from sandbox.keep._links import with_links
+from sandbox.keep._record import ID_DIGITS, Config
+from sandbox.keep._service import Service
+from sandbox.keep._store import ERRORS, SOCKET, ContainerStore, Place
+from sandbox.keep._wire import encode, error_of
+
+_BACKLOG: Final = 128
+_SHOWN: Final = ("hostname", "user", "cwd", "memory", "swap", "cpus", "pids", "read_only", "strict")
+
+
+def main(fd: int) -> None:
+    """Be the keeper, whose caller is at the other end of *fd*; never returns."""
+    os.umask(0o077)
+    code = 1
+    try:
+        with socket.socket(fileno=fd) as caller:
+            caller.set_inheritable(False)
+            keeper = _begun(caller)
+        if keeper is not None:
+            keeper.run()
+            if isinstance(keeper.serve, Service):
+                keeper.serve.finish()
+        code = 0
+    except BaseException:  # noqa: BLE001 - told where somebody may look, as there is nobody to be told
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        # Whatever is left in threads: the launcher's janitor removes the container, however we end.
+        os._exit(code)
+
+
+def _begun(caller: socket.socket) -> Keeper | None:
+    """Start what the caller wants, and tell; None: it has failed, or nobody wants it any more."""
+    keeper = None
+    try:
+        wishes = _take(caller)
+        keeper, warnings = _start(wishes)
+        answer = {"ok": {"id": keeper.config.id, "warnings": warnings}}
+    except Exception as error:  # noqa: BLE001 - the caller's to know
+        answer = {"error": {**error_of(error)}}
+    try:
+        caller.sendall(encode(answer))
+    except OSError:  # the caller has gone: nobody knows that there is something to remove
+        if keeper is not None:
+            keeper.remove(force=True)
+    return keeper
+
+
+def _take(caller: socket.socket) -> Wishes:
+    with caller.makefile("rb") as file:
+        head = file.read(LENGTH.size)
+        size = LENGTH.unpack(head)[0] if len(head) == LENGTH.size else 0
+        raw = file.read(min(size, MAX_WISHES))
+    wishes = pickle.loads(raw) if raw and len(raw) == size else None  # noqa: S301 - our caller's own, see above
+    if not isinstance(wishes, Wishes):
+        raise BrokenError("the caller has ended before it said what it wants")
+    return wishes
+
+
+def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
+    from sandbox.cli.run import with_groups
+
+    options = _container_options(wishes)
+    made = Container(**options)
+    argv = _argv(made, wishes)
+    ident = os.urandom(ID_DIGITS // 2).hex()
+    config = Config(
+        id=ident,
+        name=wishes.name,
+        created=time.time(),
+        image=str(wishes.container.get("image") or ""),
+        command=[os.fsdecode(word) for word in argv],
+        keeper=os.getpid(),
+        labels={**made.labels, **wishes.labels},
+        remove=wishes.remove,
+        tty=wishes.tty,
+        log_size=wishes.log_size,
+        options=_shown(made, wishes),
+    )
+    store = ContainerStore(wishes.store)
+    place, listener = store.make(config, _prepare)
+    with contextlib.ExitStack() as undo:
+        undo.callback(store.discard, place, is_keeper=True)
+        networks = contextlib.ExitStack()
+        if isinstance(options["net"], list):
+            from sandbox.cli.networks import new_networks
+
+            for network in new_networks(options):
+                networks.enter_context(network)
+        undo.callback(networks.close)
+        keepers: list[Keeper] = []
+
+        def begin() -> None:
+            container = Container(**options)
+            strict = bool(options.get("strict", True))
+            keeper = Keeper(store, place, config, container, argv, wishes.options, strict, listener, Service(), networks.close)
+            try:
+                keeper.start()
+            except BaseException:
+                container.close()
+                raise
+            keepers.append(keeper)
+
+        with_groups(begin)
+        os.chdir("/")  # relative paths have been resolved
+        undo.pop_all()
+    keeper = keepers[0]
+    return keeper, [] if keeper.strict else list(keeper.container.degraded)
+
+
+def _shown(container: Container, wishes: Wishes) -> dict[str, Any]:
+    """What people look for in `inspect`, and links take."""
+    said = {name: value for name in _SHOWN if isinstance(value := wishes.container.get(name), (str, int, float))}
+    words = [*wishes.network.get("network", [])] or ["none"]
+    mounts = [str(mount) for mount in wishes.container.get("mounts", ())]
+    return {**said, "env": dict(container.spec.env), "exposed": [*container.exposed_ports], "network": words, "mounts": mounts}
+
+
+def _prepare(place: Place) -> socket.socket:
+    """Take the lock, have a place for complaints, and listen, all before anybody sees the container."""
+    place.hold()
+    fd = os.open(ERRORS, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600, dir_fd=place.fd)
+    os.dup2(fd, 2)
+    os.close(fd)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(place.address)
+    os.chmod(SOCKET, 0o600, dir_fd=place.fd)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _container_options(wishes: Wishes) -> dict[str, Any]:
+    said = {name: value for name, value in wishes.network.items() if value}
+    links = said.pop("link", [])
+    options = {**wishes.container, "name": wishes.name, "net": None}
+    if said:
+        from sandbox.cli.networks import arguments
+
+        options |= arguments(argparse.Namespace(**{"network": [], **said}))
+    return with_links(options, links)
+
+
+def _argv(container: Container, wishes: Wishes) -> list[Any]:
+    if wishes.entrypoint is not None:
+        words = [*([wishes.entrypoint] if wishes.entrypoint else []), *(wishes.program or ())]
+        if not words:
+            raise UsageError("--entrypoint '': then nothing is left to run; give a program")
+        return words
+    return container.command(wishes.program) if container.image is not None else list(_required(wishes.program))
+
+
+def _required(program: Sequence[Any] | None) -> Sequence[Any]:
+    if not program:
+        raise UsageError("no program; give it and its arguments")
+    return program

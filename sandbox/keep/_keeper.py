@@ -1,0 +1,314 @@
+"""The keeper: a process that holds one container beyond the command that asked for it.
+
+Theory of operation
+-------------------
+A keeper is an ordinary user of this library. Its main thread waits for the program's output, which it takes into the log, for the program's end,
+and for clients; each client is served by a thread of its own (`_service`). What they change is guarded by one lock, that nobody holds while he waits.
+
+A container is `created` until its program has started, then `running` (or `paused`) until that ends, and `exited` from then on: container, writable
+layer and the keeper stay until somebody removes them, or until the end of the program with ``remove``. At SIGTERM a keeper stops its container and
+ends; what is written down remains, as that of a dead one. However a keeper ends, the launcher's janitor removes the container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from attrs import define, evolve, field
+
+from sandbox import BrokenError, Container, Result, SandboxError, UsageError
+from sandbox.keep._log import LogWriter
+from sandbox.keep._program import Program
+from sandbox.keep._record import Config, State, result_of
+from sandbox.keep._store import ContainerStore, Place
+
+STOP_S: Final = 10.0
+LAST_WORDS_S: Final = 2.0  # for answers that are on their way when the keeper ends
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_IGNORED: Final = (signal.SIGHUP, signal.SIGPIPE)
+
+
+@define(eq=False)
+class Keeper:
+    """One container, its program, and who is told of what becomes of them."""
+
+    store: ContainerStore
+    place: Place
+    config: Config
+    container: Container
+    argv: Sequence[Any]
+    options: Mapping[str, Any]  # of popen
+    strict: bool
+    listener: socket.socket
+    serve: Callable[[Keeper, socket.socket], None]
+    close_networks: Callable[[], None]  # those that were made for it
+    state: State = field(factory=State)
+    lock: threading.RLock = field(factory=threading.RLock)
+    program: Program | None = None
+    gone: threading.Event = field(factory=threading.Event)
+    _log: LogWriter = field(init=False)
+    _wake: int = field(init=False)
+    _is_ending: bool = False
+    _is_leaving: bool = False  # without a word to the store
+    _followers: list[socket.socket] = field(factory=list[socket.socket])
+
+    def __attrs_post_init__(self) -> None:
+        self._log = LogWriter(self.place.fd, self.config.log_size)
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    # ---- What clients ask for ----
+
+    def start(self) -> None:
+        """Run the program, unless it runs. Raises: as `Container.popen`."""
+        with self.lock:
+            self._check_here()
+            if self.program is not None:
+                return
+            self.container.create()
+            self.program = Program.start(self.container, self.argv, self.options, tty=self.config.tty, strict=self.strict)
+            self._tell(status="running", started=time.time(), finished=0.0, runs=self.state.runs + 1, error="")
+        self.wake()
+
+    def stop(self, timeout: float) -> None:
+        """End the program as its image wants it, and wait until the state says so."""
+        with self.lock:
+            self._check_here()
+            watch = None if self.program is None else self.program.watch()
+            if self.state.status == "paused":
+                self.pause(is_paused=False)
+        if watch is None:
+            return
+        try:
+            self.container.stop(max(timeout, 0.001))
+            wait_for(watch, None)
+        finally:
+            os.close(watch)
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the program's first process; SIGKILL ends all of it."""
+        with self.lock:
+            process = self.running().process
+            if number == signal.SIGKILL:
+                process.kill()
+            else:
+                process.send_signal(number)
+
+    def pause(self, *, is_paused: bool) -> None:
+        """Freeze the program, or let it go on. Raises: UsageError."""
+        with self.lock:
+            self.running()
+            if is_paused == (self.state.status == "paused"):
+                raise UsageError(f"the container is {'already paused' if is_paused else 'not paused'}")
+            if is_paused:
+                self.container.pause()
+            else:
+                self.container.resume()
+            self._tell(status="paused" if is_paused else "running")
+
+    def running(self) -> Program:
+        """The run that goes on; the caller has the lock. Raises: UsageError."""
+        self._check_here()
+        if self.program is None:
+            raise UsageError(f"container {self.config.name} is not running; start it first")
+        return self.program
+
+    def remove(self, *, force: bool) -> None:
+        """Have the container removed; the caller waits for `gone`. Raises: UsageError: it runs."""
+        with self.lock:
+            if self.program is not None and not force:
+                raise UsageError(f"container {self.config.name} is running; stop it first, or remove it with force")
+            self._is_ending = True
+        self.wake()
+
+    def rename(self, name: str) -> None:
+        """Give it another name, beyond its networks, where it keeps the old one. Raises: NameInUseError."""
+        with self.lock:
+            self._check_here()
+            self.config = self.store.rename(self.place, name)
+
+    def follow(self, client: socket.socket) -> int | None:
+        """Tell *client*, which is non-blocking, of each addition to the log; gives what hangs up at the end of the run, None when nothing runs."""
+        with self.lock:
+            if self.program is None:
+                return None
+            self._followers.append(client)
+            return self.program.watch()
+
+    def unfollow(self, client: socket.socket) -> None:
+        """Tell it no more."""
+        with self.lock, contextlib.suppress(ValueError):
+            self._followers.remove(client)
+
+    def changed(self) -> None:
+        """Write down where it is in its networks."""
+        with self.lock:
+            self._tell()
+
+    def wake(self) -> None:
+        """Have the main thread look again."""
+        os.eventfd_write(self._wake, 1)
+
+    def _check_here(self) -> None:
+        if self._is_ending:
+            raise UsageError(f"container {self.config.name} is being removed")
+        if self.state.status == "dead":
+            raise BrokenError(f"container {self.config.name} is dead: {self.state.error}; remove it")
+
+    def _tell(self, **changes: Any) -> None:  # noqa: ANN401 - of State
+        with contextlib.suppress(SandboxError):
+            if self.container.is_running:
+                changes |= {"init": self.container.pid, "networks": networks_of(self.container), "ports": ports_of(self.container)}
+        self.state = evolve(self.state, **changes)
+        with contextlib.suppress(OSError):  # no room: the next change is written down again
+            self.place.write(self.state)
+
+    # ---- The main thread ----
+
+    def run(self) -> None:
+        """Keep the container until it is to be removed, or a signal says so; then end it."""
+        reader = self._take_signals()
+        self.listener.setblocking(False)
+        while not self._is_ending:
+            poll = select.poll()
+            for fd in (self.listener.fileno(), self._wake, reader):
+                poll.register(fd, select.POLLIN)
+            with self.lock:
+                program = self.program
+                mine = {} if program is None else dict.fromkeys([program.process.fileno(), *program.streams], program)
+            for fd in mine:
+                poll.register(fd, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll()}
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            if reader in ready:
+                self._leave(reader)
+            if self.listener.fileno() in ready:
+                self._accept()
+            if program is not None:
+                self._move(program, ready)
+        self._end()
+
+    def _take_signals(self) -> int:
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        os.set_blocking(reader, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in _ENDING:
+            signal.signal(number, lambda _number, _frame: None)
+        return reader
+
+    def _leave(self, reader: int) -> None:
+        """A signal wants us to end: stop the program, in a thread as the rest goes on meanwhile."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(reader, 64)
+        if not self._is_leaving:
+            self._is_leaving = True
+            threading.Thread(target=self._stop_and_end, daemon=True).start()
+
+    def _stop_and_end(self) -> None:
+        with contextlib.suppress(SandboxError, OSError):
+            self.stop(STOP_S)
+        with self.lock:
+            self._is_ending = True
+        self.wake()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            client, _ = self.listener.accept()
+            self.serve(self, client)
+
+    def _move(self, program: Program, ready: set[int]) -> None:
+        came = [program.move(fd, self._log) for fd in tuple(program.streams) if fd in ready]
+        if any(came):
+            self._notify()
+        if program.process.fileno() not in ready:
+            return
+        try:
+            with self.lock:
+                result = program.process.wait(0)
+        except TimeoutError:
+            return
+        except SandboxError as error:  # its init has ended, or makes no sense any more
+            self._ended(program, None, error)
+            return
+        self._ended(program, result, None)
+
+    def _notify(self) -> None:
+        with self.lock:
+            for client in self._followers:
+                with contextlib.suppress(OSError):  # it does not read: it knows already that there is more
+                    client.send(b'{"log":1}', socket.MSG_NOSIGNAL)
+
+    def _ended(self, program: Program, result: Result | None, error: SandboxError | None) -> None:
+        """The program has ended: so does everything else in the container, which stays."""
+        program.drain(self._log)
+        self._notify()
+        with self.lock:
+            with contextlib.suppress(SandboxError, OSError):
+                if self.state.status == "paused":
+                    self.container.resume()
+                self.container.kill()
+            self.program = None
+            words: dict[str, Any] = {"status": "exited", "result": None if result is None else result_of(result)}
+            if error is not None:
+                words = {"status": "dead", "error": str(error)}
+            self._tell(finished=time.time(), **words)
+            self._is_ending = self._is_ending or self.config.remove or error is not None
+            self._is_leaving = self._is_leaving or error is not None
+            with contextlib.suppress(SandboxError, OSError):
+                program.close()
+            program.forget()
+
+    def _end(self) -> None:
+        """Remove the container, and what is written down of it if it is to go."""
+        if self.program is not None:  # removed by force: those who wait for its end learn it
+            self._kill(self.program)
+        with contextlib.suppress(SandboxError, OSError):
+            self.container.close()
+            self.close_networks()
+        if self._is_leaving and not self.config.remove:
+            with self.lock:
+                self._tell(status="dead", error=self.state.error or "its keeper was told to end", init=0)
+        else:
+            with contextlib.suppress(SandboxError, OSError):
+                self.store.discard(self.place, is_keeper=True)
+        self.listener.close()
+        self.gone.set()
+
+    def _kill(self, program: Program) -> None:
+        with contextlib.suppress(SandboxError, OSError, TimeoutError):
+            if self.state.status == "paused":
+                self.container.resume()
+            program.process.kill()
+            self._ended(program, program.process.wait(LAST_WORDS_S), None)
+
+
+def networks_of(container: Container) -> dict[str, Any]:
+    """Its place in each of its networks, by Docker's names."""
+    found: dict[str, Any] = {}
+    for name, place in container.endpoints.items():
+        found[name] = {"IPAddress": place.address, "MacAddress": place.mac, "GlobalIPv6Address": place.address6 or "", "Aliases": list(place.aliases)}
+    return found
+
+
+def ports_of(container: Container) -> dict[str, Any]:
+    """Where the host leads to its ports, by Docker's names."""
+    return {name: [{"HostIp": port.address, "HostPort": str(port.port)} for port in ports] for name, ports in container.ports.items()}
+
+
+def wait_for(fd: int, timeout: float | None) -> bool:
+    """Wait until a descriptor is readable, or hung up; False: the time is over."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else timeout * 1000))

@@ -1,0 +1,98 @@
+"""The program that a detached container is for, while it runs once: its process, and its output on the way to the log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import define, field
+
+from sandbox import Container, Process, UnsupportedError
+from sandbox.keep._log import CHUNK, LogWriter
+
+
+@define(eq=False)
+class Program:
+    """One run. *streams*: descriptors to read from, and the stream that each is; *ended*: hangs up at the end, for all who wait."""
+
+    process: Process
+    streams: dict[int, int]
+    ended: int = field(init=False)
+    _ending: int = field(init=False)
+    owned: list[int] = field(factory=list[int])
+
+    def __attrs_post_init__(self) -> None:
+        self.ended, self._ending = os.pipe()
+
+    @classmethod
+    def start(cls, container: Container, argv: Sequence[Any], options: Mapping[str, Any], *, tty: bool, strict: bool) -> Program:
+        """Start it. Raises: as `Container.popen`."""
+        if tty:
+            process = _popen(container, argv, {**options, "tty": True}, strict=strict)
+            terminal = process.terminal
+            if terminal is None:
+                raise AssertionError("a program with tty=True has a terminal")
+            os.set_blocking(terminal, False)
+            return cls(process, {terminal: 1})
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
+            ends: list[int] = []
+            words: dict[str, Any] = {}
+            for name in ("stdout", "stderr"):
+                reader, words[name] = os.pipe()
+                undo.callback(os.close, reader)
+                theirs.callback(os.close, words[name])
+                os.set_blocking(reader, False)
+                ends.append(reader)
+            process = _popen(container, argv, {**options, **words}, strict=strict)
+            undo.pop_all()
+        return cls(process, {ends[0]: 1, ends[1]: 2}, owned=ends)
+
+    def move(self, fd: int, log: LogWriter) -> bool:
+        """Take what is there into the log, once; whether anything came."""
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:  # EIO: every program has closed the terminal
+            data = b""
+        if not data:
+            del self.streams[fd]
+            return False
+        log.write(self.streams[fd], data)
+        return True
+
+    def drain(self, log: LogWriter) -> None:
+        """Take the rest; nobody writes any more."""
+        for fd in tuple(self.streams):
+            while self.move(fd, log):
+                pass
+
+    def close(self) -> None:
+        """Tell those who wait, and close everything but `ended`, which has its readers."""
+        self.process.close()
+        for fd in self.owned:
+            os.close(fd)
+        self.owned.clear()
+        self.streams.clear()
+        if self._ending >= 0:
+            os.close(self._ending)
+            self._ending = -1
+
+    def watch(self) -> int:
+        """A descriptor of the caller's own that hangs up at the end of the run."""
+        return os.dup(self.ended)
+
+    def forget(self) -> None:
+        """Close `ended`; nobody asks for it any more."""
+        os.close(self.ended)
+
+
+def _popen(container: Container, argv: Sequence[Any], options: Mapping[str, Any], *, strict: bool) -> Process:
+    try:
+        return container.popen(argv, **options)
+    except UnsupportedError:
+        if strict:
+            raise
+        return container.popen(argv, accounting=False, **options)  # as `sandbox run --best-effort` does

@@ -1,0 +1,293 @@
+"""One client of a keeper, served by a thread of its own: its request is checked, carried out, and answered.
+
+Who may ask is the keeper's own user, and root; the kernel says who it is (SO_PEERCRED). A client has REQUEST_S seconds to say what it wants, and
+each answer as long to be taken: whoever is late is dropped. So a client that hangs costs a thread for a moment, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from sandbox import BrokenError, ProtocolError, UsageError
+from sandbox.keep._keeper import LAST_WORDS_S, Keeper
+from sandbox.keep._record import result_of
+from sandbox.keep._wire import MAX_FDS, MAX_MESSAGE, Request, decode, encode, error_of, parts, to_request
+
+REQUEST_S: Final = 10.0
+MOST: Final = 256  # clients at once
+_CREDENTIALS: Final = struct.Struct("iII")
+Answer = Mapping[str, Any] | None  # None: it was answered already
+
+
+class Service:
+    """The clients of one keeper."""
+
+    def __init__(self) -> None:
+        self._threads: set[threading.Thread] = set()
+
+    def __call__(self, keeper: Keeper, client: socket.socket) -> None:
+        """Serve a client that has just connected; does not block."""
+        if not _may_ask(client) or len(self._threads) >= MOST:
+            client.close()
+            return
+        thread = threading.Thread(target=self._serve, args=(keeper, client), daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def finish(self) -> None:
+        """Give answers that are on their way a moment."""
+        for thread in tuple(self._threads):
+            thread.join(LAST_WORDS_S)
+
+    def _serve(self, keeper: Keeper, client: socket.socket) -> None:
+        fds: list[int] = []
+        try:
+            with client:
+                client.settimeout(REQUEST_S)
+                self._answer(keeper, client, fds)
+        except (OSError, ProtocolError):  # it has gone, or talks nonsense: nobody is there to be told
+            pass
+        finally:
+            for fd in fds:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+            self._threads.discard(threading.current_thread())
+
+    def _answer(self, keeper: Keeper, client: socket.socket, fds: list[int]) -> None:
+        raw, got, flags, _ = socket.recv_fds(client, MAX_MESSAGE + 1, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        fds += got
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ProtocolError("a message is too long")
+        if not raw:
+            return
+        try:
+            request = to_request(decode(raw), fds=len(fds))
+            answer = _DOERS[request.verb](keeper, client, request, fds)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is the client's to know, and keeps nobody else
+            _send(client, {"error": error_of(error)})
+            return
+        if answer is not None:
+            _send(client, {"ok": answer})
+
+
+def _may_ask(client: socket.socket) -> bool:
+    _, uid, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return uid in (0, os.geteuid())
+
+
+def _send(client: socket.socket, message: Mapping[str, Any], fds: Iterable[int] = ()) -> None:
+    socket.send_fds(client, [encode(message)], [*fds], socket.MSG_NOSIGNAL)
+
+
+# ---- Its life ----
+
+
+def _stop(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    keeper.stop(request.fields["timeout"])
+    return {}
+
+
+def _start(keeper: Keeper, _client: socket.socket, _request: Request, _fds: list[int]) -> Answer:
+    keeper.start()
+    return {}
+
+
+def _restart(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    if keeper.config.remove and keeper.program is not None:
+        raise UsageError(f"container {keeper.config.name} is removed when it stops (--rm); it cannot be restarted")
+    keeper.stop(request.fields["timeout"])
+    keeper.start()
+    return {}
+
+
+def _kill(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    keeper.kill(request.fields["signal"])
+    return {}
+
+
+def _pause(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    keeper.pause(is_paused=request.verb == "pause")
+    return {}
+
+
+def _remove(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    keeper.remove(force=request.fields["force"])
+    keeper.gone.wait()
+    return {}
+
+
+def _rename(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    keeper.rename(request.fields["name"])
+    return {}
+
+
+def _wait(keeper: Keeper, client: socket.socket, _request: Request, _fds: list[int]) -> Answer:
+    with keeper.lock:
+        watch = None if keeper.program is None else keeper.program.watch()
+    if watch is not None:
+        try:
+            if not _await_end(client, watch):
+                return None
+        finally:
+            os.close(watch)
+    with keeper.lock:
+        if keeper.state.result is None:
+            raise BrokenError(f"container {keeper.config.name} has no result: {keeper.state.error or 'it has not run'}")
+        return {"result": keeper.state.result}
+
+
+def _follow(keeper: Keeper, client: socket.socket, _request: Request, _fds: list[int]) -> Answer:
+    with client.dup() as told:
+        told.setblocking(False)  # it waits for nobody, while *client* has a timeout of its own
+        watch = keeper.follow(told)
+        if watch is None:
+            return {}
+        try:
+            _send(client, {"log": 1})
+            return {} if _await_end(client, watch) else None
+        finally:
+            keeper.unfollow(told)
+            os.close(watch)
+
+
+def _await_end(client: socket.socket, watch: int) -> bool:
+    """Wait until *watch* hangs up; False: the client has gone first."""
+    poll = select.poll()
+    poll.register(watch, select.POLLIN)
+    poll.register(client, select.POLLIN)
+    return any(fd == watch for fd, _ in poll.poll())
+
+
+# ---- Programs in it ----
+
+
+def _exec(keeper: Keeper, client: socket.socket, request: Request, fds: list[int]) -> Answer:
+    fields = request.fields
+    words: dict[str, Any] = {name: fields[name] or None for name in ("env", "cwd", "user")}
+    if fields["tty"]:
+        words |= {"tty": True, "size": (fields["rows"], fields["columns"])}
+    elif fds:
+        words |= dict(zip(("stdin", "stdout", "stderr"), fds, strict=True))
+    with keeper.lock:
+        keeper.running()
+        if keeper.state.status == "paused":
+            raise UsageError(f"container {keeper.config.name} is paused; unpause it first")
+        process = keeper.container.popen(fields["argv"], **words)
+    try:
+        while fds:  # the program's now: whoever reads its output waits for the end of all copies
+            os.close(fds.pop())
+        terminal = () if process.terminal is None or fields["detach"] else (process.terminal,)
+        _send(client, {"ok": {"pid": process.pid}}, terminal)
+        if fields["detach"]:
+            client.close()
+            process.wait()
+            return None
+        _accompany(client, process)
+        _send(client, {"ended": result_of(process.wait())})
+    finally:
+        process.close()
+    return None
+
+
+def _accompany(client: socket.socket, process: Any) -> None:  # noqa: ANN401 - a Process
+    """Until the program ends, pass the client's signals on; without the client, kill it."""
+    poll = select.poll()
+    poll.register(client, select.POLLIN)
+    poll.register(process.fileno(), select.POLLIN)
+    while process.fileno() not in {fd for fd, _ in poll.poll()}:
+        raw = client.recv(MAX_MESSAGE)
+        if not raw:
+            process.kill()
+            return
+        number = decode(raw).get("signal")
+        if type(number) is not int or not 0 < number < 65:
+            raise ProtocolError("a message to a program that is no signal")
+        process.send_signal(number)
+
+
+# ---- Its files ----
+
+
+def _commit(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    fields = dict(request.fields)
+    image = keeper.container.commit(fields.pop("name") or None, **fields)
+    return {"id": str(image.id)}
+
+
+def _diff(keeper: Keeper, client: socket.socket, _request: Request, _fds: list[int]) -> Answer:
+    for part in parts([change.kind, change.path] for change in keeper.container.diff()):
+        _send(client, part)
+    return {}
+
+
+def _export(keeper: Keeper, _client: socket.socket, _request: Request, fds: list[int]) -> Answer:
+    keeper.container.export(fds[0])
+    return {}
+
+
+def _copy_in(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    keeper.container.copy_in(request.fields["source"], request.fields["target"])
+    return {}
+
+
+def _copy_out(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    keeper.container.copy_out(request.fields["source"], request.fields["target"])
+    return {}
+
+
+# ---- Its networks ----
+
+
+def _connect(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    from sandbox import Join, NetworkStore
+
+    fields = request.fields
+    network = NetworkStore().open(fields["network"])
+    keeper.container.connect(Join(network, address=fields["address"] or None, mac=fields["mac"] or None, aliases=fields["aliases"]))
+    keeper.changed()
+    return {}
+
+
+def _disconnect(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    from sandbox import NetworkStore
+
+    keeper.container.disconnect(NetworkStore().open(request.fields["network"]))
+    keeper.changed()
+    return {}
+
+
+def _stats(keeper: Keeper, _client: socket.socket, _request: Request, _fds: list[int]) -> Answer:
+    from attrs import asdict
+
+    return asdict(keeper.container.stats())
+
+
+Doer = Callable[[Keeper, socket.socket, Request, list[int]], Answer]
+_DOERS: Final[Mapping[str, Doer]] = {
+    "commit": _commit,
+    "connect": _connect,
+    "copy_in": _copy_in,
+    "copy_out": _copy_out,
+    "diff": _diff,
+    "disconnect": _disconnect,
+    "exec": _exec,
+    "export": _export,
+    "follow": _follow,
+    "kill": _kill,
+    "pause": _pause,
+    "remove": _remove,
+    "rename": _rename,
+    "restart": _restart,
+    "resume": _pause,
+    "start": _start,
+    "stats": _stats,
+    "stop": _stop,
+    "wait": _wait,
+}
