@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define, field
 
 from sandbox._networks.directories import Directory, pid_namespace
-from sandbox._networks.kept_names import KeptNames
+from sandbox._networks.kept_names import SOCKETS, KeptNames
 from sandbox._networks.kept_outside import lead_on
 from sandbox._networks.live import Live, check_mac, check_place
 from sandbox._networks.places import Endpoint, Place
@@ -27,7 +28,7 @@ from sandbox._sys.procfs import read_start_time
 from sandbox.errors import BrokenError, NetworkNotFoundError, UnsupportedError
 from sandbox.net.addresses import mac_of
 from sandbox.net.kept import Lease, NetworkInfo, State
-from sandbox.net.rtnetlink import Requests
+from sandbox.net.rtnetlink import NETLINK_ROUTE, Requests
 from sandbox.net.spec import Addresses, NetworkSpec
 from sandbox.network import Network, register
 
@@ -68,9 +69,10 @@ class KeptLive(Live):
         with directory.namespace() as namespace:
             switch = Switch(namespace)
         stack.callback(switch.close)
-        requests = Requests(switch.socket())
+        first, *others = switch.sockets((socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE), *SOCKETS)
+        requests = Requests(first)
         stack.callback(requests.close)
-        names = KeptNames(info, directory, switch)
+        names = KeptNames(info, directory, others)
         stack.callback(names.close)
         uplink = lead_on(info, stack)
         made = addresses_of(info, State(0))
@@ -140,7 +142,7 @@ def no_shapes() -> UnsupportedError:
 class KeptNetwork(Network):
     """A network of a `NetworkStore`, for ``Container(net=...)``: all of the name are one object, as long as there is any.
 
-    `create`, or ``with``, has this process ready for containers that come and go (a helper, which takes 1 to 2 ms to start); without, it is so
+    `create`, or ``with``, has this process ready for containers that come and go (a helper, which takes some ms to start); without, it is so
     while there are some. `close` ends that, and nothing else: neither the network, nor containers that are in it.
     """
 

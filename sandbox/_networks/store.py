@@ -167,7 +167,7 @@ class NetworkStore:
                 info = _info_of(spec, live)
                 directory.write_document(encode_info(info))
                 directory.write_state(State(FIRST_PORT))
-                kept_names.make(directory, info)
+                kept_names.make(directory, info, live.switch)
                 directory.pin(live.switch.fileno())
                 os.rename(directory.name, spec.name, src_dir_fd=store, dst_dir_fd=store)
             except BaseException:
