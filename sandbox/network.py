@@ -225,10 +225,6 @@ def _check_outside(spec: NetworkSpec) -> None:
             feature="CAP_NET_ADMIN",
             remedy="give uplink='slirp4netns', or internal=True, for containers that reach one another only",
         )
-    elif spec.ipv6:
-        raise UnsupportedError(
-            "networks that reach outside by the host's forwarding have IPv4 only", feature="ipv6", remedy="leave ipv6 out, or give internal=True"
-        )
 
 
 _networks: weakref.WeakSet[Network] = weakref.WeakSet()

@@ -48,6 +48,7 @@ def said(*argv: str) -> str:
 
 PYTHON = "/usr/bin/python3"
 HOST, WORLD = "203.0.113.1", "203.0.113.2"
+HOST6, WORLD6 = "2001:db8:77::1", "2001:db8:77::2"  # of a world with IPv6
 TCP_PORT = UDP_PORT = 8000
 # Tells whoever asks, by TCP or UDP, from where it was asked; runs what it is told by its standard input.
 _SERVER = f"""
@@ -55,19 +56,23 @@ import os, selectors, socket, subprocess, sys
 tcp = socket.create_server(("", {TCP_PORT}))
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.bind(("", {UDP_PORT}))
+tcp6 = socket.create_server(("::", {TCP_PORT}), family=socket.AF_INET6)
+udp6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+udp6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+udp6.bind(("::", {UDP_PORT}))
 print("up", flush=True)
 ready = selectors.DefaultSelector()
-for what in (tcp, udp, sys.stdin):
+for what in (tcp, udp, tcp6, udp6, sys.stdin):
     ready.register(what, selectors.EVENT_READ)
 while True:
     for key, _ in ready.select():
-        if key.fileobj is tcp:
-            peer, address = tcp.accept()
+        if key.fileobj in (tcp, tcp6):
+            peer, address = key.fileobj.accept()
             peer.sendall(address[0].encode())
             peer.close()
-        elif key.fileobj is udp:
-            _, address = udp.recvfrom(100)
-            udp.sendto(address[0].encode(), address)
+        elif key.fileobj in (udp, udp6):
+            _, address = key.fileobj.recvfrom(100)
+            key.fileobj.sendto(address[0].encode(), address)
         else:
             line = sys.stdin.readline()
             if not line:
@@ -80,7 +85,7 @@ ASK = """
 import socket, sys
 kind, address, port, timeout = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 try:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
         s.settimeout(timeout)
         s.connect((address, port))
         if kind == "udp":
@@ -113,7 +118,7 @@ class World:
 
 
 @contextmanager
-def world(*, forwards: bool = True, is_default: bool = True) -> Generator[World]:
+def world(*, forwards: bool = True, is_default: bool = True, ipv6: bool = False) -> Generator[World]:
     """Give the namespace of the calling thread a neighbour."""
     said("ip", "link", "set", "lo", "up")
     for what in ("all", "default"):
@@ -128,9 +133,18 @@ def world(*, forwards: bool = True, is_default: bool = True) -> Generator[World]
         said("ip", "address", "add", f"{HOST}/24", "dev", "wan")
         said("ip", "link", "set", "wan", "up")
         assert there.run(f"ip link set lo up; ip address add {WORLD}/24 dev eth0; ip link set eth0 up") == (0, "")
+        if ipv6:
+            _lead_to_by_ipv6(there, forwards=forwards)
         if is_default:
             said("ip", "route", "add", "default", "via", WORLD)
         try:
             yield there
         finally:
             process.stdin.close()
+
+
+def _lead_to_by_ipv6(there: World, *, forwards: bool) -> None:
+    Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1" if forwards else "0", encoding="ascii")
+    said("ip", "address", "add", f"{HOST6}/64", "dev", "wan", "nodad")
+    assert there.run(f"ip address add {WORLD6}/64 dev eth0 nodad") == (0, "")
+    said("ip", "route", "add", "default", "via", WORLD6)

@@ -15,7 +15,7 @@ import itertools
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from sandbox._networks.uplink import KNOWN
@@ -105,7 +105,7 @@ class KeptGate:
             self._filters.close()
             self._filters = None
 
-    def add(self, entries: Iterable[Entry], address: IPv4Address) -> None:
+    def add(self, entries: Iterable[Entry], address: IPv4Address | IPv6Address) -> None:
         made = tuple(entries)
         elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in made]
         self._commit(Transaction().add_elements(self._open, [Element(element.key) for element in elements]).add_elements(self._ports, elements))

@@ -27,7 +27,8 @@ from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.net.addresses import mac_of
 from sandbox.net.allow_rules import allowing
 from sandbox.net.guard import opened, without_up
-from sandbox.net.rtnetlink import FIRST_PORT, INSIDE, Batch, Requests, Templates, bridge, bridge_address, default_route, removal, templates
+from sandbox.net.neighbours import forgotten, known
+from sandbox.net.rtnetlink import BRIDGE, FIRST_PORT, INSIDE, Batch, Requests, Templates, bridge, bridge_address, default_route, removal, templates
 from sandbox.net.spec import Addresses, NetworkSpec, Subnets
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Live:
             stack.callback(names.close)
         outlet = uplink = None
         if not spec.internal and uplink_of(spec) == "kernel":
-            uplink = Uplink.make(switch, requests, mtu=spec.mtu, avoid=subnet, stack=stack)
+            uplink = Uplink.make(switch, requests, mtu=spec.mtu, avoid=subnet, stack=stack, ipv6=spec.ipv6)
         elif not spec.internal:
             outlet = Outlet(switch, mtu=spec.mtu, wanted=spec.uplink)
             stack.callback(outlet.close)
@@ -196,12 +197,14 @@ class Live:
                 self._check_open()
                 self._check_mac(mac)
                 self.places[place] = lost
-                neighbour = made.neighbour_of(port=port, mac=mac)
+                neighbour = [made.neighbour_of(port=port, mac=mac)]
+                if place.address6 is not None:  # the bridge has no address of the link, without which the kernel cannot ask for those it forwards to
+                    neighbour.append(known(BRIDGE, place.address6, mac))
                 if requests is not None:
                     self.requests.send(neighbour, "make an interface known")
                 else:
                     link = made.link_of(port=port, mac=mac)
-                    requests = self._make_pair(place, [without_up(link) if forger else link, neighbour])
+                    requests = self._make_pair(place, [without_up(link) if forger else link, *neighbour])
                     stack.callback(requests.close)
                 if forger:  # one that was made ahead is open already, but has run nothing yet
                     self.guard.fence(place)
@@ -271,8 +274,13 @@ class Live:
 
     def offers_route(self, version: int) -> bool:
         """Whether what is for outside can be sent here."""
-        # No program that is a way out is asked to carry IPv6: with a route to it, programs would wait for answers, where they now fail at once.
-        return not self.spec.internal and (version == 4 or (self.addresses6 is not None and self.outlet is None))
+        # With a route that leads nowhere, programs would wait for answers where they now fail at once.
+        return not self.spec.internal and (version == 4 or self.leads6)
+
+    @property
+    def leads6(self) -> bool:
+        """Whether it reaches outside by IPv6."""
+        return self.uplink is not None and self.uplink.six is not None
 
     def route(self, place: Place, versions: tuple[int, ...]) -> None:
         """Have a container's default routes go through here from now on."""
@@ -295,6 +303,7 @@ class Live:
             self.neighbours.dismiss(place)
             if self.is_open:
                 self.guard.dismiss(place)
+                self._forget_neighbour(place)
             if self.places.pop(place, None) is None or not self.is_open or not place.session.is_alive:
                 return
             try:
@@ -302,6 +311,11 @@ class Live:
             except SetupError as error:
                 if error.errno != errno.ENODEV:  # it was not made, or its container ends just now
                     raise
+
+    def _forget_neighbour(self, place: Place) -> None:
+        if place.address6 is not None:
+            with suppress(SetupError):  # ENOENT: it has not come so far
+                self.requests.send(forgotten(BRIDGE, place.address6), "forget an interface")
 
     def close(self, stack: ExitStack) -> None:
         """Remove it, and have those who are in it know; *stack* is what `make` was given."""

@@ -239,8 +239,7 @@ class Membership:
         try:
             self._reroute()
             if self._ports is not None:  # the answers of who is asked by them take the default route
-                way = self._routes.get(4)
-                self._ports.follow(None if way is None else (way.live, way.place))
+                self._ports.follow({version: (way.live, way.place) for version, way in self._routes.items()})
             self._write_files(session, is_fresh=is_fresh)
         except (BrokenError, ClosedError, SetupError):
             if session.is_alive:

@@ -28,19 +28,20 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, frozen
 
 from sandbox._networks.kept import KeptLive
 from sandbox._networks.kept_published import KeptGate
-from sandbox._networks.reserved import ANY, Reserved
-from sandbox._networks.uplink import OPEN, WALLS
+from sandbox._networks.reserved import ANY, ANY6, Reserved
+from sandbox._networks.uplink import open_in, walls_of
 from sandbox.errors import ProtocolError, SandboxError, SetupError, UsageError
 from sandbox.net.conntrack import PROTOCOLS, Direction, Flow, Flows
 from sandbox.net.nft import (
     IPV4,
+    IPV6,
     PORT,
     PROTOCOL,
     Chain,
@@ -54,6 +55,7 @@ from sandbox.net.nft import (
     iif,
     iifname,
     in_set,
+    ip6_daddr,
     ip_daddr,
     ip_saddr,
     l4proto,
@@ -70,7 +72,8 @@ if TYPE_CHECKING:
     from sandbox._networks.places import Place
     from sandbox._networks.uplink import HostTable, Uplink
 
-_LOOPBACK: Final = IPv4Network("127.0.0.0/8")
+_LOOPBACK, _LOOPBACK6 = IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")
+_OF_THE_LINK: Final = IPv6Network("fe80::/10")
 _MOST: Final = 65535
 # Others have theirs at -100 and 100 (nft's dstnat and srcnat): whose rule comes first decides, and these ports are ours.
 _DESTINATION, _SOURCE = -101, 99
@@ -94,21 +97,27 @@ class _Host:
     """The host's part, of all networks of one table. The caller has the lock."""
 
     def __init__(self, host: HostTable) -> None:
-        self._one = Set(host.table, "published-one", (IPV4, PROTOCOL, PORT), data=(IPV4, PORT))  # at one address
-        self._all = Set(host.table, "published-all", (PROTOCOL, PORT), data=(IPV4, PORT))  # at all of the host's own
+        six = host.table.family == "ip6"
+        kind, daddr, loopback = (IPV6, ip6_daddr, _LOOPBACK6) if six else (IPV4, ip_daddr, _LOOPBACK)
+        self._one = Set(host.table, "published-one", (kind, PROTOCOL, PORT), data=(kind, PORT))  # at one address
+        self._all = Set(host.table, "published-all", (PROTOCOL, PORT), data=(kind, PORT))  # at all of the host's own
         guard = Chain(host.table, "published-guard", hook="prerouting", priority=_RAW)
         others = Chain(host.table, "published-to-others", hook="prerouting", priority=_DESTINATION, type="nat")
         own = Chain(host.table, "published-to-own", hook="output", priority=_DESTINATION, type="nat")
-        local = Chain(host.table, "published-from-loopback", hook="postrouting", priority=_SOURCE, type="nat")
         work = Transaction()
-        for item in (self._one, self._all, guard, others, own, local):
+        for item in (self._one, self._all, guard, others, own):
             work.add(item)
-        work.add(rule(guard, [ip_daddr(_LOOPBACK), in_set(host.links, iifname), drop]))  # in this order: what is rare, first
-        work.add(rule(others, [ip_daddr(_LOOPBACK), return_]))
+        work.add(rule(guard, [daddr(loopback), in_set(host.links, iifname), drop]))  # in this order: what is rare, first
+        work.add(rule(others, [daddr(loopback), return_]))
         for chain in (others, own):
-            work.add(rule(chain, [dnat_to(self._one, ip_daddr, l4proto, th_dport)]))
+            if six:
+                work.add(rule(chain, [daddr(_OF_THE_LINK), return_]))  # nobody sends on what is from there
+            work.add(rule(chain, [dnat_to(self._one, daddr, l4proto, th_dport)]))
             work.add(rule(chain, [fib_daddr("local"), dnat_to(self._all, l4proto, th_dport)]))
-        host.commit(work.add(rule(local, [in_set(host.links, oifname), ip_saddr(_LOOPBACK), masquerade()])))
+        if not six:  # else `loopback6`
+            local = Chain(host.table, "published-from-loopback", hook="postrouting", priority=_SOURCE, type="nat")
+            work.add(local).add(rule(local, [in_set(host.links, oifname), ip_saddr(_LOOPBACK), masquerade()]))
+        host.commit(work)
 
     def add(self, entries: Iterable[Entry], uplink: Uplink) -> None:
         work = Transaction()
@@ -125,7 +134,7 @@ class _Host:
     def _elements(self, entries: Iterable[Entry], uplink: Uplink) -> dict[Set, list[Element]]:
         found: dict[Set, list[Element]] = {self._all: [], self._one: []}
         for entry in entries:
-            where, address = (self._all, ()) if entry.held.address == ANY else (self._one, (entry.held.address,))
+            where, address = (self._all, ()) if entry.held.address in (ANY, ANY6) else (self._one, (entry.held.address,))
             found[where].append(Element((*address, entry.protocol, entry.held.number), (uplink.there, entry.inner)))
         return found
 
@@ -134,14 +143,17 @@ class _Gate:
     """The switch's part, of one network. The caller has the lock. Its socket, which keeps the namespace, is open while something is published."""
 
     def __init__(self, live: Live, uplink: Uplink) -> None:
+        six = uplink.there.version == 6
         self._last = 0
         self._users = 0
         self._filters: Nftables | None = None
         self._switch = live.switch
-        self._ports = Set(WALLS, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
-        inward = Chain(WALLS, "inward", hook="prerouting", priority=_DESTINATION, type="nat")
+        walls, kind, daddr = (walls_of("ip6"), IPV6, ip6_daddr) if six else (walls_of("ip"), IPV4, ip_daddr)
+        self._open = open_in(walls)
+        self._ports = Set(walls, "ports", (PROTOCOL, PORT), data=(kind, PORT))
+        inward = Chain(walls, "inward", hook="prerouting", priority=_DESTINATION, type="nat")
         work = Transaction().add(self._ports).add(inward)
-        work.add(rule(inward, [iif(UPLINK), ip_daddr(uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
+        work.add(rule(inward, [iif(UPLINK), daddr(uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
         with live.switch.filters() as filters:
             filters.commit(work)
 
@@ -174,14 +186,14 @@ class _Gate:
             self._filters.close()
             self._filters = None
 
-    def add(self, entries: Iterable[Entry], address: IPv4Address) -> None:
+    def add(self, entries: Iterable[Entry], address: IPv4Address | IPv6Address) -> None:
         elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in entries]
         keys = [Element(element.key) for element in elements]
-        self._commit(Transaction().add_elements(OPEN, keys).add_elements(self._ports, elements))
+        self._commit(Transaction().add_elements(self._open, keys).add_elements(self._ports, elements))
 
     def remove(self, entries: Iterable[Entry]) -> None:
         keys = [Element((entry.protocol, entry.inner)) for entry in entries]
-        self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(OPEN, keys))
+        self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
 
     def _commit(self, work: Transaction) -> None:
         if self._filters is None:
@@ -212,21 +224,31 @@ class _Publication:
                 stack.callback(_host_of(self.uplink).remove, self.entries, self.uplink)
 
 
-def publish(held: Iterable[Reserved], live: Live, place: Place) -> Callable[[], None]:
-    """Have ports of the host that are held lead to a container; gives what ends that.
+def check_loopback(live: Live) -> None:
+    """See to it that the host's ``::1`` can lead into a network with IPv6. Raises: UnsupportedError: the kernel lacks what it takes; SetupError."""
+    uplink = _uplink_of(live, 6)
+    with _lock:
+        _host_of(uplink)
+        _carry_loopback6(uplink)
+
+
+def publish(held: Iterable[Reserved], live: Live, place: Place, version: int = 4) -> Callable[[], None]:
+    """Have ports of the host that are held, all of one version of IP, lead to a container; gives what ends that.
 
     Raises: SetupError, UnsupportedError: the kernel has no nf_tables. Nothing is published then.
     """
-    uplink = live.uplink
-    if uplink is None:
-        raise ProtocolError("a port is published in a network that nothing leads out of")
+    uplink, address = _uplink_of(live, version), place.address if version == 4 else place.address6
+    if address is None:
+        raise ProtocolError("a port of IPv6 is published for a container that has none")
     ports = tuple(held)
     with _lock, ExitStack() as stack:
         host, gate = _host_of(uplink), _gate_of(live, uplink)
+        if any(one.address in (ANY6, _LOOPBACK6.network_address) for one in ports):
+            _carry_loopback6(uplink)
         gate.open()
         stack.callback(gate.close)
         entries = tuple(Entry(one, inner) for one, inner in zip(ports, gate.numbers(len(ports)), strict=True))
-        gate.add(entries, place.address)
+        gate.add(entries, address)
         stack.callback(_quietly, gate.remove, entries)
         host.add(entries, uplink)
         stack.callback(_quietly, host.remove, entries, uplink)
@@ -241,6 +263,19 @@ def publish(held: Iterable[Reserved], live: Live, place: Place) -> Callable[[], 
     raise AssertionError("unreachable")
 
 
+def _carry_loopback6(uplink: Uplink) -> None:
+    from sandbox._networks.loopback6 import carry
+
+    carry(uplink)
+
+
+def _uplink_of(live: Live, version: int) -> Uplink:
+    found = live.uplink if version == 4 or live.uplink is None else live.uplink.six
+    if found is None:
+        raise ProtocolError("a port is published in a network that nothing leads out of")
+    return found
+
+
 def _host_of(uplink: Uplink) -> _Host:
     found = _hosts.get(uplink.host)
     if found is None:
@@ -249,11 +284,12 @@ def _host_of(uplink: Uplink) -> _Host:
 
 
 def _gate_of(live: Live, uplink: Uplink) -> _Gate | KeptGate:
-    found = _gates.get(live)
+    found = _gates.get(uplink)
     if found is None:
         made = KeptGate(live, uplink) if isinstance(live, KeptLive) else _Gate(live, uplink)
-        _carry_loopback(uplink)
-        found = _gates[live] = made
+        if uplink.there.version == 4:
+            _carry_loopback(uplink)
+        found = _gates[uplink] = made
     return found
 
 
@@ -283,16 +319,16 @@ def _forget(entries: Iterable[Entry], is_stale: Callable[[Flow], bool]) -> None:
     number = asked[0].number if len(asked) == 1 else 0  # several: the kernel tells all, for it takes as long
     is_own = cache(_is_own)  # others' flows may pass by here on their way to such a port elsewhere
     with Flows() as flows:
-        for flow in flows.find(original=Direction(socket.IPPROTO_UDP, destination_port=number)):
+        for flow in flows.find(original=Direction(socket.IPPROTO_UDP, destination_port=number), version=asked[0].address.version):
             goal = flow.original.destination
-            mine = [one for one in asked if one.number == flow.original.destination_port and one.address in (ANY, goal)]
+            mine = [one for one in asked if one.number == flow.original.destination_port and one.address in (ANY, ANY6, goal)]
             if mine and is_stale(flow) and goal is not None and is_own(goal):
                 flows.forget(flow)
 
 
-def _is_own(address: IPv4Address) -> bool:
+def _is_own(address: IPv4Address | IPv6Address) -> bool:
     """Whether it is one of this host's."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         try:
             sock.bind((str(address), 0))
         except OSError:
@@ -301,7 +337,7 @@ def _is_own(address: IPv4Address) -> bool:
 
 
 _hosts: weakref.WeakKeyDictionary[HostTable, _Host] = weakref.WeakKeyDictionary()
-_gates: weakref.WeakKeyDictionary[Live, _Gate | KeptGate] = weakref.WeakKeyDictionary()
+_gates: weakref.WeakKeyDictionary[Uplink, _Gate | KeptGate] = weakref.WeakKeyDictionary()
 _publications: list[_Publication] = []
 _lock: threading.RLock = threading.RLock()
 

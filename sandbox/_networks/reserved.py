@@ -18,17 +18,19 @@ import threading
 from array import array
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from attrs import define
 
-from sandbox.errors import PortInUseError, SetupError, UnsupportedError, UsageError
-from sandbox.net.ports import HostPort, Port, overlap
+from sandbox.errors import PortInUseError, SetupError, UsageError
+from sandbox.net.ports import Address, HostPort, Port, overlap
 from sandbox.net.sockets import bound_to, describe, owner_of
 
 ANY: Final = IPv4Address(0)  # all addresses of the host
+ANY6: Final = IPv6Address(0)
 _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h
+_CHOICES: Final = 64  # of the kernel's, until one is free for both versions of IP
 _KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -37,7 +39,7 @@ class Reserved:
     """A port of the host that is ours until its reservation ends, for *port* of a container."""
 
     port: Port
-    address: IPv4Address
+    address: Address
     number: int
     owner: str
     sock: socket.socket
@@ -67,44 +69,62 @@ class Reserved:
 
 
 def check(ports: Iterable[Port]) -> None:
-    """Refuse what cannot be published. Raises: UnsupportedError: an IPv6 address of the host."""
+    """Refuse addresses that nothing can be published at. Raises: UsageError."""
     for port in ports:
-        if port.address is not None and port.address.version == 6:
-            raise UnsupportedError(f"ports: {port}: networks have IPv4 only", feature="ipv6", remedy="give an IPv4 address of this host, or none")
+        if isinstance(port.address, IPv6Address) and port.address.is_link_local:
+            raise UsageError(f"ports: {str(port)!r}: what comes from or to an address of the link (fe80::) is not sent on; give another one, or none")
+        if isinstance(port.address, IPv6Address) and port.address.ipv4_mapped:
+            raise UsageError(f"ports: {str(port)!r}: that is {port.address.ipv4_mapped}, of IPv4; write it so")
 
 
-def reserve(ports: Iterable[Port], owner: str) -> tuple[tuple[Reserved, ...], Callable[[], None]]:
+def reserve(ports: Iterable[Port], owner: str, *, ipv6: bool = False) -> tuple[tuple[Reserved, ...], Callable[[], None]]:
     """Hold a port of the host for each of *ports*, for *owner* (words); gives what was found, in their order, and what lets go of it.
+
+    ipv6: where no address is said, hold the same number for IPv6 as well: two for one then.
 
     Raises: PortInUseError; UsageError: an address is not this host's; SetupError. Nothing is held then.
     """
     wanted = tuple(ports)
     check(wanted)
-    found: dict[int, Reserved] = {}
+    found: dict[int, list[Reserved]] = {}
     with ExitStack() as stack, _lock:
         # What was said in numbers first, so that no choice among several takes it away.
         for at, port in sorted(enumerate(wanted), key=lambda pair: pair[1].last - pair[1].first if pair[1].first else 1 << 16):
-            found[at] = one = _reserve(port, owner)
-            stack.callback(_let_go, one)
-            _held.add(one)
+            found[at] = _reserve(port, owner, ipv6=ipv6)
+            for one in found[at]:
+                stack.callback(_let_go, one)
+                _held.add(one)
         held = stack.pop_all()
-    return tuple(found[at] for at in range(len(wanted))), held.close
+    return tuple(one for at in range(len(wanted)) for one in found[at]), held.close
 
 
-def _reserve(port: Port, owner: str) -> Reserved:
-    address = port.address if isinstance(port.address, IPv4Address) else ANY
-    for number in range(port.first, port.last + 1):
-        sock = _bound(port, address, number)
-        if sock is not None:
-            return Reserved(port, address, sock.getsockname()[1], owner, sock)
-    raise _in_use(port, address, port.first)
+def _reserve(port: Port, owner: str, *, ipv6: bool) -> list[Reserved]:
+    addresses: list[Address] = [port.address] if port.address is not None else [ANY, ANY6] if ipv6 else [ANY]
+    numbers = range(port.first, port.last + 1) if port.first else [0] * (_CHOICES if len(addresses) > 1 else 1)
+    found: list[Reserved] = []
+    for number in numbers:
+        found = []
+        with ExitStack() as stack:
+            for address in addresses:  # what the kernel has chosen for one has to be free for the other
+                sock = _bound(port, address, found[0].number if found else number)
+                if sock is None:
+                    break
+                stack.callback(sock.close)
+                found.append(Reserved(port, address, sock.getsockname()[1], owner, sock))
+            else:
+                stack.pop_all()
+                return found
+    raise _in_use(port, addresses[len(found)], port.first)
 
 
-def _bound(port: Port, address: IPv4Address, number: int) -> socket.socket | None:
+def _bound(port: Port, address: Address, number: int) -> socket.socket | None:
     """A socket that holds it; None: somebody else has it."""
     with ExitStack() as stack:
-        sock = stack.enter_context(socket.socket(socket.AF_INET, _KINDS[port.protocol] | socket.SOCK_CLOEXEC))
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        sock = stack.enter_context(socket.socket(family, _KINDS[port.protocol] | socket.SOCK_CLOEXEC))
         _deafen(sock)
+        if address.version == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             if port.protocol == "tcp":
                 # Connections of an earlier server that have ended do not count. Listening keeps off others that say the same of theirs.
@@ -127,14 +147,14 @@ def _deafen(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, at))  # struct sock_fprog
 
 
-def _raise_failure(error: OSError, port: Port, address: IPv4Address, number: int) -> None:
+def _raise_failure(error: OSError, port: Port, address: Address, number: int) -> None:
     if error.errno == errno.EADDRNOTAVAIL:
         raise UsageError(f"ports: {str(port)!r}: {address} is not an address of this host") from None
     hint = "ports below 1024 are root's; give another one" if error.errno == errno.EACCES else ""
     raise SetupError(f"hold port {number} of {address}", error.errno or 0, step="network", hint=hint) from error
 
 
-def _in_use(port: Port, address: IPv4Address, number: int) -> PortInUseError:
+def _in_use(port: Port, address: Address, number: int) -> PortInUseError:
     """The error that says who has *number*, the first of a range."""
     shown = f"{HostPort(str(address), number)}/{port.protocol}"
     ours = next((one for one in _held if (one.port.protocol, one.number) == (port.protocol, number) and overlap(one.address, address)), None)

@@ -274,6 +274,12 @@ def _check(spec: NetworkSpec) -> None:
             feature="CAP_SYS_ADMIN",
             remedy="run as root, or use a Network of this process, which ordinary users have too",
         )
+    if spec.ipv6 and not spec.internal:
+        raise UnsupportedError(
+            "networks that are kept reach outside by IPv4 only",
+            feature="ipv6",
+            remedy="leave ipv6 out, or give internal=True; or use a Network of this process",
+        )
     name = next((entry for entry in spec.allow or () if entry.network is None), None)
     if name is not None:
         raise UnsupportedError(

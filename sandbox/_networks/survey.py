@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Callable
 from typing import Final
 
 from sandbox._networks.outlet import find_program
 from sandbox._networks.switch import Switch
+from sandbox._networks.uplink6 import CONF, check_forwarding
 from sandbox.errors import SandboxError, SetupError, UnsupportedError
 from sandbox.net.netlink import attribute, message
 from sandbox.net.nft import Table, Transaction
 from sandbox.net.offer import Offer
 from sandbox.net.qdisc import probe
-from sandbox.net.rtnetlink import Requests
+from sandbox.net.rtnetlink import Requests, ways_out
 
 LINKS: Final = ("bridge", "veth", "ifb")
 QUEUES: Final = ("tbf", "netem")
@@ -25,7 +27,7 @@ _IFNAME, _LINKINFO, _INFO_KIND = 3, 18, 1
 
 def survey() -> Offer:
     """Ask. Takes about 10 ms."""
-    outlet, lacking = None, None
+    outlet, lacking, closed6 = None, None, _closed6()
     try:
         outlet = find_program()
     except UnsupportedError as error:
@@ -33,11 +35,20 @@ def survey() -> Offer:
     try:
         switch = Switch()
     except SandboxError as error:
-        return Offer(frozenset(), error, outlet, lacking)
+        return Offer(frozenset(), error, outlet, lacking, closed6)
     try:
-        return Offer(frozenset(_kinds(switch)), None, outlet, lacking)
+        return Offer(frozenset(_kinds(switch)), None, outlet, lacking, closed6)
     finally:
         switch.close()
+
+
+def _closed6() -> UnsupportedError | None:
+    try:
+        if os.path.exists(CONF):
+            check_forwarding(ways_out(6))
+    except UnsupportedError as error:
+        return error
+    return None
 
 
 def _kinds(switch: Switch) -> list[str]:

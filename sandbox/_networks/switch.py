@@ -41,7 +41,14 @@ _SIOCGSKNS: Final = 0x894C  # <linux/sockios.h>
 _CONF: Final = "/proc/sys/net/ipv6/conf"
 _NO_IPV6: Final = plan.WriteProc(f"{_CONF}/default/disable_ipv6", b"1\n", plan.HOST, optional=True)
 # The order matters: an interface that gets IPv6 takes an address of its own at once, and asks for routers, unless it was told not to before.
-_IPV6: Final = (("addr_gen_mode", b"1\n"), ("accept_ra", b"0\n"), ("autoconf", b"0\n"), ("accept_dad", b"0\n"), ("disable_ipv6", b"0\n"))
+_IPV6: Final = tuple(
+    (name, b"%d\n" % value)
+    for name, value in {
+        "addr_gen_mode": 1, "accept_ra": 0, "autoconf": 0, "accept_dad": 0, "accept_redirects": 0, "accept_source_route": -1, "disable_ipv6": 0,
+    }.items()
+)
+# What counts is "all". A new namespace may have the first one's (net.core.devconf_inherit_init_net): it would join two networks, as above.
+_NO_DETOURS6: Final = plan.WriteProc(f"{_CONF}/all/forwarding", b"0\n", plan.HOST)
 # A new namespace takes the values of the first one, whose ``ip_forward`` Docker sets: a container in two networks would pass on what it gets
 # from one to the other, and whoever does not forward would believe redirects. Of "all" and an interface, what counts is either, both or one of them.
 _NO_DETOURS: Final = tuple(
@@ -55,6 +62,7 @@ _NO_DETOURS: Final = tuple(
 
 # Errors by ICMP go to containers only: each attempt at what is not allowed is to fail at once, not only the first ones of a second.
 _ALL_REFUSALS: Final = plan.WriteProc("/proc/sys/net/ipv4/icmp_ratemask", b"0\n", plan.HOST)
+_ALL_REFUSALS6: Final = plan.WriteProc("/proc/sys/net/ipv6/icmp/ratelimit", b"0\n", plan.HOST)
 
 
 def _with_ipv6(interface: str) -> tuple[plan.Op, ...]:
@@ -68,7 +76,7 @@ _THERE, _HERE = plan.Setns("there", CLONE_NEWNET), plan.Setns("here", CLONE_NEWN
 @cache
 def _settings(*, ipv6: bool) -> tuple[plan.Op, ...]:
     """Of interfaces that are made from then on, where the container is."""
-    return (*(_with_ipv6("default") if ipv6 else (_NO_IPV6,)), *_NO_DETOURS)
+    return (*((*_with_ipv6("default"), _NO_DETOURS6) if ipv6 else (_NO_IPV6,)), *_NO_DETOURS)
 
 
 def _words(op: plan.Op) -> str:
@@ -249,6 +257,11 @@ class Switch:
     @property
     def _home_fds(self) -> dict[str, int]:
         return {} if self.is_ordinary else {"here": self._namespace.fileno()}
+
+    def forward_ipv6(self) -> None:
+        """Have IPv6 passed on between all interfaces here, which the kernel does for all or for none. Raises: SetupError, ClosedError."""
+        ops = [plan.WriteProc(f"{_CONF}/all/forwarding", b"1\n", plan.HOST), _ALL_REFUSALS6]
+        self._session.request([*self._home, *ops], [], self._home_fds)
 
     def begin_ipv6(self, interface: str) -> None:
         """Have an interface here take part in IPv6; it has none of its own yet. Raises: SetupError, ClosedError."""

@@ -10,7 +10,9 @@ Here there is one table of nf_tables per process (`_HostTable`), which belongs t
 What is set on the pair's interface goes with the interface. Nothing else of the host is changed: not its forwarding, nobody's rules.
 
 So others' rules may be in the way. A rule that accepts in one table cannot overrule one that drops in another; we ask the kernel instead of
-guessing: `_probe` sends a datagram out, and the last of all chains of the forward hook, which is ours, counts it and lets it go no further.
+guessing: `probe` sends a datagram out, and the last of all chains of the forward hook, which is ours, counts it and lets it go no further.
+
+A network with IPv6 has the same once more for that, with a table of family ip6: see `uplink6`.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from ipaddress import IPv4Address, IPv4Network
-from typing import TYPE_CHECKING, Final
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from typing import TYPE_CHECKING, Final, Literal
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from sandbox.errors import SetupError, UnsupportedError
 from sandbox.net.addresses import choose_subnet, mac_of
@@ -34,6 +36,7 @@ from sandbox.net.neighbours import known
 from sandbox.net.nft import (
     IFNAME,
     IPV4,
+    IPV6,
     PORT,
     PROTOCOL,
     Chain,
@@ -54,6 +57,8 @@ from sandbox.net.nft import (
     iif,
     iifname,
     in_set,
+    ip6_daddr,
+    ip6_saddr,
     ip_daddr,
     ip_saddr,
     jump,
@@ -69,6 +74,8 @@ from sandbox.net.rtnetlink import BRIDGE, NETLINK_ROUTE, UPLINK, Requests, WayOu
 if TYPE_CHECKING:
     from sandbox._networks.switch import Switch
 
+Address = IPv4Address | IPv6Address
+
 PREFIX: Final = "sandbox"  # of our interfaces' names; with eight digits of their address they have the 15 letters that fit
 # Private ranges (RFC 1918) beside those that networks take theirs from, and a corner of RFC 6598's, for who routes all of the former.
 POOLS: Final = tuple(map(IPv4Network, ("10.87.0.0/16", "192.168.176.0/20", "100.127.224.0/19")))
@@ -80,37 +87,59 @@ _SETTINGS: Final = {"forwarding": "1", "accept_redirects": "0", "accept_source_r
 _FIRST, _LAST = 1 - 2**31, 2**31 - 1  # priorities before and behind all others
 _FORWARD: Final = 2  # NF_INET_FORWARD
 _DISCARD: Final = 9  # the port of RFC 863, where nobody is
-_NOWHERE: Final = IPv4Address("198.51.100.9")  # of TEST-NET-2 (RFC 5737)
+# Of TEST-NET-2 (RFC 5737), and of IPv6's ranges for documentation (RFC 3849, RFC 9637), which some hosts have routes to nowhere for.
+_NOWHERE: Final[dict[int, list[Address]]] = {
+    4: [IPv4Address("198.51.100.9")],
+    6: [IPv6Address("2001:db8:5ac3::9"), IPv6Address("3fff:5ac3::9")],
+}
 _PROBE_S: Final = 5.0  # for one to arrive at the host; on a busy machine an interface takes its time until it sends
 _PASSING_S: Final = 0.2  # for one that has arrived to come through, which takes microseconds
 _NEVER_DROPPED: Final = ("established", "related")
 
 
-@frozen
+@frozen(eq=False)
 class Uplink:
-    """One network's. *name*: of the host's interface; *here*, *there*: the addresses of the host's end and of the switch's."""
+    """One network's. *name*: of the host's interface; *here*, *there*: the addresses of the host's end and of the switch's.
+
+    six: the same way for IPv6, in a network that has it. undo: what others have made for it, to be taken back before it goes.
+    """
 
     name: str
-    here: IPv4Address
-    there: IPv4Address
+    here: Address
+    there: Address
     host: HostTable
+    six: Uplink | None = None
+    undo: ExitStack = field(factory=ExitStack)
 
     @classmethod
-    def make(cls, switch: Switch, requests: Requests, *, mtu: int, avoid: IPv4Network, stack: ExitStack) -> Uplink:
+    def make(cls, switch: Switch, requests: Requests, *, mtu: int, avoid: IPv4Network, stack: ExitStack, ipv6: bool = False) -> Uplink:
         """Lead *switch* outside; *requests* go to it, *avoid* is its subnet. *stack* takes it back, but for the pair, which goes with the switch.
+
+        ipv6: by IPv6 as well.
 
         Raises: UnsupportedError: the host does not forward, or drops what is forwarded; or it lacks what this takes. SetupError.
         """
         ways = ways_out()
         check_forwarding(ways)
+        if not ipv6:
+            return cls._make(switch, requests, ways, mtu=mtu, avoid=avoid, stack=stack)
+        from sandbox._networks import uplink6
+
+        ways6 = ways_out(6)
+        uplink6.check_forwarding(ways6)
+        four = cls._make(switch, requests, ways, mtu=mtu, avoid=avoid, stack=stack)
+        return evolve(four, six=uplink6.lead_out(four, switch, requests, ways6, stack))
+
+    @classmethod
+    def _make(cls, switch: Switch, requests: Requests, ways: list[WayOut], *, mtu: int, avoid: IPv4Network, stack: ExitStack) -> Uplink:
         host = hold(stack)
         pair, name = _make_pair(requests, mtu=mtu, avoid=avoid)
         found = cls(name, pair[0], pair[1], host)
-        _make_walls(switch)
+        make_walls(switch)
         switch.forward("bridge", "uplink")
         host.add(found)
         stack.callback(host.remove, found)
-        _probe(switch, found, ways)
+        probe(switch, found, ways)
         return found
 
 
@@ -166,43 +195,57 @@ def _set_up(name: str) -> None:
     """What the host's end is to do, and not to do. It is not up yet."""
     try:
         for setting, value in _SETTINGS.items():
-            _write(f"{_CONF}/{name}/{setting}", value)
+            write(f"{_CONF}/{name}/{setting}", value)
         with suppress(FileNotFoundError):  # a host without IPv6
-            _write(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "1")
+            write(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "1")
     except OSError as error:
-        hint = "networks that reach outside take a /proc/sys that can be written to" if error.errno == errno.EROFS else ""
-        raise SetupError(f"set up {name}", error.errno or errno.EIO, step="network", hint=hint) from error
+        raise refusal_to_set_up(name, error) from error
 
 
-def _write(path: str, value: str) -> None:
+def write(path: str, value: str) -> None:
+    """Set a switch of the kernel's."""
     with open(path, "w", encoding="ascii") as file:
         file.write(f"{value}\n")
+
+
+def refusal_to_set_up(name: str, error: OSError) -> SetupError:
+    """Words for an interface's settings that could not be written."""
+    hint = "networks that reach outside take a /proc/sys that can be written to" if error.errno == errno.EROFS else ""
+    return SetupError(f"set up {name}", error.errno or errno.EIO, step="network", hint=hint)
 
 
 # ---- In the switch ----
 
 
-WALLS: Final = Table("ip", "uplink")
-# The inner ports that stand for something just now, see `published`; and the mark of packets for one of another process's, see `kept_published`.
-OPEN: Final = Set(WALLS, "open", (PROTOCOL, PORT))
-KNOWN: Final = 1
+KNOWN: Final = 1  # the mark of packets for an inner port of another process's, see `kept_published`
 
 
-def _make_walls(switch: Switch) -> None:
+def walls_of(family: Literal["ip", "ip6"]) -> Table:
+    """The switch's table."""
+    return Table(family, "uplink")
+
+
+def open_in(walls: Table) -> Set:
+    """The inner ports that stand for something just now, see `published`."""
+    return Set(walls, "open", (PROTOCOL, PORT))
+
+
+def make_walls(switch: Switch, family: Literal["ip", "ip6"] = "ip") -> None:
     """Out goes what containers send, in comes what answers it, or was sent to a published port.
 
     Each packet comes by here, so the order counts: those of flows that are known are through after one rule or two, and one chain has all of it.
     """
-    forward = Chain(WALLS, "forward", hook="forward", policy="drop")
-    inward = Chain(WALLS, "input", hook="input")
-    nat = Chain(WALLS, "postrouting", hook="postrouting", type="nat", priority=100)
-    published = Chain(WALLS, "published")
-    work = Transaction().add(WALLS).add(OPEN).add(published).add(forward).add(inward).add(nat)
+    walls, open_ = walls_of(family), open_in(walls_of(family))
+    forward = Chain(walls, "forward", hook="forward", policy="drop")
+    inward = Chain(walls, "input", hook="input")
+    nat = Chain(walls, "postrouting", hook="postrouting", type="nat", priority=100)
+    published = Chain(walls, "published")
+    work = Transaction().add(walls).add(open_).add(published).add(forward).add(inward).add(nat)
     # What is invalid would not be translated. A router's word about a flow (related, ICMP) goes where the flow does.
     work.add(rule(forward, [iif(BRIDGE), ct_state("new", *_NEVER_DROPPED, "untracked"), accept]))
     work.add(rule(forward, [ct_status("dnat"), goto(published)]))
     work.add(rule(forward, [ct_state(*_NEVER_DROPPED), accept]))
-    work.add(rule(published, [in_set(OPEN, ct_original_protocol, ct_original_dport), accept]))
+    work.add(rule(published, [in_set(open_, ct_original_protocol, ct_original_dport), accept]))
     work.add(rule(published, [mark(KNOWN), accept]))
     work.add(rule(published, [reject(tcp_reset=True)]))
     work.add(rule(published, [reject(code="port-unreachable")]))
@@ -220,13 +263,13 @@ def _make_walls(switch: Switch) -> None:
 
 @define(eq=False)
 class HostTable:
-    """Our table in the host, of all networks of this process that reach outside. Thread-safe.
+    """Our table in the host, of all networks of this process that reach outside, for one version of IP. Thread-safe.
 
     Others who have something to do for an uplink (published ports) put chains and sets of their own into *table*, by `commit`.
     """
 
     table: Table
-    namespace: tuple[int, int]
+    namespace: tuple[int, int, str]  # and its family
     _kernel: Nftables
     _users: int = 0
     _lock: threading.Lock = field(factory=threading.Lock)
@@ -239,7 +282,7 @@ class HostTable:
     @property
     def addresses(self) -> Set:
         """The switches' ends of them."""
-        return Set(self.table, "addresses", (IPV4,))
+        return Set(self.table, "addresses", (IPV4 if self.table.family == "ip" else IPV6,))
 
     def commit(self, work: Transaction) -> tuple[int, ...]:
         """As `Nftables.commit`."""
@@ -288,7 +331,8 @@ class HostTable:
         # Not only what is new: where the host does not track a port (notrack, for resolvers), it would be reached there.
         work.add(rule(inward, [ct_state(*_NEVER_DROPPED), accept]))
         work.add(rule(inward, [in_set(self.links, iifname), reject()]))
-        work.add(rule(nat, [in_set(self.addresses, ip_saddr), masquerade()]))
+        source = ip_saddr if self.table.family == "ip" else ip6_saddr
+        work.add(rule(nat, [in_set(self.addresses, source), masquerade()]))
         self.commit(work)
 
     def take(self) -> None:
@@ -306,20 +350,20 @@ class HostTable:
         self._kernel.close()
 
 
-_tables: dict[tuple[int, int], HostTable] = {}  # by the network namespace that they are in
+_tables: dict[tuple[int, int, str], HostTable] = {}  # by the network namespace that they are in, and the family
 _tables_lock = threading.Lock()
 
 
-def hold(stack: ExitStack) -> HostTable:
+def hold(stack: ExitStack, family: Literal["ip", "ip6"] = "ip") -> HostTable:
     """Our table in the namespace that the calling thread is in, until *stack* is closed. Raises: UnsupportedError, SetupError."""
     status = os.stat("/proc/thread-self/ns/net")
-    namespace = status.st_dev, status.st_ino
+    namespace = status.st_dev, status.st_ino, family
     with _tables_lock:
         found = _tables.get(namespace)
         if found is None:
             kernel = Nftables.here()
             try:
-                found = HostTable(Table("ip", f"{PREFIX}-{os.getpid()}-{secrets.token_hex(4)}", owner=True), namespace, kernel)
+                found = HostTable(Table(family, f"{PREFIX}-{os.getpid()}-{secrets.token_hex(4)}", owner=True), namespace, kernel)
                 found.make()
             except BaseException:
                 kernel.close()
@@ -356,7 +400,7 @@ def check_forwarding(ways: list[WayOut]) -> None:
 
     Refused: to switch it on. That opens the host to whoever is on its networks, and after kill -9 nobody would switch it off again.
     """
-    names = list(dict.fromkeys(filter(None, (_name_of(way.index) for way in ways)))) or ["all"]
+    names = names_of(ways) or ["all"]
     closed = [name for name in names if not _forwards(name)]
     if closed:
         raise UnsupportedError(
@@ -364,6 +408,11 @@ def check_forwarding(ways: list[WayOut]) -> None:
             feature="ip_forward",
             remedy="sysctl -w net.ipv4.ip_forward=1, or give uplink='slirp4netns', or internal=True",
         )
+
+
+def names_of(ways: list[WayOut]) -> list[str]:
+    """The interfaces that lead outside, each once."""
+    return list(dict.fromkeys(filter(None, (_name_of(way.index) for way in ways))))
 
 
 def _name_of(index: int) -> str:
@@ -381,12 +430,13 @@ def _forwards(name: str) -> bool:
         return True
 
 
-def _probe(switch: Switch, link: Uplink, ways: list[WayOut]) -> None:
+def probe(switch: Switch, link: Uplink, ways: list[WayOut]) -> None:
     """See whether what containers send gets past the host's other rules. Without a default route there is nowhere to send it.
 
     Raises: UnsupportedError: it does not; the remedy names the rules that are in the way, if they can be seen.
     """
-    targets = [_NOWHERE, *(way.gateway for way in ways if way.gateway is not None)] if ways else []
+    nearest = [way.gateway for way in ways if way.gateway is not None and not way.gateway.is_link_local]
+    targets = [*_NOWHERE[link.there.version], *nearest] if ways else []
     if not targets:
         return
     host = link.host
@@ -396,7 +446,7 @@ def _probe(switch: Switch, link: Uplink, ways: list[WayOut]) -> None:
     work = Transaction().add(arrivals).add(passed)
     # One that passes is enough: others may well forbid addresses of no use, or of their own network.
     for target in targets:
-        test = [iifname(link.name), ip_daddr(target), udp_dport(_DISCARD), counter()]
+        test = [iifname(link.name), (ip_daddr if target.version == 4 else ip6_daddr)(target), udp_dport(_DISCARD), counter()]
         work.add(rule(arrivals, test)).add(rule(passed, [*test, drop]))
     host.commit(work)
     try:
@@ -406,9 +456,10 @@ def _probe(switch: Switch, link: Uplink, ways: list[WayOut]) -> None:
         host.commit(Transaction().delete(arrivals).delete(passed))
 
 
-def _gets_through(switch: Switch, host: HostTable, targets: list[IPv4Address], arrivals: Chain, passed: Chain) -> bool:
+def _gets_through(switch: Switch, host: HostTable, targets: Sequence[Address], arrivals: Chain, passed: Chain) -> bool:
     """Usually both chains have counted one before sendto returns."""
-    fd = switch.socket(domain=socket.AF_INET, kind=socket.SOCK_DGRAM, protocol=0)
+    family = socket.AF_INET if targets[0].version == 4 else socket.AF_INET6
+    fd = switch.socket(domain=family, kind=socket.SOCK_DGRAM, protocol=0)
     deadline, pause = time.monotonic() + _PROBE_S, 0.0005
     has_arrived = False
     with socket.socket(fileno=fd) as sender:
@@ -427,20 +478,21 @@ def _gets_through(switch: Switch, host: HostTable, targets: list[IPv4Address], a
 
 
 def _in_the_way(host: HostTable) -> UnsupportedError:
-    chains = [chain for chain in host.chains() if chain.table != host.table.name and chain.family in ("ip", "inet")]
+    chains = [chain for chain in host.chains() if chain.table != host.table.name and chain.family in (host.table.family, "inet")]
     closed = [f"{chain.family} {chain.table} {chain.name}" for chain in chains if chain.hook == _FORWARD and chain.policy == "drop"]
     seen = f" ({', '.join(closed)}: policy drop)" if closed else ""
     return UnsupportedError(
-        f"the host's packet filters drop what containers send outside{seen}", feature="forward", remedy=_remedy(chains, closed)
+        f"the host's packet filters drop what containers send outside{seen}", feature="forward", remedy=_remedy(chains, closed, host.table.family)
     )
 
 
-def _remedy(chains: list[ListedChain], closed: list[str]) -> str:
+def _remedy(chains: list[ListedChain], closed: list[str], family: str) -> str:
+    program = "iptables" if family == "ip" else "ip6tables"
     if any(chain.name == "DOCKER-USER" for chain in chains):
-        return f"iptables -I DOCKER-USER -i {PREFIX}+ -j ACCEPT; iptables -I DOCKER-USER -o {PREFIX}+ -j ACCEPT"
+        return f"{program} -I DOCKER-USER -i {PREFIX}+ -j ACCEPT; {program} -I DOCKER-USER -o {PREFIX}+ -j ACCEPT"
     if any(chain.table == "firewalld" for chain in chains):
         return f"firewall-cmd --zone=trusted --add-interface={PREFIX}+"
     if closed:
         ways = (f"nft insert rule {closed[0]} {way} '\"{PREFIX}*\"' accept" for way in ("iifname", "oifname"))
         return "; ".join(ways)
-    return f"iptables -I FORWARD -i {PREFIX}+ -j ACCEPT; iptables -I FORWARD -o {PREFIX}+ -j ACCEPT"
+    return f"{program} -I FORWARD -i {PREFIX}+ -j ACCEPT; {program} -I FORWARD -o {PREFIX}+ -j ACCEPT"

@@ -286,6 +286,13 @@ def set_mark(number: int) -> Statement:
     return Statement((give, Expression("meta", ((2, u32(3)), (3, u32(_REGISTER))))))
 
 
+def set_ether_daddr(mac: str) -> Statement:
+    """Give the frame another receiver. In a chain of family netdev."""
+    give = Expression("immediate", ((1, u32(_REGISTER)), (2, _data(MAC.pack(mac)))))
+    # NFTA_PAYLOAD_BASE, OFFSET, LEN, SREG
+    return Statement((give, Expression("payload", ((2, u32(_LINK)), (3, u32(0)), (4, u32(MAC.length)), (5, u32(_REGISTER))))))
+
+
 def forward(index: int) -> Statement:
     """Send it out by the interface with this index, at once. In a chain of family netdev."""
     give = Expression("immediate", ((1, u32(_REGISTER)), (2, _data(struct.pack("=I", index)))))
@@ -338,12 +345,21 @@ def vmap(which: Set, *fields: Field) -> Statement:
 
 def dnat_to(which: Set, *fields: Field) -> Statement:
     """Send it where the map says: its data is an address, or an address and a port. Go on where it says nothing."""
+    return _nat_to(1, which, fields)
+
+
+def snat_to(which: Set, *fields: Field) -> Statement:
+    """Let it come from where the map says, as `dnat_to`."""
+    return _nat_to(0, which, fields)
+
+
+def _nat_to(kind: int, which: Set, fields: tuple[Field, ...]) -> Statement:
     data = which.data if isinstance(which.data, tuple) else ()
     if not data or data[0] not in (IPV4, IPV6) or data[1:] not in ((), (PORT,)):
         raise UsageError(f"nft: the data of {which.name} is not an address, or an address and a port")
     family = "ip" if data[0] is IPV4 else "ip6"
     found = _lookup(which, fields, ((3, u32(_REGISTER)),))
-    attributes: list[Attribute] = [(1, u32(1)), (2, u32(FAMILIES[family])), (3, u32(_REGISTER))]
+    attributes: list[Attribute] = [(1, u32(kind)), (2, u32(FAMILIES[family])), (3, u32(_REGISTER))]
     if len(data) > 1:
         attributes.append((5, u32(_WORDS + data[0].length // 4)))
     return Statement((*found.expressions, Expression("nat", tuple(attributes))), (*found.needs, ("network", family)))

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -333,30 +333,30 @@ class WayOut:
     """A default route: the interface that it leads through, and the neighbour that it leads to, if it names one."""
 
     index: int
-    gateway: IPv4Address | None
+    gateway: IPv4Address | IPv6Address | None
 
 
 def routes() -> list[IPv4Network]:
     """The destinations of all routes, in all tables, of the namespace that the calling thread is in. A default route has none."""
-    found = [(route[1], _route_attributes(route).get(_RTA_DST)) for route in _routes()]
+    found = [(route[1], _route_attributes(route).get(_RTA_DST)) for route in _routes(socket.AF_INET)]
     return [IPv4Network((destination, prefix), strict=False) for prefix, destination in found if destination is not None]
 
 
-def ways_out() -> list[WayOut]:
-    """The default routes of the namespace that the calling thread is in; one through several interfaces is left out."""
+def ways_out(version: int = 4) -> list[WayOut]:
+    """The default routes of the namespace that the calling thread is in; one through several interfaces is left out. *version*: of IP."""
     found: list[WayOut] = []
-    for route in _routes():
+    for route in _routes(socket.AF_INET if version == 4 else socket.AF_INET6):
         attributes = _route_attributes(route)
         if route[1] == 0 and route[7] == _UNICAST and _RTA_OIF in attributes:
             gateway = attributes.get(_RTA_GATEWAY)
-            found.append(WayOut(int.from_bytes(attributes[_RTA_OIF], sys.byteorder), None if gateway is None else IPv4Address(gateway)))
+            found.append(WayOut(int.from_bytes(attributes[_RTA_OIF], sys.byteorder), None if gateway is None else ip_address(gateway)))
     return found
 
 
-def _routes() -> Iterator[bytes]:
+def _routes(family: int) -> Iterator[bytes]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE) as sock:
         sock.settimeout(_WAIT_S)
-        body = _ROUTE.pack(socket.AF_INET, *([0] * 7), 0)
+        body = _ROUTE.pack(family, *([0] * 7), 0)
         sock.send(netlink.message(_GETROUTE, netlink.REQUEST | netlink.DUMP, body, sequence=1))
         while True:
             for kind, _, _, data in netlink.messages(sock.recv(1 << 20)):

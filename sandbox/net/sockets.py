@@ -42,12 +42,13 @@ class Owner:
 
 
 def bound_to(protocol: str, port: int, address: Address | None) -> list[Bound]:
-    """The sockets of this thread's network namespace that have *port* at *address* (None: any), those that listen first."""
+    """The sockets of this thread's network namespace that have *port* at *address* (None: any of IPv4), those that listen first."""
     found: list[Bound] = []
+    as_seen = _itself if isinstance(address, IPv6Address) else _as_v4
     for name in (protocol, f"{protocol}6"):
         with suppress(OSError), open(f"/proc/thread-self/net/{name}", encoding="ascii", errors="replace") as table:
             found += parse_table(table.read(_MOST_BYTES).splitlines()[1:])
-    return sorted((one for one in found if one.port == port and overlap(_as_v4(one.address), address)), key=lambda one: not one.is_taking)
+    return sorted((one for one in found if one.port == port and overlap(as_seen(one.address), address)), key=lambda one: not one.is_taking)
 
 
 def parse_table(lines: Iterable[str]) -> Iterator[Bound]:
@@ -66,6 +67,10 @@ def _address(text: str) -> Address:
     raw = bytes.fromhex(text)
     words = struct.pack(f"={len(raw) // 4}I", *struct.unpack(f">{len(raw) // 4}I", raw))
     return IPv4Address(words) if len(words) == 4 else IPv6Address(words)
+
+
+def _itself(address: Address) -> Address | None:
+    return address
 
 
 def _as_v4(address: Address) -> Address | None:

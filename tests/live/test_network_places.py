@@ -17,6 +17,7 @@ from sandbox._networks.membership import Arrival
 from sandbox._networks.naming import key_of
 from sandbox.net.rtnetlink import Templates
 from tests.live.test_network import addresses_of, ask, serving
+from tests.netns import alone, world
 from tests.support import needs
 
 pytestmark = [needs("root", "userns", "program:ip"), pytest.mark.usefixtures("no_leftovers")]
@@ -40,12 +41,6 @@ def links_of(container: Container) -> dict[str, dict[str, Any]]:
 def default_of(container: Container, version: int = 4) -> list[tuple[str, str]]:
     found = json.loads(container.exec(["ip", f"-{version}", "-json", "route", "show", "default"], check=True).stdout or b"[]")
     return [(route["gateway"], route["dev"]) for route in found]
-
-
-@pytest.fixture
-def outward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let networks be made that are said to reach outside: where the routes of containers go is looked at, not what is behind."""
-    monkeypatch.setattr(Network, "_check", lambda _: None)
 
 
 def test_a_container_in_several_networks_reaches_the_others_of_each() -> None:
@@ -233,8 +228,10 @@ def test_hooks_hear_of_each_that_comes_and_goes(monkeypatch: pytest.MonkeyPatch)
     ]  # fmt: skip
 
 
-def test_the_default_route_goes_through_the_first_network_with_a_way_outside(outward: None) -> None:
+@alone
+def test_the_default_route_goes_through_the_first_network_with_a_way_outside() -> None:
     with ExitStack() as stack:
+        stack.enter_context(world(ipv6=True))
         inner = stack.enter_context(Network("inner", internal=True))
         out, out6 = (stack.enter_context(Network(f"out{n}", ipv6=n == 6, mtu=1400)) for n in (4, 6))
         c = stack.enter_context(Container(net=[inner, out, out6]))
@@ -347,13 +344,3 @@ def test_no_container_has_a_key_that_another_one_had() -> None:
         assert key_of(one._live().session) == first
     with Container() as two:
         assert key_of(two._live().session) != first
-
-
-def test_a_way_out_that_carries_no_ipv6_gives_no_route_to_it(outward: None) -> None:
-    with Network("out", ipv6=True) as out:
-        assert (out.live.offers_route(4), out.live.offers_route(6)) == (True, True)
-        out.live.outlet = object()  # type: ignore[assignment]  # slirp4netns, say
-        try:
-            assert (out.live.offers_route(4), out.live.offers_route(6)) == (True, False)
-        finally:
-            out.live.outlet = None

@@ -39,7 +39,7 @@ def test_what_keeps_networks_from_being_made_is_told(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sandbox._networks.survey.Switch", refuse)
     first, *others = networks.findings()
     assert (first.state, first.remedy) == (State.MISSING, "raise the sysctl")
-    assert [other.what for other in others] == ["slirp4netns", "the host forwards (ip_forward)"]
+    assert [other.what for other in others] == ["slirp4netns", "the host forwards (ip_forward)", "the host forwards IPv6"]
 
 
 @pytest.mark.parametrize(("privileged", "state"), [(True, State.NOTE), (False, State.MISSING)])

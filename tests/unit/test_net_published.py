@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import PortInUseError, SetupError, UnsupportedError, UsageError
+from sandbox import PortInUseError, SetupError, UsageError
 from sandbox._networks.reserved import Reserved, reserve
 from sandbox.net import HostPort, Port, to_ports
 from sandbox.net.conntrack import Direction, parse
@@ -140,6 +140,37 @@ def test_a_clash_with_a_server_of_both_families_is_one(stack: ExitStack) -> None
     assert raised.value.pid == os.getpid()
 
 
+def test_both_versions_of_ip_have_one_number_and_what_names_one_has_that_alone(stack: ExitStack) -> None:
+    found, let_go = reserve(to_ports([80, f"{FREE}:81", "0.0.0.0::82", "[::1]::83"]), "x", ipv6=True)
+    stack.callback(let_go)
+    assert [(one.key, one.host.address) for one in found] == [
+        ("80/tcp", "0.0.0.0"), ("80/tcp", "::"), ("81/tcp", "0.0.0.0"), ("81/tcp", "::"), ("82/tcp", "0.0.0.0"), ("83/tcp", "::1"),
+    ]  # fmt: skip
+    assert found[0].number == found[1].number
+    assert found[2].number == found[3].number
+    with socket.socket(socket.AF_INET6) as sock:  # not of both by accident
+        assert sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1) is None
+        sock.bind(("::", found[4].number))
+
+
+@pytest.mark.parametrize("address", ["::", "::1"])
+def test_a_clash_of_ipv6_alone_is_found_and_named(stack: ExitStack, address: str) -> None:
+    sock = stack.enter_context(socket.socket(socket.AF_INET6))
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((address, 0))
+    sock.listen()
+    port = sock.getsockname()[1]
+    before = sorted(os.listdir("/proc/self/fd"))
+    for said, where in ((f"{port}:80", "::"), (f"[::1]:{port}:80", "::1")):
+        with pytest.raises(PortInUseError, match="taken by this process") as raised:
+            reserve(to_ports([said]), "x", ipv6=True)
+        assert (raised.value.pid, raised.value.port) == (os.getpid(), f"[{where}]:{port}/tcp")
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    held(stack, f"{port}:80")  # of IPv4 alone
+    with pytest.raises(PortInUseError, match=f"ports {port} to {port + 1}"):
+        reserve(to_ports([f"[::1]:{port}-{port + 1}:80", f"[::1]:{port + 1}:81"]), "x")
+
+
 def test_a_clash_with_a_container_of_ours_names_that(stack: ExitStack) -> None:
     (one,) = held(stack, 80, owner="container 'db'")
     for said in (f"{one.number}:80", f"127.0.0.1:{one.number}:80", f"{one.number}-{one.number}:80"):
@@ -161,7 +192,9 @@ def test_what_fails_leaves_nothing_held(stack: ExitStack) -> None:
     for ports, error in (
         ([80, f"{taken}:80"], PortInUseError),
         ([80, "192.0.2.1:80:80"], UsageError),
-        ([80, "[::1]:8080:80"], UnsupportedError),
+        ([80, "[fe80::1]:8080:80"], UsageError),
+        ([80, "[::ffff:127.0.0.1]:8080:80"], UsageError),
+        ([80, "[2001:db8::9]:8080:80"], UsageError),
     ):
         with pytest.raises(error):
             reserve(to_ports(ports), "x")

@@ -26,8 +26,8 @@ def findings() -> list[Finding]:
     offer = features.networks()
     if offer.obstacle is not None:
         what = "networks of containers"
-        return [Finding(_SECTION, what, State.MISSING, reason_of(offer.obstacle), remedy_of(offer.obstacle)), _outlet(offer), _forwarding()]
-    return [*(_kind(offer, *row) for row in _KINDS), _outlet(offer), _forwarding()]
+        return [Finding(_SECTION, what, State.MISSING, reason_of(offer.obstacle), remedy_of(offer.obstacle)), _outlet(offer), *_forwarding(offer)]
+    return [*(_kind(offer, *row) for row in _KINDS), _outlet(offer), *_forwarding(offer)]
 
 
 def _kind(offer: Offer, names: tuple[str, ...], what: str, state: State, needed_for: str, remedy: str) -> Finding:  # noqa: PLR0917 - a row
@@ -48,9 +48,19 @@ def _outlet(offer: Offer) -> Finding:
     return Finding(_SECTION, what, state, reason_of(lacking), lacking.remedy)
 
 
-def _forwarding() -> Finding:
-    number = read("/proc/sys/net/ipv4/ip_forward")
-    what = "the host forwards (ip_forward)"
+def _forwarding(offer: Offer) -> list[Finding]:
+    number, what = read("/proc/sys/net/ipv4/ip_forward"), "the host forwards (ip_forward)"
     if number == "0":
-        return Finding(_SECTION, what, State.NOTE, "no; needed for root's networks that reach outside", "sysctl -w net.ipv4.ip_forward=1")
-    return Finding(_SECTION, what, State.NOTE, "yes" if number is not None else "this host has no IPv4")
+        first = Finding(_SECTION, what, State.NOTE, "no; needed for root's networks that reach outside", "sysctl -w net.ipv4.ip_forward=1")
+    else:
+        first = Finding(_SECTION, what, State.NOTE, "yes" if number is not None else "this host has no IPv4")
+    return [first, _forwarding6(offer)]
+
+
+def _forwarding6(offer: Offer) -> Finding:
+    what = "the host forwards IPv6"
+    if offer.closed6 is not None:
+        words = "no; needed for root's networks with ipv6=True that reach outside"
+        return Finding(_SECTION, what, State.NOTE, words, offer.closed6.remedy)
+    has = read("/proc/sys/net/ipv6/conf/all/forwarding") is not None
+    return Finding(_SECTION, what, State.NOTE, "yes" if has else "this host has no IPv6")
