@@ -1,6 +1,7 @@
 """The walls around those members of a network that can make up frames: containers whose root may have NET_RAW or NET_ADMIN.
 
-All others cannot name a source that they do not have, whatever options they set on a socket, and cost nothing here.
+All others cannot name a source of IPv4 that they do not have, whatever options they set on a socket, and cost nothing here. Of IPv6 they can: in a
+network that has it, each port lets in its container's address alone.
 A port gets its rules while it is down: nothing goes through it before.
 """
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field
 
 from sandbox.errors import SetupError, UnsupportedError
-from sandbox.net.guard import chain_of, fence
+from sandbox.net.guard import chain_of, fence, hold6
 from sandbox.net.nft import Nftables, Transaction
 from sandbox.sec.capabilities import capability_mask
 
@@ -38,19 +39,27 @@ class Guard:
     _kernel: Nftables | None = None
     _fenced: set[Place] = field(factory=set["Place"])
 
-    def fence(self, place: Place) -> None:
-        """Hold its port to its addresses. Raises: UnsupportedError: the kernel cannot; SetupError."""
+    def fence(self, place: Place, *, forger: bool = True) -> None:
+        """Hold its port to its addresses; of one who is no *forger*, to that of IPv6, if it has one.
+
+        Raises: UnsupportedError: the kernel cannot; SetupError.
+        """
+        if not forger and place.address6 is None:
+            return
         if self._kernel is None:
             self._kernel = self._switch.filters()
         try:
-            self._kernel.commit(fence(place.port, place.endpoint.mac, place.address, place.address6))
+            if forger or place.address6 is None:
+                self._kernel.commit(fence(place.port, place.endpoint.mac, place.address, place.address6))
+            else:
+                self._kernel.commit(hold6(place.port, place.address6))
         except SetupError as error:
             if error.errno not in _ABSENT:
                 raise
             raise UnsupportedError(
-                "networks: this kernel cannot keep a container with NET_ADMIN or NET_RAW from taking others' addresses",
+                "networks: this kernel cannot keep a container with NET_ADMIN or NET_RAW, or of a network with IPv6, from taking others' addresses",
                 feature="nf_tables of family netdev",
-                remedy="modprobe nf_tables (CONFIG_NF_TABLES_NETDEV), or do not add these capabilities",
+                remedy="modprobe nf_tables (CONFIG_NF_TABLES_NETDEV), or do not add these capabilities, and leave ipv6 out",
             ) from error
         self._fenced.add(place)
 

@@ -89,7 +89,7 @@ class Live:
         requests.send([bridge_address(family.gateway, family.subnet) for family in families], "give a bridge its addresses")
         if spec.allow is not None:  # before there is a way out
             with switch.filters() as kernel:
-                kernel.commit(allowing(spec.allow))
+                kernel.commit(allowing(spec.allow, ipv6=spec.ipv6))
         names = begin_names(spec, switch, str(addresses.gateway), [str(family.subnet) for family in families]) if named else None
         if names is not None:
             stack.callback(names.close)
@@ -206,8 +206,8 @@ class Live:
                     link = made.link_of(port=port, mac=mac)
                     requests = self._make_pair(place, [without_up(link) if forger else link, *neighbour])
                     stack.callback(requests.close)
+                self.guard.fence(place, forger=forger)  # its own end is not up yet
                 if forger:  # one that was made ahead is open already, but has run nothing yet
-                    self.guard.fence(place)
                     self.requests.send(opened(port), "open a port")
             try:
                 own = made.addresses_of(place.address, place.address6, mac)

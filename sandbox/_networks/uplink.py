@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import define, evolve, field, frozen
 
+from sandbox._networks.obstacles import in_the_way
 from sandbox.errors import SetupError, UnsupportedError
 from sandbox.net.addresses import choose_subnet, mac_of
 from sandbox.net.neighbours import known
@@ -85,7 +86,6 @@ _CONF: Final = "/proc/sys/net/ipv4/conf"
 # Of our own interface. It takes no word of the containers for routes; 127.0.0.1 stays out of their reach.
 _SETTINGS: Final = {"forwarding": "1", "accept_redirects": "0", "accept_source_route": "0", "route_localnet": "0"}
 _FIRST, _LAST = 1 - 2**31, 2**31 - 1  # priorities before and behind all others
-_FORWARD: Final = 2  # NF_INET_FORWARD
 _DISCARD: Final = 9  # the port of RFC 863, where nobody is
 # Of TEST-NET-2 (RFC 5737), and of IPv6's ranges for documentation (RFC 3849, RFC 9637), which some hosts have routes to nowhere for.
 _NOWHERE: Final[dict[int, list[Address]]] = {
@@ -325,12 +325,16 @@ class HostTable:
         work.add(rule(forward, [in_set(self.links, iifname), jump(out)]))
         work.add(rule(forward, [in_set(self.links, oifname), jump(back)]))
         work.add(rule(out, [ct_status("dnat"), accept]))  # what is published is so to all
-        work.add(rule(out, [oifname(f"{PREFIX}*"), reject()]))  # of another network, perhaps of another process
+        # TCP heeds an error of ICMPv6 with its second packet only, a second later.
+        refusals = [reject()] if self.table.family == "ip" else [reject(tcp_reset=True), reject()]
+        for refusal in refusals:
+            work.add(rule(out, [oifname(f"{PREFIX}*"), refusal]))  # of another network, perhaps of another process
         work.add(rule(back, [ct_status("dnat"), accept]))
         work.add(rule(back, [drop]))
         # Not only what is new: where the host does not track a port (notrack, for resolvers), it would be reached there.
         work.add(rule(inward, [ct_state(*_NEVER_DROPPED), accept]))
-        work.add(rule(inward, [in_set(self.links, iifname), reject()]))
+        for refusal in refusals:
+            work.add(rule(inward, [in_set(self.links, iifname), refusal]))
         source = ip_saddr if self.table.family == "ip" else ip6_saddr
         work.add(rule(nat, [in_set(self.addresses, source), masquerade()]))
         self.commit(work)
@@ -451,7 +455,7 @@ def probe(switch: Switch, link: Uplink, ways: list[WayOut]) -> None:
     host.commit(work)
     try:
         if not _gets_through(switch, host, targets, arrivals, passed):
-            raise _in_the_way(host)
+            raise in_the_way([chain for chain in host.chains() if chain.table != host.table.name], host.table.family, PREFIX)
     finally:
         host.commit(Transaction().delete(arrivals).delete(passed))
 
@@ -475,24 +479,3 @@ def _gets_through(switch: Switch, host: HostTable, targets: Sequence[Address], a
                 return False
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-
-
-def _in_the_way(host: HostTable) -> UnsupportedError:
-    chains = [chain for chain in host.chains() if chain.table != host.table.name and chain.family in (host.table.family, "inet")]
-    closed = [f"{chain.family} {chain.table} {chain.name}" for chain in chains if chain.hook == _FORWARD and chain.policy == "drop"]
-    seen = f" ({', '.join(closed)}: policy drop)" if closed else ""
-    return UnsupportedError(
-        f"the host's packet filters drop what containers send outside{seen}", feature="forward", remedy=_remedy(chains, closed, host.table.family)
-    )
-
-
-def _remedy(chains: list[ListedChain], closed: list[str], family: str) -> str:
-    program = "iptables" if family == "ip" else "ip6tables"
-    if any(chain.name == "DOCKER-USER" for chain in chains):
-        return f"{program} -I DOCKER-USER -i {PREFIX}+ -j ACCEPT; {program} -I DOCKER-USER -o {PREFIX}+ -j ACCEPT"
-    if any(chain.table == "firewalld" for chain in chains):
-        return f"firewall-cmd --zone=trusted --add-interface={PREFIX}+"
-    if closed:
-        ways = (f"nft insert rule {closed[0]} {way} '\"{PREFIX}*\"' accept" for way in ("iifname", "oifname"))
-        return "; ".join(ways)
-    return f"{program} -I FORWARD -i {PREFIX}+ -j ACCEPT; {program} -I FORWARD -o {PREFIX}+ -j ACCEPT"

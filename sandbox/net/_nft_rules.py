@@ -168,6 +168,8 @@ def _header(name: str, kind: Kind, base: int, offset: int, *needs: tuple[str, st
 
 _IP4, _IP6, _ARP = ("network", "ip"), ("network", "ip6"), ("network", "arp")
 
+is_ip6 = Statement((), (_IP6,))  # where the table's family does not say so
+
 iifname, oifname = _meta("iifname", IFNAME, 6), _meta("oifname", IFNAME, 7)
 iif = _meta("iif", _IFINDEX, 4)  # by its index: a quarter of the bytes
 mark, l4proto, protocol = _meta("mark", MARK, 3), _meta("l4proto", PROTOCOL, 16), _meta("protocol", ETHERTYPE, 1)

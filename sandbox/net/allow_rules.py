@@ -19,6 +19,7 @@ from sandbox.net.nft import (
     iifname,
     ip6_daddr,
     ip_daddr,
+    is_ip6,
     l4proto,
     oifname,
     reject,
@@ -41,14 +42,18 @@ def check(allowed: Iterable[Allowed]) -> None:
         )
 
 
-def allowing(allowed: Iterable[Allowed]) -> Transaction:
-    """The rules. What was begun from outside, at a published port, may be answered; everything else that is not allowed is refused in words."""
+def allowing(allowed: Iterable[Allowed], *, ipv6: bool = False) -> Transaction:
+    """The rules. What was begun from outside, at a published port, may be answered; everything else that is not allowed is refused in words.
+
+    ipv6: of a network that has it, too.
+    """
     work = Transaction().add(TABLE).add(_FORWARD)
     rules: list[list[Statement]] = [
         [oifname(_BRIDGE), accept],
         [iifname.is_not(_BRIDGE), accept],
         [ct_state("established", "related"), accept],
         *([*_matches(entry), accept] for entry in allowed),
+        *([[is_ip6, reject(tcp_reset=True)]] if ipv6 else []),  # TCP heeds an error of ICMPv6 with its second packet only
         [reject(code="admin-prohibited")],
     ]
     for statements in rules:

@@ -73,6 +73,13 @@ def fence(port: int, mac: str, address: IPv4Address, address6: IPv6Address | Non
     return work
 
 
+def hold6(port: int, address6: IPv6Address) -> Transaction:
+    """Let in of IPv6 only what is from this address. IPv6 asks for no rights of who names a source that is not its own (IPV6_FREEBIND)."""
+    chain = Chain(TABLE, name_of_port(port), hook="ingress", device=name_of_port(port))
+    work = Transaction().add(TABLE, exist_ok=True).add(chain)
+    return work.add(rule(chain, [ether_type(_IPV6), ip6_saddr.is_not(address6), drop]))
+
+
 def without_up(link: bytes) -> bytes:
     """A request for a link, which does not bring it up."""
     return link[:_FLAGS_AT] + bytes(8) + link[_FLAGS_AT + 8 :]

@@ -68,6 +68,7 @@ from sandbox.net._nft_rules import (
     ip6_saddr,
     ip_daddr,
     ip_saddr,
+    is_ip6,
     jump,
     l4proto,
     limit,
@@ -97,8 +98,8 @@ __all__ = [
     "Family", "Field", "Kind", "Listed", "ListedChain", "Nftables", "Range", "Rule", "Set", "Statement", "Table", "Transaction", "Verdict",
     "accept", "arp_saddr_ether", "arp_saddr_ip", "counter", "ct_original_dport", "ct_original_protocol", "ct_state", "ct_status", "dnat",
     "dnat_to", "drop", "ether_daddr", "ether_saddr", "ether_type", "fib_daddr", "fib_saddr", "forward", "goto", "icmp_type", "icmpv6_type", "iif",
-    "iifname", "in_set", "ip6_daddr", "ip6_saddr", "ip_daddr", "ip_saddr", "jump", "l4proto", "limit", "mark", "masquerade", "oifname",
-    "protocol", "redirect", "reject", "return_", "rule", "set_ether_daddr",
+    "iifname", "in_set", "ip6_daddr", "ip6_saddr", "ip_daddr", "ip_saddr", "is_ip6", "jump", "l4proto", "limit", "mark", "masquerade",
+    "oifname", "protocol", "redirect", "reject", "return_", "rule", "set_ether_daddr",
     "set_mark", "snat", "snat_to", "tcp_dport", "tcp_sport", "th_dport", "th_sport", "udp_dport",
     "udp_sport", "vmap",
 ]  # fmt: skip

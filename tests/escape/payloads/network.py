@@ -87,7 +87,8 @@ def described(frame):
         detail = {1: f"icmp{body[0]}", 17: f"udp{int.from_bytes(body[:2], 'big')}", 6: "tcp"}.get(frame[23], f"protocol{frame[23]}")
         return f"ip {mac} {socket.inet_ntoa(frame[26:30])} {detail}"
     if kind == ETH_IPV6:
-        return f"ipv6 {mac} {socket.inet_ntop(socket.AF_INET6, frame[22:38])} next{frame[20]}"
+        detail = {17: f"udp{int.from_bytes(frame[54:56], 'big')}", 58: f"icmp{frame[54] if len(frame) > 54 else ''}"}.get(frame[20], f"next{frame[20]}")
+        return f"ipv6 {mac} {socket.inet_ntop(socket.AF_INET6, frame[22:38])} {detail}"
     return f"other {mac} {kind:#06x}"
 
 
@@ -291,6 +292,140 @@ def source_route(parties):
                 tell(f"source route by {hop} to {target}", send)
 
 
+# ---- IPv6 ----
+
+
+def udp6(source, target, data, port=PORT):
+    body = struct.pack("!HHHH", PORT, port, 8 + len(data), 0) + data
+    pseudo = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, target) + struct.pack("!II", len(body), 17)
+    return body[:6] + struct.pack("!H", checksum(pseudo + body) or 0xFFFF) + body[8:]
+
+
+def extended(kind, header, body, *, fragment=None, source=None, target=None):
+    """The headers that may stand before *body*, of type *header*: options, routing, a fragment's."""
+    if kind == 44:
+        return struct.pack("!BBHI", header, 0, fragment, 77) + body
+    if kind == 43:
+        return struct.pack("!BBBBI", header, 2, 0, 1, 0) + socket.inet_pton(socket.AF_INET6, target) + body
+    return struct.pack("!BB", header, 0) + b"\1\4\0\0\0\0" + body  # PadN
+
+
+def summed6(source, target, body):
+    """A message of ICMPv6 with its checksum, whatever headers are to stand before it."""
+    return ipv6(source, target, 58, body)[40:]
+
+
+def forged6(me, victim, sister, gateway):
+    """As `forged`: what would have others believe in sources, neighbours and routers."""
+    mac, address = me
+    all_nodes, to_all = "ff02::1", "33:33:00:00:00:01"
+    for name, (other_mac, other) in (("sister", sister), ("gateway", gateway), ("stranger", ("02:00:00:00:00:99", "2001:db8::9")), ("link", (mac, "fe80::7"))):
+        datagram = ipv6(other, victim[1], 17, udp6(other, victim[1], b"forged"))
+        yield f"source of {name}", ether(victim[0], mac, ETH_IPV6, datagram)
+        yield f"source and mac of {name}", ether(victim[0], other_mac if other_mac != mac else gateway[0], ETH_IPV6, datagram)
+        yield f"vlan, source of {name}", octets(victim[0]) + octets(mac) + struct.pack("!HHH", 0x8100, 5, ETH_IPV6) + datagram
+        for kind in (0, 60, 43):
+            body = extended(kind, 17, udp6(other, victim[1], b"forged"), target=victim[1])
+            yield f"source of {name} behind header {kind}", ether(victim[0], mac, ETH_IPV6, ipv6(other, victim[1], kind, body))
+        yield f"fragment of {name}", ether(victim[0], mac, ETH_IPV6, ipv6(other, victim[1], 44, extended(44, 17, bytes(16), fragment=1)))
+        # Neighbours: somebody's address is at my MAC, or at that of nobody.
+        claim = icmp(136, 0, struct.pack("!I", 0x60000000) + socket.inet_pton(socket.AF_INET6, other) + b"\2\1" + octets(mac))
+        for source in {other, address, "fe80::7"}:
+            for target, to in ((all_nodes, to_all), (victim[1], victim[0])):
+                yield f"neighbour advertisement for {name} by {source} to {target}", ether(to, mac, ETH_IPV6, ipv6(source, target, 58, claim))
+        asking = icmp(135, 0, bytes(4) + socket.inet_pton(socket.AF_INET6, victim[1]) + b"\1\1" + octets(mac))
+        yield f"neighbour solicitation of {name}", ether(victim[0], mac, ETH_IPV6, ipv6(other, victim[1], 58, asking))
+    prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 9999, 9999, 0) + socket.inet_pton(socket.AF_INET6, "fd66::")
+    servers = struct.pack("!BBHI", 25, 3, 0, 9999) + socket.inet_pton(socket.AF_INET6, address)
+    router = icmp(134, 0, struct.pack("!BBHII", 64, 0, 1800, 0, 0) + prefix + servers + b"\1\1" + octets(mac))
+    redirect = icmp(137, 0, bytes(4) + socket.inet_pton(socket.AF_INET6, address) + socket.inet_pton(socket.AF_INET6, "2001:db8::1"))
+    for word, message in (("router advertisement", router), ("redirect", redirect)):
+        for source in (address, gateway[1], "fe80::7"):
+            for target, to in ((all_nodes, to_all), (victim[1], victim[0])):
+                yield f"{word} by {source} to {target}", ether(to, mac, ETH_IPV6, ipv6(source, target, 58, message))
+        for kind in (0, 60):
+            body = extended(kind, 58, summed6(address, victim[1], message))
+            yield f"{word} behind header {kind}", ether(victim[0], mac, ETH_IPV6, ipv6(address, victim[1], kind, body))
+    yield "dhcp reply", ether(victim[0], mac, ETH_IPV6, ipv6(address, victim[1], 17, struct.pack("!HHHH", 547, 546, 12, 0) + b"\7\0\0\1"))
+
+
+def forge6(parties):
+    """Send all of them, then one that is honest, and says that it is the last."""
+    me, victim = parties["me"], parties["victim"]
+    with packet_socket() as sock:
+        for name, frame in forged6(me, victim, parties["sister"], parties["gateway"]):
+            tell(name.replace(": ", " "), sock.send, frame)
+        sock.send(ether(victim[0], me[0], ETH_IPV6, ipv6(me[1], victim[1], 17, udp6(me[1], victim[1], DONE))))
+
+
+def detour6(parties):
+    """Send to a host outside what is not allowed, in whatever wrapping."""
+    (mac, address), (to, theirs), (_, sister) = parties["me"], parties["outside"], parties["sister"]
+    datagram = udp6(address, theirs, b"9999", 9)
+    ping = summed6(address, theirs, icmp(128, 0, bytes(4) + b"tunnel"))
+    wrapped = [(17, datagram), (58, ping), (47, b"gre!"), (41, ipv6(address, theirs, 17, datagram)), (4, ip("10.0.0.1", "10.0.0.2", 17, b"x" * 8)), (132, bytes(12)), (59, b"")]
+    wrapped += [(kind, extended(kind, 17, datagram, target=theirs)) for kind in (0, 60, 43)]
+    long = udp6(address, theirs, b"9999" + bytes(36), 9)
+    wrapped += [(44, extended(44, 17, long[:16], fragment=1)), (44, extended(44, 17, long[16:], fragment=16)), (44, extended(44, 17, datagram, fragment=0))]
+    with packet_socket() as sock:
+        for number, (kind, body) in enumerate(wrapped):
+            for source in (address, sister):
+                tell(f"{number} {kind} {source}", sock.send, ether(to, mac, ETH_IPV6, ipv6(source, theirs, kind, body)))
+
+
+def invalid6(parties):
+    """Send answers to what nobody has asked."""
+    (mac, address), (to, theirs) = parties["me"], parties["outside"]
+    ends = socket.inet_pton(socket.AF_INET6, address) + socket.inet_pton(socket.AF_INET6, theirs)
+    with packet_socket() as sock:
+        for flags in (0x10, 0x12, 0x04, 0x11, 0x29):
+            body = struct.pack("!HHIIBBHHH", 1, 8000, 1, 1, 0x50, flags, 100, 0, 0)
+            body = body[:16] + struct.pack("!H", checksum(ends + struct.pack("!II", len(body), 6) + body)) + body[18:]
+            tell(f"flags {flags}", sock.send, ether(to, mac, ETH_IPV6, ipv6(address, theirs, 6, body)))
+
+
+def watch6():
+    """As `watch`."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.bind(("::", PORT))
+        print("up", flush=True)
+        while True:
+            data, (address, *_) = sock.recvfrom(100)
+            if data == DONE:
+                return
+            print(f"from {address}", flush=True)
+
+
+def pretend6(parties):
+    """As `pretend`."""
+    victim, other = parties["victim"][1], parties["sister"][1]
+
+    def with_options(*options, kind=socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET6, kind) as sock:
+            for level, option, value in options:
+                sock.setsockopt(level, option, value)
+            sock.bind((other, 0))
+            sock.settimeout(2)
+            sock.connect((victim, PORT))
+            sock.send(b"forged")
+
+    def by_message():
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            info = socket.inet_pton(socket.AF_INET6, other) + struct.pack("=I", 0)
+            sock.sendmsg([b"forged"], [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)], 0, (victim, PORT))
+
+    free, transparent = (socket.IPPROTO_IPV6, 78, 1), (socket.IPPROTO_IPV6, 75, 1)  # IPV6_FREEBIND, IPV6_TRANSPARENT
+    tell("bind", with_options)
+    tell("freebind", with_options, free)
+    tell("transparent", with_options, transparent)
+    tell("tcp, freebind", lambda: with_options(free, kind=socket.SOCK_STREAM))
+    tell("the source in a control message", by_message)
+    for name, kind, protocol in (("raw", 3, 255), ("raw icmp", 3, 58)):
+        tell(f"{name} socket", socket.socket, socket.AF_INET6, kind, protocol)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.sendto(DONE, (victim, PORT))
+
+
 if __name__ == "__main__":
-    command = {"forge": forge, "sniff": sniff, "record": lambda _: record(), "watch": lambda _: watch(), "pretend": pretend, "nested": nested, "source_route": source_route, "finish": finish}
+    command = {"forge6": forge6, "detour6": detour6, "invalid6": invalid6, "pretend6": pretend6, "watch6": lambda _: watch6(), "forge": forge, "sniff": sniff, "record": lambda _: record(), "watch": lambda _: watch(), "pretend": pretend, "nested": nested, "source_route": source_route, "finish": finish}
     command[sys.argv[1]](json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})
