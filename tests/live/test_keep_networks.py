@@ -1,0 +1,89 @@
+"""Containers that outlive their command, in networks that are kept: connected, found by name, linked to, published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from sandbox import NetworkStore, UsageError, keep
+from tests.live.test_keep import Cli
+from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
+from tests.live.test_keep import store as store  # noqa: PLC0414
+from tests.support import needs
+
+pytestmark = [needs("root", "userns")]
+
+SERVER = "import socket; s = socket.create_server(('', 8000)); print('up', flush=True)\nwhile True: s.accept()[0].sendall(b'hello')"
+ASK = "import socket, sys; print(socket.create_connection((sys.argv[1], 8000), 5).recv(9).decode())"
+
+
+@pytest.fixture(autouse=True)
+def networks(no_leftovers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[NetworkStore]:
+    monkeypatch.setenv("SANDBOX_NETWORKS", str(tmp_path / "networks"))
+    store = NetworkStore()
+    yield store
+    for kept in keep.containers():
+        kept.remove(force=True)
+    store.prune()
+    assert store.names() == []
+
+
+def test_a_container_is_connected_found_linked_and_disconnected(cli: Cli, networks: NetworkStore) -> None:
+    cli("network", "create", "--internal", "shop")
+    cli("run", "-d", "--name", "db", "--network", "shop", "--", "/usr/bin/python3", "-c", SERVER)
+    for record in keep.find("db").records(follow=True):
+        if b"up" in record.data:
+            break
+    (told,) = json.loads(cli("inspect", "db"))
+    address = told["NetworkSettings"]["Networks"]["shop"]["IPAddress"]
+    assert address == networks.containers("shop")[0].address
+    assert cli("run", "--network", "shop", "--link", "db:store", "--", "/usr/bin/python3", "-c", ASK, "store") == "hello\n"
+    assert "STORE_NAME=/sandbox/store" in cli("run", "--network", "shop", "--link", "db:store", "--", "env")
+    assert cli("run", "--network", "container:db", "--", "/usr/bin/python3", "-c", ASK, "127.0.0.1") == "hello\n"
+    assert "none of this one's networks" in cli("run", "--link", "db", "--", "true", code=125)
+
+    cli("run", "-d", "--name", "app", "--", "sleep", "1000")
+    assert cli("network", "connect", "--alias", "front", "shop", "app") == ""
+    assert cli("exec", "app", "/usr/bin/python3", "-c", ASK, address) == "hello\n"
+    assert set(json.loads(cli("inspect", "app"))[0]["NetworkSettings"]["Networks"]) == {"shop"}
+    assert "in use" in cli("network", "rm", "shop", code=1)
+    assert "already" in cli("network", "connect", "shop", "app", code=1) or "in there" in cli("network", "connect", "shop", "app", code=1)
+    cli("network", "disconnect", "shop", "app")
+    assert "unreachable" in cli("exec", "app", "/usr/bin/python3", "-c", ASK, address, code=1)
+    cli("rm", "-f", "app", "db")
+    cli("network", "rm", "shop")
+
+
+def test_two_that_outlive_their_commands_share_one_network_namespace(cli: Cli) -> None:
+    cli("run", "-d", "--name", "db", "--", "/usr/bin/python3", "-c", SERVER)
+    for record in keep.find("db").records(follow=True):
+        if b"up" in record.data:
+            break
+    cli("run", "-d", "--name", "beside", "--network", "container:db", "--", "sleep", "1000")
+    assert cli("exec", "beside", "/usr/bin/python3", "-c", ASK, "127.0.0.1") == "hello\n"
+    keep.find("db").remove(force=True)
+    assert "refused" in cli("exec", "beside", "/usr/bin/python3", "-c", ASK, "127.0.0.1", code=1)
+    with pytest.raises(UsageError, match="goes with no other"):
+        keep.start(["true"], network=["new", "container:beside"])
+
+
+@pytest.mark.needs("program:ip")
+def test_a_port_is_published_as_long_as_the_container_is_there(cli: Cli) -> None:
+    cli("run", "-d", "--name", "web", "--network", "new", "-p", "127.0.0.1::8000", "--", "/usr/bin/python3", "-c", SERVER)
+    for record in keep.find("web").records(follow=True):
+        if b"up" in record.data:
+            break
+    said = cli("port", "web", "8000").strip()
+    assert cli("port", "web") == f"8000/tcp -> {said}\n"
+    assert f"{said}->8000/tcp" in cli("ps")
+    host, _, port = said.rpartition(":")
+    import socket
+
+    with socket.create_connection((host, int(port)), 5) as client:
+        assert client.recv(9) == b"hello"
+    cli("rm", "-f", "web")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), 5)
