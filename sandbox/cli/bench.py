@@ -13,8 +13,9 @@ from attrs import define
 
 from sandbox import CommandError, Comparison, Estimate, Measurement, SandboxError, UnsupportedError, UsageError, compare
 from sandbox.cli import options
+from sandbox.cli.groups import with_groups
 from sandbox.cli.outcome import one_line
-from sandbox.cli.run import OWN_FAILURE, WRONG_USE, code_of_error, with_groups
+from sandbox.cli.run import OWN_FAILURE, WRONG_USE, code_of_error
 
 FAILED: Final = 1
 _MIB: Final = 1 << 20

@@ -15,10 +15,8 @@ from sandbox import ContainerNotFoundError, SandboxError, UsageError
 from sandbox.cli import kept as by_name
 from sandbox.cli import tables
 from sandbox.cli.arguments import Parser, WrongUseError
-from sandbox.cli.options import to_time, to_whole
 from sandbox.cli.outcome import FAILED, complain, one_line, outcome
 from sandbox.cli.relay import write_all
-from sandbox.cli.run import code_of_result
 from sandbox.keep import SHORT_ID, Config, ContainerStore, Kept, Record, State, containers, find, to_result
 
 Carry = Callable[[argparse.Namespace], int]
@@ -103,6 +101,8 @@ def _add_restart(parser: Parser) -> Carry:
 
 
 def _seconds(text: str) -> float:
+    from sandbox.cli.options import to_time  # late, here and below: who lists containers does without networks and all that
+
     return 0.0 if text == "0" else to_time("--time", text)
 
 
@@ -133,7 +133,13 @@ def _add_unpause(parser: Parser) -> Carry:
 
 def _add_wait(parser: Parser) -> Carry:
     _several(parser)
-    return lambda parsed: _each("wait", parsed.containers, lambda kept: str(code_of_result(kept.wait())))
+    return lambda parsed: _each("wait", parsed.containers, _wait)
+
+
+def _wait(kept: Kept) -> str:
+    from sandbox.cli.run import code_of_result
+
+    return str(code_of_result(kept.wait()))
 
 
 def _add_rename(parser: Parser) -> Carry:
@@ -180,6 +186,8 @@ def _add_prune(parser: Parser) -> Carry:
 
 
 def _prune(parsed: argparse.Namespace) -> int:
+    from sandbox.cli.options import to_time
+
     labels: list[str] = []
     before = None
     for text in parsed.filter:
@@ -245,6 +253,8 @@ def _to_filter(text: str) -> tuple[str, str]:
     if name not in _FILTERS:
         raise WrongUseError(f"--filter: {name!r} is unknown; there are {', '.join(_FILTERS)}")
     if name == "exited":
+        from sandbox.cli.options import to_whole
+
         to_whole("--filter exited", value)
     return name, value
 
@@ -265,6 +275,8 @@ def _matches(config: Config, state: State, filters: Iterable[tuple[str, str]]) -
 
 
 def _code(state: State) -> int:
+    from sandbox.cli.run import code_of_result
+
     return 0 if state.result is None else code_of_result(to_result(state.result))
 
 
@@ -395,9 +407,9 @@ def _add_logs(parser: Parser) -> Carry:
 
 
 def _logs(parsed: argparse.Namespace) -> int:
-    last = None if parsed.tail == "all" else to_whole("--tail", parsed.tail)
-    if last is not None and last < 0:
+    if parsed.tail != "all" and not (parsed.tail.isascii() and parsed.tail.isdigit() and len(parsed.tail) < 10):
         raise UsageError(f"--tail: {parsed.tail!r} is no number of lines")
+    last = None if parsed.tail == "all" else int(parsed.tail)
     sys.stdout.flush()
     is_within: dict[int, bool] = {}  # a line, of each stream
     for record in find(parsed.container).records(follow=parsed.follow, last=last):

@@ -33,6 +33,7 @@ from sandbox import (
     UsageError,
 )
 from sandbox.cli import networks, options
+from sandbox.cli.groups import with_groups
 from sandbox.cli.outcome import one_line
 from sandbox.cli.report import Report
 
@@ -48,7 +49,6 @@ CODES: Final = {
     Status.SYSCALL_DENIED: 128 + signal.SIGSYS,
     Status.KILLED: 128 + signal.SIGKILL,
 }
-T = TypeVar("T")
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENOEXEC, _EACCES = 8, 13
 
@@ -124,22 +124,6 @@ def _run(request: options.Request) -> int:
             raise
         report.ended(result, code_of_result(result))
         return code_of_result(result)
-
-
-def with_groups(work: Callable[[], T]) -> T:
-    """Do *work*; where it wants control groups that this user cannot have, ask systemd for some. This process is ours alone: it may be moved."""
-    try:
-        return work()
-    except UnsupportedError as error:
-        if not error.feature.startswith("cgroup"):
-            raise
-        from sandbox import cg
-
-        try:
-            cg.delegate()
-        except SandboxError:  # what is missing was said better already
-            raise error from None
-    return work()
 
 
 def _in_container(request: options.Request, forwarding: Forwarding, *, accounting: bool) -> Result:

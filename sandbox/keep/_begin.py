@@ -76,7 +76,7 @@ def _take(caller: socket.socket) -> Wishes:
 
 
 def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
-    from sandbox.cli.run import with_groups
+    from sandbox.cli.groups import with_groups
 
     options = _container_options(wishes)
     made = Container(**options)

@@ -9,16 +9,19 @@ import signal as signals
 import socket
 import struct
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from attrs import field, frozen
 
-from sandbox import BrokenError, ContainerNotFoundError, NameInUseError, ProtocolError, Result, UsageError
+from sandbox import BrokenError, ContainerNotFoundError, NameInUseError, ProtocolError, UsageError
 from sandbox.keep._launch import Wishes, launch
 from sandbox.keep._log import LEAST, LogReader, Record, tail
 from sandbox.keep._record import SHORT_ID, Config, State, to_name, to_result
 from sandbox.keep._store import ContainerStore, Place
 from sandbox.keep._wire import MAX_MESSAGE, decode, encode, request, to_error
+
+if TYPE_CHECKING:
+    from sandbox import Result
 
 STOP_S: Final = 10.0
 LOG_SIZE: Final = 16 << 20

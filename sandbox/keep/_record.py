@@ -9,11 +9,14 @@ import json
 import re
 import typing
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from attrs import asdict, evolve, field, fields, frozen
 
-from sandbox import Result, Status, UsageError
+from sandbox import UsageError
+
+if TYPE_CHECKING:
+    from sandbox import Result
 
 VERSION: Final = 1
 MAX_DOCUMENT: Final = 1 << 20
@@ -143,6 +146,8 @@ def result_of(result: Result) -> dict[str, Any]:
 
 def to_result(document: Mapping[str, Any], stdout: bytes | None = None, stderr: bytes | None = None) -> Result:
     """Undo `result_of`. Raises: ValueError."""
+    from sandbox import Result, Status  # who only lists containers has no need of them
+
     argv = document.get("argv")
     is_sound = (
         isinstance(argv, list)
