@@ -17,6 +17,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import unquote
 
 from attrs import Factory, define, field, frozen
 
@@ -273,8 +274,9 @@ class Transport:
         if self.stopped.is_set():
             raise BrokenTransferError(f"{without_query(url)}: broken off")
         self._here.watch = None
+        pool = self._pool(origin)
         try:
-            raw = self._pool(origin).urlopen(
+            raw = pool.urlopen(
                 method,
                 path if path.startswith("/") else "/" + path,
                 body=body() if callable(body) else body,
@@ -289,6 +291,11 @@ class Transport:
             if isinstance(error, urllib3.exceptions.SSLError):
                 raise _of_tls(origin, error) from None
             reason = "no answer in time" if slow else _reason(error)
+            if "Tunnel connection failed: 407" in reason:  # of CONNECT; urllib3 has no type for it
+                remedy = "say them in https_proxy=http://USER:PASSWORD@HOST:PORT"
+                raise RegistryError(f"the proxy of {origin} wants another user and password (407); {remedy}") from None
+            if isinstance(error, urllib3.exceptions.ProxyError):
+                reason = f"through the proxy that https_proxy names: {reason}"
             unreachable = isinstance(error, urllib3.exceptions.NewConnectionError)
             raise BrokenTransferError(f"{method} {without_query(url)}: {reason}", unreachable=unreachable) from None
         return Response(raw, self._here.watch, url, self.patience)
@@ -313,9 +320,14 @@ class Transport:
 
 def _of_tls(origin: Origin, error: Exception) -> RegistryError:
     text = _reason(error)
+    if "CERTIFICATE_REQUIRED" in text or "ALERT_BAD_CERTIFICATE" in text:  # Go said the second until 1.21
+        why = f"it wants a certificate of the client's own ({text}); put client.cert and client.key into /etc/docker/certs.d/HOST"
+        return RegistryError(f"{origin}: {why}")
     if "CERTIFICATE_VERIFY_FAILED" in text:
         why = "the certificate is not signed by anybody who is trusted here"
         return RegistryError(f"{origin}: {why} ({text}); pass ca=FILE (--ca), or put it into /etc/docker/certs.d/HOST/ca.crt")
+    if "_ALERT_" in text:  # it speaks TLS, and refuses: another try would be refused too, and plain http is not what it wants
+        return RegistryError(f"{origin}: TLS: {text}")
     return BrokenTransferError(f"{origin}: TLS: {text}")
 
 
@@ -345,7 +357,8 @@ def _make_pool(origin: Origin, trust: Trust, patience: Patience, watch: Callable
     if proxy is None:
         pool = urllib3.HTTPSConnectionPool(origin.host, origin.port, timeout=timeout, maxsize=_KEPT, ssl_context=context)
     else:
-        manager = urllib3.ProxyManager(proxy, timeout=timeout, maxsize=_KEPT, ssl_context=context)
+        url, headers = _read_proxy(proxy)
+        manager = urllib3.ProxyManager(url, proxy_headers=headers, timeout=timeout, maxsize=_KEPT, ssl_context=context)
         pool = manager.connection_from_host(origin.host, origin.port, "https")
     _connect_by(pool, Secure)
     return pool
@@ -363,6 +376,23 @@ def _proxy_of(origin: Origin) -> str | None:
     if origin.is_loopback or "https" not in proxies or proxy_bypass(_host_and_port(origin)):
         return None
     return proxies["https"]
+
+
+def _read_proxy(text: str) -> tuple[str, dict[str, str]]:
+    """The proxy that *text* names, with or without ``http://``, and what tells it the user and password in *text*. Raises: UsageError."""
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import Url, make_headers, parse_url
+
+    try:
+        url = parse_url(text if "://" in text else f"http://{text}")
+    except LocationParseError:
+        url = Url()
+    if url.scheme not in ("http", "https") or not url.host:
+        shown = text.rpartition("@")[2]  # not its password
+        raise UsageError(f"https_proxy: {shown!r} is no proxy that we can use; write http://HOST:PORT")
+    secret = None if url.auth is None else unquote(url.auth)
+    headers = {} if secret is None else make_headers(proxy_basic_auth=secret)
+    return Url(url.scheme, host=url.host, port=url.port).url, headers
 
 
 def need_urllib3() -> None:
