@@ -215,6 +215,10 @@ class Root:
         except FileNotFoundError:
             return None
 
+    def status(self, name: str) -> os.stat_result:
+        """What is known of the file or directory *name*."""
+        return os.stat(name, dir_fd=self.fileno(), follow_symlinks=False)
+
     def changed(self, name: str) -> float | None:
         """When *name* was written or touched, in seconds since 1970; None when there is none."""
         try:

@@ -99,6 +99,18 @@ def test_an_image_in_use_stays_unless_forced_and_then_its_layers_do(store: Store
     assert left(store) == []
 
 
+def test_layers_are_looked_for_once_and_one_that_goes_is_missed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.image._catalog._SETTLED_NS", -(10**12))
+    image = make(store, "app")
+    store.use(image).close()
+    with monkeypatch.context() as patched:
+        patched.setattr("sandbox.image._layers.has", lambda *_: pytest.fail("looked for again"))
+        store.use(image).close()
+    os.rename(os.path.dirname(image.layers[0]), f"{image.store}/away")
+    with pytest.raises(ImageNotFoundError, match="layer"):
+        store.use(image)
+
+
 def test_a_name_of_an_image_in_use_can_go_while_there_is_another(store: Store) -> None:
     image = make(store, "app:1")
     store.tag("app:1", "app:2")
