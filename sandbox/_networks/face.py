@@ -93,10 +93,6 @@ class NetworkAccess:
         from sandbox.net.shape import to_shape
 
         wanted, place = to_shape(shape), self._place("shape", network)
-        if network.is_kept:
-            from sandbox._networks.kept import no_shapes
-
-            raise no_shapes()
         shape_place(*place, wanted)
 
     def net_stats(self) -> Mapping[str, NetStats]:

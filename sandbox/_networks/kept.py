@@ -21,21 +21,24 @@ from attrs import define, field
 from sandbox._networks.directories import Directory, pid_namespace
 from sandbox._networks.kept_names import SOCKETS, KeptNames
 from sandbox._networks.kept_outside import lead_on
+from sandbox._networks.kept_shaping import KeptShaping
 from sandbox._networks.live import Live, check_mac, check_place
+from sandbox._networks.measures import stats_at
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Switch
 from sandbox._sys.procfs import read_start_time
 from sandbox.errors import BrokenError, NetworkNotFoundError, UnsupportedError
 from sandbox.net.addresses import mac_of
+from sandbox.net.counters import NetStats
 from sandbox.net.kept import Lease, NetworkInfo, State
 from sandbox.net.rtnetlink import NETLINK_ROUTE, Requests
+from sandbox.net.shape import queues_of
 from sandbox.net.spec import Addresses, NetworkSpec
 from sandbox.network import Network, register
 
 if TYPE_CHECKING:
     from sandbox._networks.wishes import Join
     from sandbox._session import Session
-    from sandbox.net.counters import NetStats
 
 _known: Final = weakref.WeakValueDictionary[str, "KeptNetwork"]()
 _knowing = threading.Lock()
@@ -79,6 +82,7 @@ class KeptLive(Live):
         return cls(
             spec, switch, requests, *made, names, None, uplink,
             info=info, directory=directory, on_admitted=network.has_used, on_leave=network.tidy,
+            shaping=KeptShaping(switch, requests, info.mtu, lambda: {lease.port for lease in directory.state().leases}),
         )  # fmt: skip
 
     def admit(self, *args: Any, **options: Any) -> Place:  # noqa: ANN401 - `Live`'s own
@@ -134,11 +138,6 @@ def endpoint_of(lease: Lease) -> Endpoint:
     return Endpoint(lease.hostname, lease.address, lease.mac, lease.pid, lease.address6 or None, lease.aliases, lease.interface)
 
 
-def no_shapes() -> UnsupportedError:
-    """What is said of a shape in a kept network: the devices that it takes are numbered by the process that makes them."""
-    return UnsupportedError("shape: not in a network that is kept, which other processes use", feature="shape", remedy="use a Network()")
-
-
 class KeptNetwork(Network):
     """A network of a `NetworkStore`, for ``Container(net=...)``: all of the name are one object, as long as there is any.
 
@@ -157,6 +156,7 @@ class KeptNetwork(Network):
             ipv6=bool(info.subnet6),
             subnet6=info.subnet6 or None,
             allow=info.allow,
+            shape=info.shape,
         )
         self.info, self.directory = info, directory
         self._users = 0  # who need the helper, whether there are containers or not
@@ -197,8 +197,16 @@ class KeptNetwork(Network):
         return tuple(map(endpoint_of, self.directory.state().leases))
 
     def stats(self) -> NetStats:
-        """Raises: UnsupportedError: of a kept network, only the containers tell theirs."""
-        raise UnsupportedError("stats: a kept network has containers of other processes", feature="stats", remedy="add up those of its containers")
+        """What its containers of all processes have received and sent in it, together, without what shapes of other processes' have dropped.
+
+        Raises: NetworkNotFoundError, UnsupportedError, SetupError.
+        """
+        live = self._use()
+        try:
+            with live.lock:
+                return sum((stats for lease in self.directory.state().leases if (stats := stats_at(live, lease.port)) is not None), NetStats())
+        finally:
+            self.has_used()
 
     def create(self) -> Network:
         """Have this process ready for it. Raises: NetworkNotFoundError, UnsupportedError, SetupError."""
@@ -220,8 +228,8 @@ class KeptNetwork(Network):
                 feature="pid namespace",
                 remedy="make a network of its own there: NetworkStore(path).create(...)",
             )
-        if join.shape is not None and not join.shape.is_nothing:
-            raise no_shapes()
+        if join.shape is not None:
+            queues_of(join.shape, mtu=self.info.mtu)
         self.directory.check()
         self.directory.check_pinned()
         state = self.directory.state()

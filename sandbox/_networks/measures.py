@@ -26,15 +26,20 @@ def stats_of_place(live: Live, place: Place) -> NetStats | None:
     with live.lock:
         if not live.is_open or place not in live.places:
             return None
-        try:
-            (answer,) = live.requests.ask(stats_request(place.port), "read what an interface has counted")
-            received, sent = live.shaping.drops(place.port)
-        except SetupError as error:
-            if error.errno == errno.ENODEV:  # its container ends just now
-                return None
-            raise
-        found = stats_of(answer)
-        return evolve(found, received_dropped=found.received_dropped + received, sent_dropped=found.sent_dropped + sent)
+        return stats_at(live, place.port)
+
+
+def stats_at(live: Live, port: int) -> NetStats | None:
+    """The same of a port, whoever's it is; the caller has the network's lock."""
+    try:
+        (answer,) = live.requests.ask(stats_request(port), "read what an interface has counted")
+        received, sent = live.shaping.drops(port)
+    except SetupError as error:
+        if error.errno == errno.ENODEV:  # its container ends just now
+            return None
+        raise
+    found = stats_of(answer)
+    return evolve(found, received_dropped=found.received_dropped + received, sent_dropped=found.sent_dropped + sent)
 
 
 def stats_of_places(seats: Collection[tuple[Live, Place]]) -> NetStats | None:

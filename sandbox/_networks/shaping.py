@@ -49,8 +49,8 @@ class _Shaped:
 class Shaping:
     """Of one network. The caller holds the network's lock."""
 
-    def __init__(self, switch: Switch, requests: Requests, mtu: int) -> None:
-        self._switch, self._requests, self._mtu = switch, requests, mtu
+    def __init__(self, switch: Switch, requests: Requests, mtu: int, *, table: nft.Table = _TABLE) -> None:
+        self._switch, self._requests, self._mtu, self._table = switch, requests, mtu, table
         self._filters: nft.Nftables | None = None  # from the first shape on
         self._shaped: dict[int, _Shaped] = {}  # by the index of the port
         self._spare: list[int] = []
@@ -125,20 +125,28 @@ class Shaping:
             self._requests.send(message, what)
 
     def _divert(self, port: int, queues: Queues) -> _Shaped:
-        ifb = self._spare.pop() if self._spare else self._make_ifb()
-        chain = nft.Chain(_TABLE, f"from-{port}", hook="ingress", priority=LAST_OF_PORT, device=name_of_port(port))
+        ifb = self.take_ifb(port)
+        chain = nft.Chain(self._table, f"from-{port}", hook="ingress", priority=LAST_OF_PORT, device=name_of_port(port))
         try:
             self._install(ifb, queues)
-            self._commit(nft.Transaction().add(_TABLE, exist_ok=True).add(chain).add(nft.rule(chain, [nft.forward(ifb)])))
+            self._commit(nft.Transaction().add(self._table, exist_ok=True).add(chain).add(nft.rule(chain, [nft.forward(ifb)])))
         except BaseException:
-            self._spare.append(ifb)
+            self.let_go(ifb)
             raise
         return _Shaped(ifb, chain, queues, self._generation)
 
-    def _make_ifb(self) -> int:
-        index = FIRST_IFB + self._ifbs
+    def take_ifb(self, port: int) -> int:  # noqa: ARG002 - it matters where several processes do so
+        """An intermediate functional block for that port alone, until `let_go`."""
+        return self._spare.pop() if self._spare else self.make_ifb(FIRST_IFB + self._ifbs)
+
+    def let_go(self, index: int) -> None:
+        """Nothing goes through it any more."""
+        self._spare.append(index)
+
+    def make_ifb(self, index: int) -> int:
+        """Make that one. Raises: UnsupportedError, SetupError."""
         try:
-            self._requests.send(qdisc.ifb(index, f"i{self._ifbs:010d}", self._mtu), "make an intermediate functional block")
+            self._requests.send(qdisc.ifb(index, f"i{index - FIRST_IFB:010d}", self._mtu), "make an intermediate functional block")
         except UnsupportedError:
             remedy = "modprobe ifb, or boot a kernel with CONFIG_IFB (Debian's have it)"
             raise UnsupportedError("shape: this kernel cannot shape what comes from a container", feature="ifb", remedy=remedy) from None
@@ -155,7 +163,7 @@ class Shaping:
         except SetupError as error:
             if error.errno != errno.ENOENT:  # it has gone with the port
                 raise
-        self._spare.append(shaped.ifb)
+        self.let_go(shaped.ifb)
         try:
             self._requests.send(qdisc.removal(port), "remove queues")
         except SetupError as error:

@@ -43,6 +43,7 @@ from sandbox.errors import NetworkInUseError, NetworkNotFoundError, UnsupportedE
 from sandbox.net.addresses import choose_subnet
 from sandbox.net.kept import NetworkInfo, State, encode_info
 from sandbox.net.rtnetlink import FIRST_PORT, routes
+from sandbox.net.shape import Shape
 from sandbox.net.spec import NetworkSpec, Subnets, to_spec
 from sandbox.network import Network, check_possible, used_subnets
 
@@ -76,6 +77,7 @@ class NetworkStore:
         ipv6: bool = False,
         subnet6: str | IPv6Network | None = None,
         allow: Iterable[str] | None = None,
+        shape: Shape | None = None,
     ) -> NetworkInfo:
         """Make the network *name*; the rest as of `Network`. The subnet is in the way of no route of the host, nor of another network of the store.
 
@@ -85,6 +87,7 @@ class NetworkStore:
         spec = to_spec(
             _named(name), subnet=subnet, gateway=gateway, internal=internal, mtu=mtu, labels=labels, ipv6=ipv6, subnet6=subnet6, allow=allow
         )
+        spec = evolve(spec, shape=shape)
         _check(spec)
         with self._opened(make=True) as store, self._swept(store):
             if name in directories.names(store):
@@ -305,6 +308,7 @@ def _info_of(spec: NetworkSpec, live: Live) -> NetworkInfo:
         gateway6="" if addresses6 is None else str(addresses6.gateway),
         allow=None if spec.allow is None else tuple(map(str, spec.allow)),
         uplink=described(live.uplink),
+        shape=spec.shape,
         boot=directories.boot_id(),
         pids=directories.pid_namespace(),
     )

@@ -107,15 +107,17 @@ def _create(parsed: argparse.Namespace) -> int:
     if parsed.driver != "bridge":
         raise UsageError(f"--driver: {parsed.driver!r} is not offered; every network is a bridge")
     labels = dict(kept.pair("--label", text, needs_value=False) for text in parsed.label)
+    subnets = _subnets(parsed.subnet)
     info = NetworkStore().create(
         parsed.name,
+        subnet=subnets.get("subnet"),
+        subnet6=subnets.get("subnet6"),
         gateway=parsed.gateway,
         internal=parsed.internal,
         mtu=_mtu(parsed.opt),
         labels=labels,
         ipv6=parsed.ipv6,
         allow=None if parsed.allow is None else [text for text in parsed.allow if text],
-        **_subnets(parsed.subnet),
     )
     print(info.id)
     return 0

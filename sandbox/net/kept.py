@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, cast
 
-from attrs import evolve, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 from sandbox.errors import UsageError
+from sandbox.net.shape import Shape
 
 MAX_DOCUMENT: Final = 1 << 16
 MAX_STATE: Final = 1 << 24  # a lease is about 200 bytes; the largest subnet that is offered has more addresses than there are pids
@@ -29,6 +30,7 @@ class NetworkInfo:
     """A kept network as its store knows it. *created*: seconds since 1970.
 
     allow: whom its containers reach outside, as `Network` has it. uplink: what leads outside: the host's interface, its address, the switch's.
+    shape: as of `Network`.
     """
 
     name: str
@@ -43,6 +45,7 @@ class NetworkInfo:
     gateway6: str = ""
     allow: tuple[str, ...] | None = None
     uplink: tuple[str, ...] = ()
+    shape: Shape | None = None
     boot: str = field(default="", repr=False)  # of which it is: the namespace ends with it
     pids: int = field(default=0, repr=False)  # the pid namespace (its inode number) that leases speak of
 
@@ -73,6 +76,7 @@ class NetworkInfo:
             "Options": {_MTU_OPTION: str(self.mtu)},
             "Labels": dict(self.labels),
             "Allow": None if self.allow is None else list(self.allow),
+            "Shape": None if self.shape is None else asdict(self.shape),
             "Uplink": dict(zip(("Interface", "HostAddress", "Address"), self.uplink, strict=False)) or None,
         }
 
@@ -190,6 +194,7 @@ def encode_info(info: NetworkInfo) -> bytes:
     """The document of *info*. Raises: UsageError: its labels are too long."""
     document = {"version": _VERSION, **{name: getattr(info, name) for name in _INFO}, "labels": dict(info.labels)}
     document |= {"allow": None if info.allow is None else list(info.allow), "uplink": list(info.uplink)}
+    document |= {"shape": None if info.shape is None else asdict(info.shape)}
     raw = json.dumps(document, sort_keys=True).encode()
     if len(raw) > MAX_DOCUMENT:
         raise UsageError(f"labels: {len(raw)} bytes in all are too much; keep within {MAX_DOCUMENT}")
@@ -207,6 +212,7 @@ def decode_info(raw: bytes) -> NetworkInfo:
         labels=cast("dict[str, str]", labels),
         allow=None if document.get("allow") is None else _words(document, "allow"),
         uplink=_words(document, "uplink"),
+        shape=_to_shape(document.get("shape")),
     )
 
 
@@ -261,6 +267,16 @@ def _to_lease(found: object) -> Lease:
     lease = cast("dict[str, Any]", found)
     published = tuple(map(Published.parse, _words(lease, "published")))
     return Lease(**{name: _field(lease, name, kind) for name, kind in _LEASE.items()}, aliases=_words(lease, "aliases"), published=published)
+
+
+def _to_shape(found: object) -> Shape | None:
+    if found is None:
+        return None
+    values = cast("dict[str, Any]", found if isinstance(found, dict) else {})
+    try:
+        return Shape(**values)
+    except TypeError:
+        raise ValueError("shape: one of its values has another name") from None
 
 
 def _words(document: Mapping[str, Any], name: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
-from sandbox import Container, Join, Network, NetworkInUseError, NetworkNotFoundError, NetworkStore, Shape, UnsupportedError, UsageError
+from sandbox import Container, Join, Network, NetworkInUseError, NetworkNotFoundError, NetworkStore, UnsupportedError, UsageError
 from sandbox._networks import directories
 from tests.leak.snapshot import Snapshot
 from tests.live.test_network import PYTHON, addresses_of, ask, serving
@@ -356,14 +356,3 @@ def test_the_host_sees_nothing_of_a_kept_network_but_its_mount(store: NetworkSto
         kinds = {line.partition(":")[0] for line in before.left_behind(Snapshot.take())}
     assert not kinds & {"links", "rules"}
     assert "mounts" in kinds
-
-
-def test_no_shape_is_taken_where_other_processes_are(store: NetworkStore) -> None:
-    store.create("shop", internal=True)
-    with pytest.raises(UnsupportedError, match="shape"), Container(net=Join("shop", shape=Shape("1M"))):
-        pass
-    with store.open("shop") as net, Container(net=net) as c:
-        with pytest.raises(UnsupportedError, match="shape"):
-            c.shape(net, Shape("1M"))
-        assert c.endpoints
-    store.remove("shop")
