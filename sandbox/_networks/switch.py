@@ -65,6 +65,15 @@ _ALL_REFUSALS: Final = plan.WriteProc("/proc/sys/net/ipv4/icmp_ratemask", b"0\n"
 _ALL_REFUSALS6: Final = plan.WriteProc("/proc/sys/net/ipv6/icmp/ratelimit", b"0\n", plan.HOST)
 
 
+# What a switch passes on it decides at its uplink and by its ports. A bridge that hands each frame to the packet filters of IP as well
+# (br_netfilter, which Docker loads: on in each new namespace then) would follow flows between containers for nothing; and what is
+# forwarded belongs to none of the switch's own sockets, where the kernel looks first.
+_PLAIN: Final = (
+    *(plan.WriteProc(f"/proc/sys/net/bridge/bridge-nf-call-{kind}tables", b"0\n", plan.HOST, optional=True) for kind in ("ip", "ip6", "arp")),
+    plan.WriteProc("/proc/sys/net/ipv4/ip_early_demux", b"0\n", plan.HOST, optional=True),
+)
+
+
 def _with_ipv6(interface: str) -> tuple[plan.Op, ...]:
     """Have an interface (``default``: those that are made from then on) take part in IPv6 by the addresses that we give, and by nothing else."""
     return tuple(plan.WriteProc(f"{_CONF}/{interface}/{name}", value, plan.HOST) for name, value in _IPV6)
@@ -167,7 +176,7 @@ class Switch:
 
     def __init__(self, kept: Fd | None = None) -> None:
         if kept is None:
-            made = helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS, _ALL_REFUSALS))
+            made = helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS, _ALL_REFUSALS, *_PLAIN))
         else:  # root's alone: nobody else can keep one
             made = plan.Plan(clone_flags=CLONE_NEWPID, joins=(("kept", CLONE_NEWNET),), fds={"kept": kept.fileno()})
         self._session = _started(made)

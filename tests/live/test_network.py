@@ -256,3 +256,17 @@ def test_the_namespace_of_a_container_that_has_ended_is_not_taken_from_whoever_h
     with pytest.raises(BrokenError, match="ended while it joined"):
         namespace_of(ended)  # type: ignore[arg-type]
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(not Path("/proc/sys/net/bridge").exists(), reason="the kernel's bridges ask no packet filters of IP (no br_netfilter)")
+def test_frames_between_containers_are_not_taken_through_the_filters_of_ip() -> None:
+    """Where br_netfilter is, each new namespace has it on; the host's own setting is nobody's to change."""
+    files = " ".join(f"/proc/sys/net/bridge/bridge-nf-call-{kind}tables" for kind in ("ip", "ip6", "arp"))
+
+    def settings(*where: str) -> list[str]:
+        return subprocess.run([*where, "sh", "-c", f"cat {files}"], capture_output=True, text=True, check=True).stdout.split()
+
+    before = settings()
+    with Network(internal=True) as net:
+        assert settings("nsenter", "--net", f"--target={net.live.switch.pid}") == ["0"] * 3
+    assert settings() == before
