@@ -20,7 +20,6 @@ from sandbox._networks.naming import link_variables
 from sandbox._networks.outlet import find_program
 from sandbox._networks.places import Endpoint
 from sandbox.errors import ClosedError, UnsupportedError
-from sandbox.net.allow_rules import check as check_allowed
 from sandbox.net.spec import NetworkSpec, Subnets, to_spec
 
 if TYPE_CHECKING:
@@ -46,8 +45,9 @@ class Network:
         in `create` says what to do. "slirp4netns": that program, if it is installed, makes connections of its own of theirs, with the caller's
         rights; the host itself is reached then, but for its loopback. "pasta": the same for ordinary users, without published ports.
         None: the first as root; the second, or else the third, as an ordinary user.
-    allow: whom they may reach there: "10.0.0.5:5432", "10.1.0.0/16", "1.1.1.1:53/udp", "[fd00::1]:80"; []: nobody, None: everybody. What is not
-        allowed is refused at once. Names beyond the network are not answered then, and are no entries yet (UnsupportedError in `create`).
+    allow: whom they may reach there: "10.0.0.5:5432", "10.1.0.0/16", "1.1.1.1:53/udp", "[fd00::1]:80", "example.org:443", "*.example.org:443";
+        []: nobody, None: everybody. What is not allowed is refused at once, and other names beyond the network are not answered. A name
+        opens the addresses that the network's name server tells a container, while they count; none that is private, or the host's.
     mtu: of its interfaces, 1500 unless said. labels: strings of the caller's own, for looking at.
     ipv6: its containers have addresses of IPv6 too, of *subnet6*: ``"fd00:1::/64"``; None: one of fd00::/8 that is likely to be nobody else's.
     shape: how fast, how late and how reliably the packets of each container pass, unless `Join` says otherwise; see `Shape`. None: as they come.
@@ -209,7 +209,6 @@ class Network:
 
 def check_possible(spec: NetworkSpec) -> None:
     """Refuse what cannot be done, before anything is touched. Raises: UnsupportedError."""
-    check_allowed(spec.allow or ())
     if not spec.internal:
         _check_outside(spec)
     if spec.ipv6 and not os.path.exists("/proc/sys/net/ipv6"):

@@ -81,7 +81,7 @@ def make(directory: Directory, info: NetworkInfo, switch: Switch) -> None:
     writer = SharedWriter(os.open(NAMES, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=directory.fd), list)
     try:
         # A question is a message to whoever answers for its name: with an allow-list, none goes out.
-        only = None if info.allow is None else ()
+        only: dict[str, int] | None = None if info.allow is None else {}
         writer.begin(info.name, filter(None, (info.subnet, info.subnet6)), forwards=not info.internal, only=only)
     finally:
         writer.close()

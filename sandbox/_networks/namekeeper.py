@@ -27,7 +27,7 @@ from sandbox._sys.constants import PR_SET_NO_NEW_PRIVS
 from sandbox.net.dns import servers_in
 
 _MOST_MESSAGE: Final = 1 << 16
-_MOST_FDS: Final = 4  # of a message
+_MOST_FDS: Final = 5  # of a message
 _NOBODY: Final = 65534
 _MOST_FILE: Final = 1 << 16
 _MOST_MEMORY: Final = 512 << 20

@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -32,6 +32,7 @@ from sandbox._run import Spec, start_error
 from sandbox._session import Session
 from sandbox._spawner import start_beside
 from sandbox.errors import SandboxError, SetupError, raise_shortage
+from sandbox.net.openings import KNOCK_PORT
 from sandbox.net.roster import Member, Writer
 from sandbox.sec.compiler import compile_policy
 from sandbox.sec.policy import ALLOW, Policy, fail, rule
@@ -44,6 +45,7 @@ PORT: Final = 53
 RESOLV_CONF: Final = "/etc/resolv.conf"
 _CONTROL: Final = 3
 _SO_BINDTOIFINDEX: Final = 62  # <asm-generic/socket.h>, Linux 5.0
+_LOOPBACK: Final = 1  # the number of ``lo``, in every namespace
 _BACKLOG: Final = 64
 _PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # Without the packages' own `__init__`, which load what the name server does not need: most of the time that it would take to start.
@@ -71,7 +73,8 @@ _numbers: Final = itertools.count(1)
 class NetworkNames:
     """The names of one network, from its making to its end. Thread-safe.
 
-    sockets: UDP and TCP, of IPv4, opened inside the network's namespace, and this object's from now on. interface: the number of the one
+    sockets: UDP and TCP, of IPv4, opened inside the network's namespace, and this object's from now on; a third one, of UDP, is to knock by
+    (`sandbox.net.allow_rules`). interface: the number of the one
     that its containers are behind; others are not heard. The rest is as `sandbox.net.roster.Writer` has it.
     Raises: SetupError.
     """
@@ -80,17 +83,19 @@ class NetworkNames:
         self,
         name: str,
         subnets: Iterable[str],
-        sockets: tuple[int, int],
+        sockets: Sequence[int],
         gateway: str,
         interface: int,
         *,
         forwards: bool,
         servers: Iterable[str] = (),
-        only: Iterable[str] | None = None,
+        only: Mapping[str, int] | None = None,
     ) -> None:
         found = [socket.socket(fileno=fd) for fd in sockets]
         try:
-            listen(found, gateway, interface, PORT)
+            listen(found[:2], gateway, interface, PORT)
+            for sock in found[2:]:
+                be_heard_knocking(sock)
             roster = Writer(name, subnets, forwards=forwards, servers=servers, only=only)
         except BaseException:
             for sock in found:
@@ -155,6 +160,15 @@ def listen(sockets: Iterable[socket.socket], gateway: str, interface: int, port:
                 sock.listen(_BACKLOG)
     except OSError as error:
         raise SetupError(f"listen for names at {gateway}", error.errno or 0, step="network") from error
+
+
+def be_heard_knocking(sock: socket.socket) -> None:
+    """Have what a socket of UDP sends be read as knocks where it was made. Raises: SetupError."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _LOOPBACK)
+        sock.connect(("127.0.0.1", KNOCK_PORT))
+    except OSError as error:
+        raise SetupError("have addresses of names opened", error.errno or 0, step="network") from error
 
 
 class _Running(NamedTuple):

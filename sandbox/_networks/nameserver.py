@@ -10,6 +10,8 @@ Who asks is told by its address: of a network's containers, each has one. Others
 second, on those that are on their way, and on connections; whoever is above gets silence, or "server failure". What comes from outside is
 looked at only as far as it is passed on. An exception ends the one packet or connection that it is about.
 
+Where a network has a list of names, only those are asked for, by a query that is made anew, and the answer is what `opener` makes of it.
+
 The roster of a network (`sandbox.net.roster`) is read whenever somebody asks: what was written before a query was sent counts for it.
 """
 
@@ -26,7 +28,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from sandbox._networks.opener import Host, Opener, Quota, answered
 from sandbox.net import dns
+from sandbox.net.openings import question_alone
 from sandbox.net.roster import Roster
 from sandbox.net.shared_roster import SharedRoster
 
@@ -94,9 +98,10 @@ def _guarded(what: Callable[[], object]) -> None:
 class Client:
     """What one container has under way."""
 
-    __slots__ = ("asked_at", "connections", "outside", "tokens")
+    __slots__ = ("asked_at", "connections", "outside", "quota", "tokens")
 
     def __init__(self) -> None:
+        self.quota = Quota()
         self.tokens, self.asked_at = _BURST, time.monotonic()
         self.outside = self.connections = 0
 
@@ -111,12 +116,17 @@ class Client:
 
 
 class Zone:
-    """One network: its roster, and its two sockets; a kept one's roster has a fourth descriptor, see `SharedRoster`."""
+    """One network: its roster, and its two sockets; further descriptors are told by what they are.
+
+    One of netlink is a kept network's, see `SharedRoster`; another one is to have addresses opened by, where there is a list of names.
+    """
 
     def __init__(self, server: Server, fds: list[int]) -> None:
         self._server = server
-        self.roster = SharedRoster(fds[0], fds[3]) if len(fds) > 3 else Roster(fds[0])
-        self._udp, self._tcp = (socket.socket(fileno=fd) for fd in fds[1:3])
+        self._udp, self._tcp, *more = (socket.socket(fileno=fd) for fd in fds[1:])
+        presence = next((sock.detach() for sock in more if sock.family == socket.AF_NETLINK), None)
+        self.roster = Roster(fds[0]) if presence is None else SharedRoster(fds[0], presence)
+        self.opener = Opener(next((sock for sock in more if sock.fileno() >= 0), None))
         self._clients: dict[str, Client] = {}
         self._connections: set[Connection] = set()
         self.questions: set[Question] = set()
@@ -134,6 +144,7 @@ class Zone:
         for sock in (self._udp, self._tcp):
             self._server.loop.forget(sock.fileno())
             sock.close()
+        self.opener.close()
         self.roster.close()
 
     def client(self, address: str) -> Client | None:
@@ -278,9 +289,13 @@ class Connection:
 class Question:
     """One that was passed on, from server to server until one answers."""
 
-    def __init__(self, zone: Zone, client: Client, packet: bytes, forward: dns.Forward, reply: Reply, *, over_tcp: bool) -> None:
+    def __init__(
+        self, zone: Zone, client: Client, packet: bytes, forward: dns.Forward, reply: Reply, *, ways: list[Zone], over_tcp: bool
+    ) -> None:
         self._zone, self._server, self._client = zone, zone.server, client
         self._original, self._forward, self._reply = packet, forward, reply
+        self._query = question_alone(packet, forward.end, edns=forward.edns) if forward.is_listed else packet
+        self._ways = [(ways[number].opener, groups) for number, groups in forward.opens]
         self._kind = socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM
         self._servers = list(forward.servers)[:_TRIES]
         self._sock: socket.socket | None = None
@@ -310,7 +325,7 @@ class Question:
         self._end(dns.bare(self._original, dns.SERVFAIL))
 
     def _begin(self, address: str) -> bool:
-        self._packet = os.urandom(2) + self._original[2:]
+        self._packet = os.urandom(2) + self._query[2:]
         self._got = b""
         try:
             sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, self._kind)
@@ -377,7 +392,9 @@ class Question:
         if failed and self._servers:  # as the C library does
             self.ask()
             return
-        self._end(dns.fitting(self._original, self._original[:2] + answer[2:], self._forward.size))
+        never = [subnet for zone in self._server.zones.values() for subnet in zone.roster.subnets]
+        host, quota = self._server.host, self._client.quota
+        self._end(answered(self._original, answer, self._forward, self._ways, quota=quota, host=host, never=never))
 
     def _end(self, answer: bytes) -> None:
         self.close()
@@ -406,6 +423,7 @@ class Server:
         self.zones: dict[int, Zone] = {}
         self.host_servers: tuple[str, ...] = ()
         self.outside = 0
+        self.host = Host()
         self._look = look
         self._waiting: list[Question] = []  # until it is known whom the host asks
 
@@ -432,27 +450,27 @@ class Server:
         member = zone.roster.at(address)
         if member is None:
             return False
-        others = [other.roster for other in self.zones.values() if other is not zone]
-        for roster in others:
-            roster.refresh()
-        mine = [zone.roster, *(roster for roster in others if member.key in roster.members)]
+        others = [other for other in self.zones.values() if other is not zone]
+        for other in others:
+            other.roster.refresh()
+        mine = [zone, *(other for other in others if member.key in other.roster.members)]
         try:
-            decision = dns.decide(packet, member, mine, over_tcp=over_tcp)
+            decision = dns.decide(packet, member, [one.roster for one in mine], over_tcp=over_tcp)
         except Exception:  # noqa: BLE001 - whatever the library finds in a packet, who sent it shall not wait
             decision = dns.bare(packet, dns.SERVFAIL)
         if isinstance(decision, bytes):
             reply(decision)
         elif decision is not None:
-            self._pass_on(zone, client, packet, decision, reply, over_tcp=over_tcp)
+            if client.outside >= _MOST_OF_CLIENT or self.outside >= _MOST_OUTSIDE:
+                reply(dns.bare(packet, dns.SERVFAIL))
+            else:
+                self._pass_on(Question(zone, client, packet, decision, reply, ways=mine, over_tcp=over_tcp), decision)
         return decision is not None
 
-    def _pass_on(self, zone: Zone, client: Client, packet: bytes, forward: dns.Forward, reply: Reply, *, over_tcp: bool) -> None:
-        if client.outside >= _MOST_OF_CLIENT or self.outside >= _MOST_OUTSIDE:
-            reply(dns.bare(packet, dns.SERVFAIL))
-            return
+    def _pass_on(self, question: Question, forward: dns.Forward) -> None:
         if forward.servers:
-            Question(zone, client, packet, forward, reply, over_tcp=over_tcp).ask()
+            question.ask()
             return
-        self._waiting.append(Question(zone, client, packet, forward, reply, over_tcp=over_tcp))
+        self._waiting.append(question)
         if len(self._waiting) == 1:
             self._look()

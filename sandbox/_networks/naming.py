@@ -16,6 +16,7 @@ from attrs import evolve
 
 from sandbox._networks.names import NetworkNames
 from sandbox.fs import Resolver, host_resolver
+from sandbox.net.allow import groups_of
 from sandbox.net.roster import Member
 from sandbox.net.rtnetlink import BRIDGE
 from sandbox.ns.uts import DEFAULT_HOSTNAME
@@ -37,13 +38,14 @@ _MOST_PORTS: Final = 1024  # of a link; each is four variables
 def begin(spec: NetworkSpec, switch: Switch, gateway: str, subnets: Iterable[str]) -> NetworkNames:
     """Answer the containers of a network that was just made. Raises: SetupError."""
     with ExitStack() as stack:
-        sockets = [socket.socket(fileno=switch.socket(domain=socket.AF_INET, kind=kind, protocol=0)) for kind in _KINDS]
+        # A question is a message to whoever answers for its name: with an allow-list, none goes out but about its names.
+        only = None if spec.allow is None else groups_of(spec.allow)[0]
+        kinds = (*_KINDS, socket.SOCK_DGRAM) if only else _KINDS
+        sockets = [socket.socket(fileno=switch.socket(domain=socket.AF_INET, kind=kind, protocol=0)) for kind in kinds]
         for sock in sockets:
             stack.callback(sock.close)
-        udp, tcp = (sock.detach() for sock in sockets)
-        # A question is a message to whoever answers for its name: with an allow-list, none goes out.
-        only = None if spec.allow is None else ()
-        return NetworkNames(spec.name, subnets, (udp, tcp), gateway, BRIDGE, forwards=not spec.internal, only=only)
+        fds = [sock.detach() for sock in sockets]
+        return NetworkNames(spec.name, subnets, fds, gateway, BRIDGE, forwards=not spec.internal, only=only)
 
 
 _keys: Final[WeakKeyDictionary[Session, str]] = WeakKeyDictionary()

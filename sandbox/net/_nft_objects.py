@@ -21,7 +21,7 @@ _HOOKS: Final = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postro
 _HOOKS_OF: Final = {"netdev": {"ingress": 0, "egress": 1}, "inet": {**_HOOKS, "ingress": 5}}
 POLICIES: Final = ("drop", "accept")  # NF_DROP, NF_ACCEPT
 _OWNER: Final = 2  # NFT_TABLE_F_OWNER
-_INTERVAL, _MAP, _TIMEOUT, _CONCAT = 0x4, 0x8, 0x10, 0x80  # NFT_SET_*
+_INTERVAL, _MAP, _TIMEOUT, _EVAL, _CONCAT = 0x4, 0x8, 0x10, 0x20, 0x80  # NFT_SET_*
 INTERVAL_END: Final = 1  # NFT_SET_ELEMINTERVAL_END
 _VERDICT_DATA: Final = 0xFFFFFF00  # NFT_DATA_VERDICT
 _TYPE_BITS: Final = 6  # of each type in the number of a concatenation, nft's
@@ -64,7 +64,8 @@ class Chain:
 class Set:
     """Values, or with *data* a map of them. *key*, *data*: kinds, several for a concatenation; *data*: `VERDICT` for `vmap`.
 
-    intervals: elements may be a `Range`, or a network. timeouts: elements may have one.
+    intervals: elements may be a `Range`, or a network. timeouts: elements may have one. dynamic: rules put elements in, by `update`.
+    size: how many there may be; None: as many as come.
     """
 
     table: Table
@@ -73,12 +74,16 @@ class Set:
     data: tuple[Kind, ...] | str | None = field(default=None, kw_only=True)
     intervals: bool = field(default=False, kw_only=True)
     timeouts: bool = field(default=False, kw_only=True)
+    dynamic: bool = field(default=False, kw_only=True)
+    size: int | None = field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if not self.key or not (self.data is None or self.data == VERDICT or (isinstance(self.data, tuple) and self.data)):
             raise UsageError(f"nft: set {self.name}: give a key, and as data kinds, VERDICT or nothing")
         if self.intervals and not all(kind.ordered for kind in self.key):
             raise UsageError(f"nft: set {self.name}: there are no intervals of {', '.join(kind.name for kind in self.key if not kind.ordered)}")
+        if (self.dynamic and self.intervals) or (self.size is not None and not 0 < self.size < 1 << 32):
+            raise UsageError(f"nft: set {self.name}: rules put no intervals into sets, and a size is above 0, of 32 bits")
 
 
 @frozen
@@ -218,14 +223,17 @@ def _chain(what: Chain) -> Iterator[Attribute]:
 def _set(what: Set, number: int) -> Iterator[Attribute]:
     concatenated = len(what.key) > 1
     flags = (_INTERVAL if what.intervals else 0) | (_TIMEOUT if what.timeouts else 0) | (_MAP if what.data is not None else 0)
-    flags |= _CONCAT if concatenated and what.intervals else 0
+    flags |= (_CONCAT if concatenated and what.intervals else 0) | (_EVAL if what.dynamic else 0)
     yield from ((1, text(what.table.name)), (2, text(what.name)), (3, u32(flags)), (4, u32(_type(what.key))), (5, u32(_length(what.key))))
     if what.data == VERDICT:
         yield 6, u32(_VERDICT_DATA)
     elif isinstance(what.data, tuple):
         yield from ((6, u32(_type(what.data))), (7, u32(_length(what.data))))
+    described: list[Attribute] = [] if what.size is None else [(1, u32(what.size))]
     if concatenated and what.intervals:  # the kernel has to know where one field ends
-        yield 9, ((2, tuple((1, ((1, u32(kind.length)),)) for kind in what.key)),)
+        described.append((2, tuple((1, ((1, u32(kind.length)),)) for kind in what.key)))
+    if described:
+        yield 9, tuple(described)
     yield 10, u32(number)  # NFTA_SET_ID, which must be there
     data = what.data if isinstance(what.data, tuple) else ()
     records = b"".join(bytes((kind, 4)) + struct.pack("=I", 1) for kind, kinds in enumerate((what.key, data)) if _is_hosts(kinds))

@@ -28,6 +28,8 @@ _EQ, _NEQ = 0, 1  # NFT_CMP_*, NFT_RANGE_*
 _L4: Final = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 _STATES: Final = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}  # NF_CT_STATE_BIT
 _STATUS: Final = {"expected": 1, "seen-reply": 2, "assured": 4, "confirmed": 8, "snat": 16, "dnat": 32}  # <linux/netfilter/nf_conntrack_common.h>
+_UPDATE: Final = 1  # NFT_DYNSET_OP_UPDATE
+_UDP_HEAD: Final = 8  # bytes
 _SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 
 
@@ -113,7 +115,7 @@ class Field:
 
     def load(self, register: int) -> Expression:
         """The step that puts it into *register*."""
-        return Expression(self.expression, ((1, u32(register)), *self.source))  # meta's, payload's, ct's and fib's attribute is the same
+        return Expression(self.expression, ((1, u32(register)), *self.source))  # meta's, payload's, ct's, fib's and immediate's attribute is the same
 
     def __call__(self, value: Any) -> Statement:  # noqa: ANN401
         """It is *value*: one, a `Range`, a network, or, of an interface's name, ``"sandbox*"``."""
@@ -367,7 +369,37 @@ def _nat_to(kind: int, which: Set, fields: tuple[Field, ...]) -> Statement:
     return Statement((*found.expressions, Expression("nat", tuple(attributes))), (*found.needs, ("network", family)))
 
 
+def update(which: Set, *fields: Field, timeout_s: float) -> Statement:
+    """Put *fields* together into a set that is ``dynamic``, for so long from now on. Where it is full, the rule ends here.
+
+    An element that is there gets the new time, be it shorter.
+    """
+    if not (which.dynamic and which.timeouts) or timeout_s <= 0:
+        raise UsageError(f"nft: {which.name}: rules put elements into sets with dynamic=True and timeouts=True, for a time above 0")
+    register, loads = _key(which, fields)
+    timeout = u64(max(1, round(timeout_s * 1000)))
+    step = Expression("dynset", ((1, text(which.name)), (3, u32(_UPDATE)), (4, u32(register)), (6, timeout)))
+    return Statement((*loads, step), tuple(need for field in fields for need in field.needs))
+
+
+def constant(kind: Kind, value: Any) -> Field:  # noqa: ANN401
+    """What is the same for every packet, as part of the key of a set."""
+    return Field(f"constant {value}", kind, "immediate", ((2, _data(kind.pack(value))),))
+
+
+def payload_field(name: str, kind: Kind, offset: int) -> Field:
+    """Of a datagram of UDP, what lies *offset* bytes behind its head. Where it is too short, the rule ends here."""
+    return _header(name, kind, _TRANSPORT, _UDP_HEAD + offset, ("l4", "udp"))
+
+
 def _lookup(which: Set, fields: tuple[Field, ...], more: tuple[Attribute, ...]) -> Statement:
+    register, loads = _key(which, fields)
+    lookup = Expression("lookup", ((1, text(which.name)), (2, u32(register)), *more))
+    return Statement((*loads, lookup), tuple(need for field in fields for need in field.needs))
+
+
+def _key(which: Set, fields: tuple[Field, ...]) -> tuple[int, list[Expression]]:
+    """The register that the key begins in, and the steps that put it there."""
     if tuple(field.kind for field in fields) != which.key:
         raise UsageError(f"nft: the key of {which.name} is {[kind.name for kind in which.key]}, not {[field.name for field in fields]}")
     register = _WORDS if len(fields) > 1 else _REGISTER
@@ -376,8 +408,7 @@ def _lookup(which: Set, fields: tuple[Field, ...], more: tuple[Attribute, ...]) 
     for field in fields:
         loads.append(field.load(at))
         at += (field.kind.length + 3) // 4
-    lookup = Expression("lookup", ((1, text(which.name)), (2, u32(register)), *more))
-    return Statement((*loads, lookup), tuple(need for field in fields for need in field.needs))
+    return register, loads
 
 
 # ---- Rules ----

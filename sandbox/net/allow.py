@@ -1,28 +1,25 @@
 """Allow-lists: whom the containers of a network may reach outside, as plain values.
 
 An entry is an address, a network or a name, and perhaps a port: ``10.0.0.5:5432``, ``example.org:443``, ``10.1.0.0/16``, ``1.1.1.1:53/udp``,
-``[fd00::1]:80``, ``*.example.org:8000-8010``. Names are never looked up here: who answers a container's question about one says which addresses
-it got (`opened_by`), and for how long they are open.
+``[fd00::1]:80``, ``*.example.org:8000-8010``. Names are never looked up here: `sandbox.net.openings` tells what an answer about one opens.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final, cast
 
 from attrs import field, frozen
 
 from sandbox.errors import UsageError
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Destination = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MOST_ENTRIES: Final = 1024  # each address is a rule, which the first packet of a connection is held against
 LAST_PORT: Final = 65535
 PROTOCOLS: Final = ("tcp", "udp")
-LEAST_TTL_S, MOST_TTL_S = 30, 3600  # programs keep an answer of 0 s for as long as a connection takes; nobody's answer opens a way for days
 _LIKE: Final = "write '10.0.0.5:5432', 'example.org:443', '*.example.org:443', '10.1.0.0/16', '1.1.1.1:53/udp' or '[fd00::1]:80'"
 _PROTOCOL: Final = re.compile(r"(.*)/([A-Za-z]+)", re.DOTALL)
 _BRACKETS: Final = re.compile(r"\[([^\[\]]*)\](?::(.*))?", re.DOTALL)
@@ -47,7 +44,7 @@ class Allowed:
     def __str__(self) -> str:
         ports = "" if self.first is None else f":{self.first}" if self.first == self.last else f":{self.first}-{self.last}"
         if self.network is None:
-            shown = f"*.{self.name}" if self.is_wild else self.name
+            shown = self.pattern
         else:
             single = self.network.prefixlen == self.network.max_prefixlen
             shown = str(self.network.network_address if single else self.network)
@@ -55,9 +52,10 @@ class Allowed:
         is_plain = self.protocol is None or (self.protocol == "tcp" and ports)
         return f"{shown}{ports}" if is_plain else f"{shown}{ports}/{self.protocol}"
 
-    def names(self, asked: str) -> bool:
-        """Whether it is about the name *asked*, in lower case and without a last dot."""
-        return asked.endswith(f".{self.name}") if self.is_wild else bool(self.name) and asked == self.name
+    @property
+    def pattern(self) -> str:
+        """The name, with ``*.`` before it if it is of those below it; "": an address."""
+        return f"*.{self.name}" if self.is_wild else self.name
 
 
 def to_allow(value: object) -> tuple[Allowed, ...] | None:
@@ -145,41 +143,22 @@ def _name(host: str, text: str) -> tuple[str, bool]:
     return name, wild
 
 
-# ---- What an answer opens ----
+# ---- Names ----
+
+Ports = tuple[str | None, int | None, int | None]  # protocol, first, last; None: any
 
 
-@frozen
-class Opening:
-    """An address that is open for *ttl_s* seconds, because a container was told that an allowed name has it."""
-
-    address: Address
-    protocol: str | None
-    first: int | None
-    last: int | None
-    ttl_s: int
-
-
-def opened_by(
-    allowed: Iterable[Allowed], asked: str, answers: Iterable[tuple[Address, int]], *, never: Collection[Destination] = ()
-) -> Iterator[Opening]:
-    """What is to be opened before a container gets *answers* (addresses, and their TTL in seconds) to its question about the name *asked*.
-
-    never: networks that no name leads to, whatever its owner says: the host's own addresses, and those of networks of containers.
-    """
-    name = asked.lower().removesuffix(".")
-    entries = [entry for entry in allowed if entry.names(name)]
-    for address, ttl_s in answers if entries else ():
-        for entry in entries:
-            if _may_be_named(address, wildly=entry.is_wild) and not any(address.version == net.version and address in net for net in never):
-                yield Opening(address, entry.protocol, entry.first, entry.last, min(max(ttl_s, LEAST_TTL_S), MOST_TTL_S))
-
-
-def _may_be_named(address: Address, *, wildly: bool) -> bool:
-    """Whether a name may open it (DNS rebinding). A private address only by a name that was written out: its owner is known to the caller."""
-    if isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address.sixtofour or address.teredo or address.scope_id):
-        return False
-    if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified or address.is_reserved:
-        return False
-    if isinstance(address, ipaddress.IPv4Address) and address.packed[0] == 0:  # "this network" (RFC 1122): Linux takes some for itself
-        return False
-    return address.is_global or not wildly
+def groups_of(allowed: Iterable[Allowed]) -> tuple[dict[str, int], list[tuple[Ports, ...]]]:
+    """Names that open the same ports are a group. Gives each name's group (``*.`` before one for those below it), and the groups' ports."""
+    ports: dict[str, dict[Ports, None]] = {}
+    for entry in allowed:
+        if entry.network is None:
+            ports.setdefault(entry.pattern, {})[entry.protocol, entry.first, entry.last] = None
+    numbers: dict[frozenset[Ports], int] = {}
+    found: list[tuple[Ports, ...]] = []
+    patterns: dict[str, int] = {}
+    for pattern, opens in ports.items():
+        number = patterns[pattern] = numbers.setdefault(frozenset(opens), len(found))
+        if number == len(found):
+            found.append(tuple(opens))
+    return patterns, found

@@ -32,11 +32,18 @@ _MOST_NAME: Final = 255
 
 
 class Forward(NamedTuple):
-    """Ask outside. *servers*: (): the host's. *size*: of the largest answer. *end*: of the question, in the packet."""
+    """Ask outside. *servers*: (): the host's. *size*: of the largest answer. *end*: of the question, in the packet; *kind*: what it asks for.
+
+    *opens*: which rosters, by their number, have something opened for an answer, and which groups. *is_listed*: no network lets everything be asked.
+    """
 
     servers: tuple[str, ...]
     size: int
     end: int
+    kind: int
+    edns: int  # how long an answer to us may be, where the client knows EDNS; or 0
+    opens: tuple[tuple[int, tuple[int, ...]], ...]
+    is_listed: bool
 
 
 def decide(packet: bytes, client: Member, rosters: Sequence[Roster], *, over_tcp: bool) -> bytes | Forward | None:
@@ -48,18 +55,30 @@ def decide(packet: bytes, client: Member, rosters: Sequence[Roster], *, over_tcp
         return bare(packet, NOTIMP)
     try:
         query: Any = dnslib.DNSRecord.parse(packet)  # pyright: ignore[reportUnknownMemberType]
-        kind, name = int(query.q.qtype), _text(query.q.qname)
+        kind, labels = int(query.q.qtype), _labels(query.q.qname)
     except Exception:  # noqa: BLE001 - the library's errors are of many kinds, and whatever it is, it is the packet
         return bare(packet, FORMERR)
     if query.q.qclass != _IN or kind in (_AXFR, _IXFR):
         return bare(packet, REFUSED)
-    found = _find(name, kind, client, rosters)
+    found = _find(".".join(labels), kind, client, rosters)
     if found is not None:
         return _reply(query, found[0], found[1], kind, MOST_TCP if over_tcp else size_of(query))
-    if not any(roster.forwards and (roster.only is None or name in roster.only) for roster in rosters):
+    # A dot inside a label would make two names of what is one.
+    ways = [None if any("." in label for label in labels) and roster.only is not None else roster.opens(labels) for roster in rosters]
+    if all(groups is None for groups in ways):
         return _reply(query, NXDOMAIN, (), kind, LEAST_UDP)
+    opens = tuple((number, groups) for number, groups in enumerate(ways) if groups)
+    is_listed = () not in ways
+    if is_listed and kind == _AAAA and not any(has_ipv6(rosters[number]) for number, _ in opens):
+        return _reply(query, NOERROR, (), kind, LEAST_UDP)
     servers = client.servers or next((roster.servers for roster in rosters if roster.servers), ())
-    return Forward(servers, MOST_TCP if over_tcp else size_of(query), end)
+    edns = MOST_UDP if any(record.rtype == _OPT for record in query.ar) else 0
+    return Forward(servers, MOST_TCP if over_tcp else size_of(query), end, kind, edns, opens, is_listed)
+
+
+def has_ipv6(roster: Roster) -> bool:
+    """Whether its network has addresses of IPv6."""
+    return any(family == socket.AF_INET6 for family, _, _ in roster.subnets)
 
 
 def question_of(packet: bytes) -> int:
@@ -105,9 +124,9 @@ def matches(packet: bytes, answer: bytes, end: int) -> bool:
     return answer[4:6] == b"\0\1" and answer[HEAD:end].lower() == packet[HEAD:end].lower()
 
 
-def _text(name: Any) -> str:  # noqa: ANN401
+def _labels(name: Any) -> list[str]:  # noqa: ANN401
     # What a label has beside letters is nobody's name here: it only has to stay what it is.
-    return b".".join(name.label).decode("latin-1").lower()
+    return [bytes(label).decode("latin-1").lower() for label in name.label]
 
 
 # ---- Who is meant ----

@@ -44,6 +44,7 @@ from sandbox.net._nft_rules import (
     accept,
     arp_saddr_ether,
     arp_saddr_ip,
+    constant,
     counter,
     ct_original_dport,
     ct_original_protocol,
@@ -75,6 +76,7 @@ from sandbox.net._nft_rules import (
     mark,
     masquerade,
     oifname,
+    payload_field,
     protocol,
     redirect,
     reject,
@@ -89,6 +91,7 @@ from sandbox.net._nft_rules import (
     th_sport,
     udp_dport,
     udp_sport,
+    update,
     vmap,
 )
 from sandbox.net._nft_wire import NETLINK_NETFILTER
@@ -96,10 +99,10 @@ from sandbox.net._nft_wire import NETLINK_NETFILTER
 __all__ = [
     "ETHERTYPE", "IFNAME", "IPV4", "IPV6", "MAC", "MARK", "NETLINK_NETFILTER", "PORT", "PROTOCOL", "VERDICT", "Chain", "Element", "Expression",
     "Family", "Field", "Kind", "Listed", "ListedChain", "Nftables", "Range", "Rule", "Set", "Statement", "Table", "Transaction", "Verdict",
-    "accept", "arp_saddr_ether", "arp_saddr_ip", "counter", "ct_original_dport", "ct_original_protocol", "ct_state", "ct_status", "dnat",
+    "accept", "arp_saddr_ether", "arp_saddr_ip", "constant", "counter", "ct_original_dport", "ct_original_protocol", "ct_state", "ct_status", "dnat",
     "dnat_to", "drop", "ether_daddr", "ether_saddr", "ether_type", "fib_daddr", "fib_saddr", "forward", "goto", "icmp_type", "icmpv6_type", "iif",
     "iifname", "in_set", "ip6_daddr", "ip6_saddr", "ip_daddr", "ip_saddr", "is_ip6", "jump", "l4proto", "limit", "mark", "masquerade",
-    "oifname", "protocol", "redirect", "reject", "return_", "rule", "set_ether_daddr",
+    "oifname", "payload_field", "protocol", "redirect", "reject", "return_", "rule", "set_ether_daddr",
     "set_mark", "snat", "snat_to", "tcp_dport", "tcp_sport", "th_dport", "th_sport", "udp_dport",
-    "udp_sport", "vmap",
+    "udp_sport", "update", "vmap",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sandbox._sys.calls import fallocate
@@ -59,9 +59,10 @@ def _line(words: list[Any]) -> bytes:
     return json.dumps(words, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def head_line(name: str, subnets: Iterable[str], *, forwards: bool, servers: Iterable[str] = (), only: Iterable[str] | None = None) -> bytes:
+def head_line(name: str, subnets: Iterable[str], *, forwards: bool, servers: Iterable[str] = (), only: Mapping[str, int] | None = None) -> bytes:
     """What a log begins with; as `Writer` has it."""
-    return _line(["network", name.lower(), list(subnets), forwards, list(servers), only if only is None else [n.lower() for n in only]])
+    listed = None if only is None else {pattern.lower(): group for pattern, group in only.items()}
+    return _line(["network", name.lower(), list(subnets), forwards, list(servers), listed])
 
 
 def leave_line(key: str) -> bytes:
@@ -73,7 +74,7 @@ class Writer:
     """The log's one writer; *fd* is its own. The caller has a lock.
 
     name, subnets: the network's. servers: whom its server asks what nobody in it is, () the host's; *forwards* False: nobody is asked;
-    *only*: of these names alone, None: of any.
+    *only*: these names alone are asked for, each with the number of what it opens (`sandbox.net.allow.groups_of`); None: any.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Writer:
         *,
         forwards: bool,
         servers: Iterable[str] = (),
-        only: Iterable[str] | None = None,
+        only: Mapping[str, int] | None = None,
     ) -> None:
         self.fd = os.memfd_create("sandbox-names", os.MFD_CLOEXEC)
         self._head = head_line(name, subnets, forwards=forwards, servers=servers, only=only)
@@ -141,7 +142,7 @@ class Roster:
         self.subnets: tuple[tuple[int, int, int], ...] = ()
         self.forwards = False
         self.servers: tuple[str, ...] = ()
-        self.only: frozenset[str] | None = None
+        self.only: dict[str, int] | None = None
         self.members: dict[str, Member] = {}
         self._by_address: dict[str, Member] = {}
         self._by_name: dict[str, list[Member]] = {}
@@ -177,7 +178,7 @@ class Roster:
             self.head = _line(words)
             self.name, subnets, self.forwards, servers, only = rest
             self.subnets, self.servers = tuple(map(to_range, subnets)), tuple(servers)
-            self.only = None if only is None else frozenset(only)
+            self.only = only
             return
         self.forget(rest[0])
         if kind == "join":
@@ -213,6 +214,14 @@ class Roster:
         self.turn += 1
         shift = self.turn % len(found)
         return found[shift:] + found[:shift]
+
+    def opens(self, labels: Sequence[str]) -> tuple[int, ...] | None:
+        """The groups that an answer about a name opens, () where nothing has to be opened; None: the name is not asked for outside."""
+        if not self.forwards or self.only is None:
+            return () if self.forwards else None
+        patterns = [".".join(labels), *("*." + ".".join(labels[at:]) for at in range(1, len(labels)))]
+        found = dict.fromkeys(self.only[pattern] for pattern in patterns if pattern in self.only)
+        return tuple(found) or None
 
     def close(self) -> None:
         """Close the file."""

@@ -18,7 +18,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from sandbox._sys.calls import fallocate
@@ -54,7 +54,7 @@ class SharedWriter:
         self._is_alive = is_alive
         self._look_at = BEGIN + SLACK  # from where on it is worth to see how much of the log is of the past
 
-    def begin(self, name: str, subnets: Iterable[str], *, forwards: bool, only: Iterable[str] | None = None) -> None:
+    def begin(self, name: str, subnets: Iterable[str], *, forwards: bool, only: Mapping[str, int] | None = None) -> None:
         """Write the first line of an empty log; as `sandbox.net.roster.Writer` has it."""
         os.pwrite(self.fd, BEGIN.to_bytes(8, "little"), 0)
         os.pwrite(self.fd, head_line(name, subnets, forwards=forwards, only=only), BEGIN)

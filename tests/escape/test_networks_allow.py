@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sandbox import Network, UnsupportedError, UsageError
+from sandbox import Network, UsageError
 from tests.escape.networks import PAYLOADS
 from tests.live.test_network_outlet import OURS, in_world, outside
 
@@ -132,8 +132,6 @@ def test_a_list_that_is_none_is_refused_before_anything_is_made(allow: object) -
         Network(allow=allow)  # type: ignore[arg-type]
 
 
-def test_an_internal_network_has_no_list_and_names_are_no_entries_yet() -> None:
+def test_an_internal_network_has_no_list() -> None:
     with pytest.raises(UsageError, match="internal"):
         Network(internal=True, allow=[])
-    with pytest.raises(UnsupportedError, match="names are not followed"):
-        Network(allow=["example.org:443"]).create()

@@ -87,10 +87,10 @@ def from_there(port):
 outside = needs("root", "userns", "program:slirp4netns", "program:ip", "program:setpriv", "program:nsenter")
 
 
-def in_world(code: str) -> dict[str, Any]:
-    """What *code*, run by an ordinary user of the host of these tests, leaves in ``found``."""
+def in_world(code: str, *, beyond: str = "") -> dict[str, Any]:
+    """What *code*, run by an ordinary user of the host of these tests, leaves in ``found``. *beyond*: what the other host does besides."""
     command = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", WORLD, "sh", sys.executable, "-c"]
-    env = {**os.environ, "ECHO": ECHO, "PYTHONPATH": str(Path(sandbox.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "ECHO": beyond + ECHO, "PYTHONPATH": str(Path(sandbox.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
     text = PRELUDE + code + "\nprint(json.dumps(found))"
     done = subprocess.run([*command, text], capture_output=True, text=True, check=False, env=env, cwd="/", timeout=patience(60))
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import pytest
 
 from sandbox._networks import nameserver
 from sandbox._networks.nameserver import Server
+from sandbox._networks.opener import Host
 from sandbox.net.roster import Member, Writer
 
 PATIENCE_S = 10.0
@@ -95,7 +96,9 @@ class Nameserver:
         self.at = udp.getsockname()
         tcp = socket.create_server(self.at)
         self.server = Server(lambda: self.server.loop.later(0, lambda: self.server.set_host_servers(host_servers)))
-        self.server.add(1, [os.dup(self.writer.fd), udp.detach(), tcp.detach()])
+        self.knocks, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.knocks.settimeout(PATIENCE_S)
+        self.server.add(1, [os.dup(self.writer.fd), udp.detach(), tcp.detach(), theirs.detach()])
         self._stop, self._stopped = os.pipe()
         self._is_over = False
         self.server.loop.watch(self._stop, select.EPOLLIN, self._end)
@@ -113,8 +116,10 @@ class Nameserver:
         os.close(self._stopped)
         self._thread.join()
         self.server.drop(1)
+        self.knocks.close()
         os.close(self._stop)
         self.server.loop._epoll.close()
+        self.server.host.close()
         self.writer.close()
 
     def client(self, address: str, kind: int = socket.SOCK_DGRAM) -> socket.socket:
@@ -341,6 +346,59 @@ def test_rubbish_neither_ends_nor_blocks_it(make) -> None:
             receive(stream)
     assert addresses(names.ask(question("db"), "127.0.0.3")) == ["127.0.0.3"]
     assert names._thread.is_alive()
+
+
+def test_an_allowed_name_is_opened_before_it_is_told_and_others_are_not_asked_for(make) -> None:
+    names, upstream = make(only={"example.org": 7})
+    packet = question("Example.org")
+    names.ask(packet)
+    assert names.knocks.recv(99) == bytes([4, 0, 0, 7, 192, 0, 2, 7])
+    query = dnslib.DNSRecord.question("example.org")
+    query.add_ar(dnslib.EDNS0(udp_len=4096, opts=[dnslib.EDNSOption(65001, b"secret" * 50)]))
+    record = names.ask(bytes(query.pack()))
+    assert (addresses(record), record.rr[0].ttl, len(record.ar)) == (["192.0.2.7"], 9, 1)
+    for name in ("secret.example.org", "example.com", "other.org"):
+        assert names.ask(question(name)).header.rcode == 3
+    (first, _), (second, _) = upstream.asked
+    assert first[2:] == packet[2:]
+    assert b"secret" not in second
+    assert b"\0\0\x29\4\xd0" in second
+
+
+def test_no_answer_leads_inside(make) -> None:
+    inside = ("127.0.0.1", "10.0.0.1", "169.254.169.254", "0.0.0.0", "198.18.255.2", "127.0.0.53")
+    names, _ = make(lambda packet, _: [response(packet, *inside, *(f"8.1.{number}.7" for number in range(40)))], only={"*.org": 0})
+    record = names.ask_tcp(question("example.org"))
+    assert addresses(record) == [f"8.1.{number}.7" for number in range(26)]  # the first 32, but those
+    names, _ = make(lambda packet, _: [response(packet, *inside)], only={"*.org": 0})
+    record = names.ask(question("example.org"))
+    assert (record.header.rcode, record.rr) == (0, [])
+    names.knocks.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        names.knocks.recv(99)
+
+
+def test_one_container_has_so_many_opened_at_a_time_and_others_have_theirs(make) -> None:
+    names, _ = make(lambda packet, _: [response(packet, *(f"8.1.{number}.{packet[18]}" for number in range(32)))], only={"*.org": 0})
+
+    def ask(letter: int, client: str = "127.0.0.2") -> int:
+        code = names.ask_tcp(question(f"aaaaa{chr(letter)}.org"), client).header.rcode
+        for _ in range(0 if code else 32):
+            names.knocks.recv(99)
+        return int(code)
+
+    letters = [letter for letter in range(33, 127) if chr(letter) not in ".\\"]
+    assert [ask(letter) for letter in letters[:33]] == [0] * 32 + [2]  # SERVFAIL
+    assert [ask(letter) for letter in letters[:33]] == [0] * 32 + [2]  # the same again are no more
+    assert ask(letters[33], "127.0.0.3") == 0
+
+
+def test_the_hosts_addresses_are_its_own() -> None:
+    host = Host()
+    assert [host.is_own(socket.inet_aton(address)) for address in ("127.0.0.1", "127.255.255.255")] == [True, True]
+    assert not host.is_own(socket.inet_aton("8.8.8.8"))
+    assert host.is_own(socket.inet_pton(socket.AF_INET6, "::1")) == os.path.exists("/proc/sys/net/ipv6")
+    host.close()
 
 
 def test_a_network_that_goes_takes_its_questions_with_it(make) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import string
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.errors import UsageError
-from sandbox.net.allow import LEAST_TTL_S, MOST_ENTRIES, MOST_TTL_S, Allowed, opened_by, parse_allowed, to_allow
+from sandbox.net.allow import MOST_ENTRIES, Allowed, groups_of, parse_allowed, to_allow
 
 
 def entry(network: str | None = None, *, name: str = "", wild: bool = False, protocol: str | None = None, first: int | None = None, last: int | None = None) -> Allowed:
@@ -118,55 +118,22 @@ def test_any_text_is_an_entry_that_shows_itself_or_an_error_of_usage(text: str) 
     assert (found.first is None) == (found.last is None)
 
 
-def opened(entries: list[str], asked: str, *answers: tuple[str, int], never: tuple[str, ...] = ()) -> list[tuple[str, int | None, int]]:
-    given_ = [(ipaddress.ip_address(address), ttl) for address, ttl in answers]
-    found = opened_by(to_allow(entries) or (), asked, given_, never=[ipaddress.ip_network(net) for net in never])
-    return [(str(opening.address), opening.first, opening.ttl_s) for opening in found]
+def test_names_that_open_the_same_ports_are_one_group() -> None:
+    entries = to_allow(["a.org:443", "10.0.0.1:443", "b.org:443", "a.org:80", "b.org:80", "*.A.org:443", "c.org", "d.org:53/udp", "c.org:1-9"])
+    patterns, ports = groups_of(entries or ())
+    assert patterns == {"a.org": 0, "b.org": 0, "*.a.org": 1, "c.org": 2, "d.org": 3}
+    assert [set(group) for group in ports] == [
+        {("tcp", 443, 443), ("tcp", 80, 80)}, {("tcp", 443, 443)}, {(None, None, None), ("tcp", 1, 9)}, {("udp", 53, 53)},
+    ]  # fmt: skip
+    assert groups_of(to_allow(["10.0.0.1"]) or ()) == ({}, [])
 
 
-def test_an_answer_opens_the_addresses_of_an_allowed_name_for_their_time() -> None:
-    found = opened(["example.org:443", "example.org:80", "other.org"], "Example.org.", ("8.8.8.8", 100), ("2001:4860:4860::8888", 5))
-    assert found == [("8.8.8.8", 443, 100), ("8.8.8.8", 80, 100), ("2001:4860:4860::8888", 443, LEAST_TTL_S), ("2001:4860:4860::8888", 80, LEAST_TTL_S)]
-    assert opened(["example.org"], "example.org", ("8.8.8.8", 10**9)) == [("8.8.8.8", None, MOST_TTL_S)]
-
-
-@pytest.mark.parametrize("asked", ["example.com", "a.example.org", "xexample.org", "org", "", "example.org.evil.com"])
-def test_other_names_open_nothing(asked: str) -> None:
-    assert opened(["example.org:443"], asked, ("8.8.8.8", 100)) == []
-
-
-@pytest.mark.parametrize(("asked", "opens"), [("a.example.org", True), ("a.b.example.org", True), ("example.org", False), ("aexample.org", False)])
-def test_a_wildcard_is_for_what_is_below_it(asked: str, opens: bool) -> None:
-    assert bool(opened(["*.example.org:443"], asked, ("8.8.8.8", 100))) is opens
-
-
-REBOUND = ["127.0.0.1", "0.0.0.0", "0.1.2.3", "169.254.169.254", "224.0.0.1", "255.255.255.255", "240.0.0.1", "::1", "::", "fe80::1", "ff02::1"]
-EMBEDDED = ["::ffff:10.0.0.1", "::ffff:8.8.8.8", "2002:7f00:1::", "2001:0:7f00:1::1"]
-
-
-@pytest.mark.parametrize("address", [*REBOUND, *EMBEDDED])
-def test_no_name_leads_to_what_is_nobody_elses(address: str) -> None:
-    """DNS rebinding: the owner of a name answers with an address of the victim's."""
-    assert opened(["example.org", "*.org"], "example.org", (address, 100)) == []
-
-
-def test_no_name_leads_to_what_the_caller_excludes() -> None:
-    never = ("203.0.113.7/32", "10.89.0.0/16", "fd00::/64")
-    assert opened(["example.org"], "example.org", ("203.0.113.7", 9), ("10.89.3.4", 9), ("fd00::9", 9), never=never) == []
-    assert len(opened(["example.org"], "example.org", ("203.0.113.8", 9), ("10.90.3.4", 9), ("fd00:1::9", 9), never=never)) == 3
-
-
-def test_a_private_address_is_opened_by_a_name_that_was_written_out_only() -> None:
-    assert opened(["db.corp:5432"], "db.corp", ("10.3.4.5", 60)) == [("10.3.4.5", 5432, 60)]
-    assert opened(["*.corp:5432"], "db.corp", ("10.3.4.5", 60)) == []
-
-
-@given(st.lists(_entries(), max_size=5), st.ip_addresses(), st.integers(-(2**31), 2**32), st.sampled_from(["example.org", "a.example.org", "x1", "x1.x2"]))
-def test_whatever_is_answered_opens_that_address_for_a_bounded_time(entries: list[Allowed], address: IPv4Address | IPv6Address, ttl: int, asked: str) -> None:
-    for opening in opened_by(entries, asked, [(address, ttl)]):
-        assert opening.address == address
-        assert LEAST_TTL_S <= opening.ttl_s <= MOST_TTL_S
-        assert not address.is_loopback
-        assert not address.is_multicast
-        assert not address.is_link_local
-        assert any(allowed.names(asked) for allowed in entries)
+@given(st.lists(_entries(), max_size=20))
+def test_each_name_has_the_ports_of_its_entries_and_no_others(entries: list[Allowed]) -> None:
+    patterns, ports = groups_of(entries)
+    for entry in entries:
+        if entry.network is None:
+            assert (entry.protocol, entry.first, entry.last) in ports[patterns[entry.pattern]]
+    for pattern, number in patterns.items():
+        theirs = {(entry.protocol, entry.first, entry.last) for entry in entries if entry.pattern == pattern}
+        assert set(ports[number]) == theirs

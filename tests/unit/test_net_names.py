@@ -94,22 +94,53 @@ def test_addresses_have_names(net: Net) -> None:
 def test_strangers_are_asked_for_by_the_containers_servers_then_the_networks() -> None:
     net, other = Net(servers=["192.0.2.1"]), Net("other", "10.9.0.0/24", forwards=False)
     net.join(Member("a", ["10.1.2.2"]), Member("b", ["10.1.2.3"], servers=["192.0.2.53"]))
-    assert ask(question("example.org"), net) == Forward(("192.0.2.1",), 512, 29)
-    assert ask(question("example.org"), net, client="b") == Forward(("192.0.2.53",), 512, 29)
-    assert ask(question("example.org"), net, over_tcp=True) == Forward(("192.0.2.1",), 65535, 29)
+    assert ask(question("example.org"), net) == Forward(("192.0.2.1",), 512, 29, 1, 0, (), False)
+    assert ask(question("example.org"), net, client="b") == Forward(("192.0.2.53",), 512, 29, 1, 0, (), False)
+    assert ask(question("example.org"), net, over_tcp=True) == Forward(("192.0.2.1",), 65535, 29, 1, 0, (), False)
     other.join(Member("a", ["10.9.0.2"]))
     assert isinstance(ask(question("example.org"), other, net), Forward)
 
 
 def test_an_internal_network_asks_nobody_and_an_allow_list_holds() -> None:
-    inner, listed, none = Net(forwards=False, servers=["192.0.2.1"]), Net(only=["Example.org"]), Net(only=[])
+    inner, listed, none = Net(forwards=False, servers=["192.0.2.1"]), Net(only={"Example.org": 3}), Net(only={})
     for net in (inner, listed, none):
         net.join(Member("a", ["10.1.2.2"], servers=["192.0.2.53"]))
     for net in (inner, none):
         assert answers("example.org", net) == ("NXDOMAIN", [])
-    assert isinstance(ask(question("EXAMPLE.org"), listed), Forward)
+    assert ask(question("EXAMPLE.org"), listed) == Forward(("192.0.2.53",), 512, 29, 1, 0, ((0, (3,)),), True)
+    assert answers("example.org", listed, kind="AAAA") == ("NOERROR", [])  # there is no way to one
     assert answers("secret.example.org", listed) == ("NXDOMAIN", [])
     assert answers("1.0.0.127.in-addr.arpa", inner, kind="PTR") == ("NXDOMAIN", [])
+
+
+def test_a_wildcard_is_for_what_is_below_it_and_a_dot_inside_a_label_is_none() -> None:
+    net = Net(only={"*.example.org": 0, "b.example.org": 1, "*.b.example.org": 2, "x.com": 3})
+    net.join(Member("a", ["10.1.2.2"], servers=["192.0.2.53"]))
+    opens = {"a.example.org": (0,), "b.example.org": (1, 0), "c.b.example.org": (2, 0), "x.com": (3,)}
+    for name, groups in opens.items():
+        found = ask(question(name), net)
+        assert isinstance(found, Forward)
+        assert found.opens == ((0, groups),)
+    for name in ("example.org", "aexample.org", "example.org.evil.com", "org", "a.x.com", ""):
+        assert answers(name, net) == ("NXDOMAIN", [])
+    for labels in ((b"x.com",), (b"a.example", b"org"), (b"a.b", b"example", b"org")):
+        wire = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+        found = ask(bytes(5) + b"\1" + bytes(6) + wire + b"\0\1\0\1", net)
+        assert isinstance(found, bytes)
+        assert found[3] & 0xF == dns.NXDOMAIN
+
+
+def test_each_network_of_a_container_opens_what_its_own_list_says() -> None:
+    left, right, free = Net("left", "10.1.0.0/24", only={"x.org": 0}), Net("right", "10.2.0.0/24", only={"y.org": 5}), Net("free", "10.3.0.0/24")
+    for number, net in enumerate((left, right, free)):
+        net.join(Member("a", [f"10.{number + 1}.0.2"], servers=["192.0.2.53"]))
+    found = ask(question("y.org"), left, right)
+    assert isinstance(found, Forward)
+    assert (found.opens, found.is_listed) == (((1, (5,)),), True)
+    found = ask(question("y.org"), left, right, free)
+    assert isinstance(found, Forward)
+    assert (found.opens, found.is_listed) == (((1, (5,)),), False)
+    assert answers("z.org", left, right) == ("NXDOMAIN", [])
 
 
 def test_a_container_in_two_networks_finds_the_names_of_both_the_first_ones_first() -> None:

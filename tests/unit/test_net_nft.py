@@ -31,6 +31,7 @@ from sandbox.net.nft import (
     Transaction,
     accept,
     arp_saddr_ip,
+    constant,
     dnat,
     dnat_to,
     ether_saddr,
@@ -47,6 +48,7 @@ from sandbox.net.nft import (
     tcp_dport,
     tcp_sport,
     th_dport,
+    update,
 )
 
 IP, INET, BRIDGE = Table("ip", "t"), Table("inet", "t"), Table("bridge", "t")
@@ -197,3 +199,21 @@ def test_an_interval_ends_behind_its_last_value_or_nowhere() -> None:
 def test_kinds_have_the_lengths_of_the_kernel() -> None:
     values = {IPV4: "10.0.0.1", IPV6: "fd00::1", MAC: "02:00:00:00:00:01", PORT: 1, PROTOCOL: "tcp", MARK: 1, IFNAME: "eth0"}
     assert [len(kind.pack(value)) for kind, value in values.items()] == [4, 16, 6, 2, 1, 4, 16]
+
+
+def test_rules_put_elements_only_into_sets_that_are_for_that() -> None:
+    room = Set(INET, "room", (IPV4, PORT), timeouts=True, dynamic=True, size=16)
+    made = rule(CHAIN, [update(room, ip_daddr, constant(PORT, 7), timeout_s=2)])
+    assert [step.name for step in made.statements[0].expressions] == ["payload", "immediate", "dynset"]
+    (message,) = messages(Transaction().add(room))
+    attributes = dict(message.attributes)
+    assert attributes[3] == struct.pack(">I", 0x10 | 0x20)  # NFT_SET_TIMEOUT, NFT_SET_EVAL
+    assert attributes[9] == ((1, struct.pack(">I", 16)),)
+    for wrong in (Set(INET, "s", (IPV4,), timeouts=True), Set(INET, "s", (IPV4,), dynamic=True)):
+        with pytest.raises(UsageError, match="dynamic=True"):
+            update(wrong, ip_daddr, timeout_s=1)
+    with pytest.raises(UsageError, match="above 0"):
+        update(room, ip_daddr, constant(PORT, 7), timeout_s=0)
+    for options in ({"size": 0}, {"dynamic": True, "intervals": True}):
+        with pytest.raises(UsageError, match="size"):
+            Set(INET, "s", (IPV4,), **options)
