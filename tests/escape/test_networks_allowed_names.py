@@ -27,7 +27,7 @@ from sandbox.net.openings import KNOCK_PORT, MOST_ADDRESSES, knock
 from tests.leak.snapshot import descendants
 from tests.live.test_network_names import Upstream
 from tests.live.test_network_outlet import in_world, outside
-from tests.netns import ASK, HOST, PYTHON, TCP_PORT, WORLD, alone, world
+from tests.netns import ASK, HOST, HOST6, PYTHON, TCP_PORT, WORLD, WORLD6, alone, world
 from tests.support import needs, patience
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -58,9 +58,10 @@ class Owner(Upstream):
         lines = self.zone.get(name, [])
         if len(lines) > 20 and not over_tcp:
             reply.header.tc, lines = 1, []
-        if query.q.qtype == openings.A:
-            for line in lines:
-                reply.add_answer(*dnslib.RR.fromZone(line if " " in line else f"{name}. 0 A {line}"))
+        for line in lines:
+            kind = openings.AAAA if ":" in line else openings.A
+            if query.q.qtype == kind:
+                reply.add_answer(*dnslib.RR.fromZone(line if " " in line else f"{name}. 0 {dnslib.QTYPE[kind]} {line}"))
         return bytes(reply.pack())
 
 
@@ -254,6 +255,27 @@ def test_a_name_server_that_was_killed_comes_again_and_opens() -> None:
                 os.kill(pid, signal.SIGKILL)
             c.exec([PYTHON, "-c", "pass"])
             assert ask(c, "example.org") == HOST
+
+
+@needs("root", "userns", "program:ip")
+@pytest.mark.usefixtures("upstream")
+@alone
+def test_names_lead_to_addresses_of_ipv6_too() -> None:
+    code = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as s: print(s.recv(100).decode())
+except OSError as error: print(type(error).__name__)"""
+    with world(ipv6=True):
+        inside = ["::1", "fd00::1", "fe80::1", "::ffff:cb00:7102", "64:ff9b::cb00:7102", HOST6]
+        with Owner({"six.org": [WORLD6], "inside.org": inside}) as owner, Network(ipv6=True, allow=[f"*.org:{TCP_PORT}", f"six.org:{TCP_PORT}"]) as net, Container(net=net) as c:
+            said = [c.exec([PYTHON, "-c", code, *where], text=True).stdout.strip() for where in (
+                (WORLD6, str(TCP_PORT)), ("six.org", str(TCP_PORT)), (WORLD6, str(TCP_PORT)), ("six.org", "9"), ("inside.org", str(TCP_PORT)),
+            )]  # fmt: skip
+            assert said == ["ConnectionRefusedError", HOST6, HOST6, "ConnectionRefusedError", "gaierror"]
+            assert set(owner.asked) == {"six.org", "inside.org"}
+            opened6 = Set(allow_rules.TABLE, "opened6", (IPV6, PORT))
+            assert {element[:16] for element in elements(net, opened6)} == {socket.inet_pton(socket.AF_INET6, WORLD6)}
 
 
 # A name server for the host that another one is, and what the library believes to be the host's resolv.conf.
