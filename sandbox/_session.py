@@ -60,8 +60,9 @@ class Session(Beginning):
     # ---- Channels ----
 
     def _take_over(self, channel: Channel) -> None:
-        self._control = channel
-        self._idle.append(channel)
+        if self._control is None:  # else it was taken over when something was made ahead for a spare
+            self._control = channel
+            self._idle.append(channel)
 
     @contextlib.contextmanager
     def _channel(self) -> Generator[Channel]:
@@ -273,6 +274,10 @@ class Session(Beginning):
             what = words(ops[event.index]) if event.index < len(ops) else "operation"
             raise SetupError(what[:400], event.errno, step="request")
         return got
+
+    def forget(self, asked: Asked) -> None:
+        """Do without the answer to `ask`; a container that has no other channel ends by that."""
+        self.give_channel(asked.channel, sound=False)
 
     def _done(self, channel: Channel, count: int) -> tuple[codec.Done, list[int]]:
         event, got = self._next(channel)

@@ -230,6 +230,7 @@ class Spares:
         for spare in lacking:
             try:
                 if spare.session.look():
+                    spare.session.await_ready()  # which takes no waiting
                     spare.extra = prepare(spare.session)
             except (SandboxError, OSError):
                 spare.drop()

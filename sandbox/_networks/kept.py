@@ -37,6 +37,7 @@ from sandbox.net.spec import Addresses, NetworkSpec
 from sandbox.network import Network, register
 
 if TYPE_CHECKING:
+    from sandbox._networks.ahead import Given
     from sandbox._networks.wishes import Join
     from sandbox._session import Session
 
@@ -91,10 +92,10 @@ class KeptLive(Live):
         finally:
             self.on_admitted()
 
-    def prepare(self, session: Session) -> None:
+    def prepare(self, session: Session, *, plain: bool) -> None:
         """Nothing is made ahead: others give ports out, too."""
 
-    def _reserve(self, session: Session, join: Join, hostname: str, number: int, *, port: int | None) -> Place:
+    def _reserve(self, session: Session, join: Join, hostname: str, number: int, *, port: int | None, given: Given | None = None) -> Place:
         try:
             start = read_start_time(session.pid)
         except (FileNotFoundError, ProcessLookupError):
@@ -103,7 +104,7 @@ class KeptLive(Live):
             state = self.directory.state()
             self.addresses, self.addresses6 = addresses_of(self.info, state)
             self._next_port = state.next_port
-            place = super()._reserve(session, join, hostname, number, port=port)
+            place = super()._reserve(session, join, hostname, number, port=port, given=given)
             check_mac(place.endpoint.mac, self.info.name, [lease.mac for lease in state.leases])
             self.directory.write_state(state.added(_lease_of(place, start)))
             return place

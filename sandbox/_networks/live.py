@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from attrs import Factory, define, field
 
 from sandbox import _host
-from sandbox._networks.ahead import Ahead
+from sandbox._networks.ahead import Ahead, Given, Lender, taken
 from sandbox._networks.guard import Guard
 from sandbox._networks.names import NetworkNames
 from sandbox._networks.naming import begin as begin_names
@@ -61,6 +61,8 @@ class Live:
     lock: threading.RLock = field(factory=threading.RLock)
     is_open: bool = True
     key: object = field(factory=object)  # which spares are this network's
+    plain_key: object = field(factory=object)  # and which of them are for containers that say which addresses they want
+    lender: Lender = field(factory=Lender)
     shaping: Shaping = field(default=Factory(lambda live: Shaping(live.switch, live.requests, live.spec.mtu), takes_self=True))
     _next_port: int = FIRST_PORT
 
@@ -139,24 +141,24 @@ class Live:
         *chosen* is called once the addresses are, before anything is made.
         """
         with ExitStack() as stack:
-            requests = None if ahead is None else _taken(ahead)
-            if requests is not None:
+            requests, given = taken(ahead), None
+            if ahead is not None and requests is not None:
                 stack.callback(requests.close)
-            place = self._reserve(session, join, hostname, number, port=None if ahead is None or requests is None else ahead.port)
+                given = ahead.given
+            place = self._reserve(session, join, hostname, number, port=None if ahead is None or requests is None else ahead.port, given=given)
             stack.callback(self._release, place)
             if chosen is not None:
                 chosen(self, place)
             stack.callback(self._forget, place)
-            self._connect(place, number, routed, requests, forger=forger, lost=lost)
+            self._connect(place, number, routed, requests, forger=forger, lost=lost, is_settled=given is not None)
             stack.pop_all()
             return place
         raise AssertionError("unreachable")
 
-    def _reserve(self, session: Session, join: Join, hostname: str, number: int, *, port: int | None) -> Place:
-        """What nobody else has from now on, until `_release`. *port*: that of an interface that is there already."""
+    def _reserve(self, session: Session, join: Join, hostname: str, number: int, *, port: int | None, given: Given | None = None) -> Place:
+        """What nobody else has from now on, until `_release`. *port*: that of an interface that is there already, with what is *given*."""
         with ExitStack() as stack:
-            address, address6 = self._take_addresses(join, stack)
-            mac = join.mac or mac_of(address)
+            address, address6, mac = self._take_addresses(join, stack) if given is None else given
             if port is None:
                 with self.lock:
                     port, self._next_port = self._next_port, self._next_port + 1
@@ -172,24 +174,38 @@ class Live:
         if self.addresses6 is not None and place.address6 is not None:
             self.addresses6.release(place.address6)
 
-    def _take_addresses(self, join: Join, stack: ExitStack) -> tuple[IPv4Address, IPv6Address | None]:
-        address = self.addresses.take(None if join.address is None else IPv4Address(join.address))
+    def _take_addresses(self, join: Join, stack: ExitStack) -> Given:
+        address, address6 = self.addresses.take(None if join.address is None else IPv4Address(join.address)), None
         stack.callback(self.addresses.release, address)
-        if self.addresses6 is None and join.address6 is None:
-            return address, None
-        family = _ipv6(self.spec.name, self.addresses6)
-        wanted = None if join.address6 is None else IPv6Address(join.address6)
-        # The same number in both, where that is free: easier to read.
-        same = int(address) - int(self.addresses.subnet.network_address)
-        address6 = family.take(wanted, rather=IPv6Address(int(family.subnet.network_address) + same))
-        stack.callback(family.release, address6)
-        return address, address6
+        if self.addresses6 is not None or join.address6 is not None:
+            family = _ipv6(self.spec.name, self.addresses6)
+            address6 = family.take(None if join.address6 is None else IPv6Address(join.address6), rather=self.twin_of(address))
+            stack.callback(family.release, address6)
+        with self.lock:
+            self.lender.recall(address, address6)
+        return Given(address, address6, join.mac or mac_of(address))
+
+    def twin_of(self, address: IPv4Address) -> IPv6Address | None:
+        """The same number in both, where that is free: easier to read."""
+        if self.addresses6 is None:
+            return None
+        return IPv6Address(int(self.addresses6.subnet.network_address) + int(address) - int(self.addresses.subnet.network_address))
 
     def _connect(
-        self, place: Place, number: int, routed: tuple[int, ...], requests: Requests | None, *, forger: bool, lost: Callable[[], None]
+        self,
+        place: Place,
+        number: int,
+        routed: tuple[int, ...],
+        requests: Requests | None,
+        *,
+        forger: bool,
+        lost: Callable[[], None],
+        is_settled: bool,
     ) -> None:
-        """Everything but the addresses' choice. *requests*: to the container, where the pair is there already; ours from now on."""
-        made, mac, port = self._templates(number), place.endpoint.mac, place.port
+        """Everything but the addresses' choice. *requests*: to the container, where the pair is there already, and *is_settled* if it has them;
+        ours from now on.
+        """
+        mac, port = place.endpoint.mac, place.port
         with ExitStack() as stack:
             if requests is not None:
                 stack.callback(requests.close)
@@ -197,28 +213,38 @@ class Live:
                 self._check_open()
                 self._check_mac(mac)
                 self.places[place] = lost
-                neighbour = [made.neighbour_of(port=port, mac=mac)]
+                made = [] if is_settled else self._link_of(number, port, mac)
+                news = made[1:]
                 if place.address6 is not None:  # the bridge has no address of the link, without which the kernel cannot ask for those it forwards to
-                    neighbour.append(known(BRIDGE, place.address6, mac))
-                if requests is not None:
-                    self.requests.send(neighbour, "make an interface known")
-                else:
-                    link = made.link_of(port=port, mac=mac)
-                    requests = self._make_pair(place, [without_up(link) if forger else link, *neighbour])
+                    news.append(known(BRIDGE, place.address6, mac))
+                if requests is None:
+                    requests = self._make_pair(place, [without_up(made[0]) if forger else made[0], *news])
                     stack.callback(requests.close)
-                self.guard.fence(place, forger=forger)  # its own end is not up yet
+                elif news:
+                    self.requests.send(news, "make an interface known")
+                self.guard.fence(place, forger=forger)  # its own end is not up yet, or is no program's yet
                 if forger:  # one that was made ahead is open already, but has run nothing yet
                     self.requests.send(opened(port), "open a port")
             try:
-                own = made.addresses_of(place.address, place.address6, mac)
-                requests.send([*own, *self._routes(place, routed)], "give a container its addresses")
+                if not is_settled:
+                    requests.send(self._own(number, Given(place.address, place.address6, mac), routed), "give a container its addresses")
             except SetupError:
                 self._check_open()  # somebody has closed it, and that is why
                 raise
             with self.lock:
                 self._check_open()
-                self.neighbours.welcome(place, requests, self._gateways())
+                self.neighbours.welcome(place, requests)
             stack.pop_all()  # they are the neighbours' now
+
+    def _link_of(self, number: int, port: int, mac: str) -> list[bytes]:
+        """What makes a pair, and has the bridge know it."""
+        made = self._templates(number)
+        return [made.link_of(port=port, mac=mac), made.neighbour_of(port=port, mac=mac)]
+
+    def _own(self, number: int, given: Given, routed: tuple[int, ...]) -> list[bytes]:
+        """What gives a container's interface all that is its own. The MAC comes before neighbours, which the kernel forgets when that changes."""
+        addresses, index = self._templates(number).addresses_of(*given), INSIDE + number
+        return [*addresses, *self._routes(index, routed), *(known(index, address, mac) for address, mac in self._gateways())]
 
     def _make_pair(self, place: Place, messages: list[bytes]) -> Requests:
         """Have a pair made; gives a socket in the container, the caller's to close. The caller has the lock."""
@@ -234,18 +260,31 @@ class Live:
                 raise
             return requests
 
-    def prepare(self, session: Session) -> Ahead | None:
+    def prepare(self, session: Session, *, plain: bool) -> Ahead | None:
         """Have the first interface made of a container that runs and that nobody has asked for yet; None: not as an ordinary user. Does not wait.
 
-        Raises: ClosedError, BrokenError, SetupError.
+        *plain*: without an address. Raises: ClosedError, BrokenError, SetupError.
         """
         if self.switch.is_ordinary:
             return None
         with namespace_of(session) as inside, self.lock:
             self._check_open()
             port, self._next_port = self._next_port, self._next_port + 1
-            link = self._templates(0).link_of(port=port, mac=_passing_mac(port))
-            return Ahead(self, port, self.switch.ask_for_pair(inside, Batch.of(link), ipv6=self.addresses6 is not None))
+            given = None if plain else self.lender.lend(self)
+            if given is None:
+                messages, own = self._link_of(0, port, _passing_mac(port))[:1], []
+            else:
+                messages = self._link_of(0, port, given.mac)
+                own = self._own(0, given, tuple(version for version in VERSIONS if self.offers_route(version)))
+            try:
+                asked = self.switch.ask_for_pair(inside, Batch.of(messages), own=Batch.of(own), ipv6=self.addresses6 is not None)
+            except BaseException:
+                if given is not None:
+                    self.lender.put_back(self, given)
+                raise
+            ahead = Ahead(self, port, asked, given)
+            self.lender.hold(ahead)
+            return ahead
 
     def _gateways(self) -> list[tuple[IPv4Address | IPv6Address, str]]:
         """The network's own addresses, and their MAC."""
@@ -260,9 +299,9 @@ class Live:
         subnet6 = None if self.addresses6 is None else self.addresses6.subnet
         return templates(self.addresses.subnet, subnet6, mtu=self.spec.mtu, number=number)
 
-    def _routes(self, place: Place, versions: tuple[int, ...]) -> list[bytes]:
+    def _routes(self, index: int, versions: tuple[int, ...]) -> list[bytes]:
         ways = {4: self.addresses.gateway, 6: None if self.addresses6 is None else self.addresses6.gateway}
-        return [default_route(way, place.index) for version in versions if (way := ways[version]) is not None]
+        return [default_route(way, index) for version in versions if (way := ways[version]) is not None]
 
     @contextmanager
     def _requests_in(self, inside: Inside) -> Generator[Requests]:
@@ -285,7 +324,7 @@ class Live:
     def route(self, place: Place, versions: tuple[int, ...]) -> None:
         """Have a container's default routes go through here from now on."""
         with namespace_of(place.session) as inside, self._requests_in(inside) as theirs:
-            theirs.send(self._routes(place, versions), "give a container its default route")
+            theirs.send(self._routes(place.index, versions), "give a container its default route")
 
     def dismiss(self, place: Place) -> None:
         """Take a container's interface, if it lives; and let others have its addresses. Once more is nothing."""
@@ -320,6 +359,7 @@ class Live:
     def close(self, stack: ExitStack) -> None:
         """Remove it, and have those who are in it know; *stack* is what `make` was given."""
         drop_spares(self.key)
+        drop_spares(self.plain_key)
         with self.lock:  # whoever connects a container just now goes first
             self.is_open = False
             owners = [*self.places.values()]
@@ -345,14 +385,6 @@ class Live:
         self.shaping.close()
         self.requests.close()
         self.switch.abandon()
-
-
-def _taken(ahead: Ahead) -> Requests | None:
-    """The socket beside a pair that was made ahead; None: it was not, and whoever makes it now tells why."""
-    try:
-        return ahead.take()
-    except SetupError:
-        return None
 
 
 def _passing_mac(port: int) -> str:

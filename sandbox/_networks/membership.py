@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 
 from sandbox import _plan as plan
 from sandbox._networks import guard, naming
+from sandbox._networks.ahead import Files
 from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
 from sandbox._networks.measures import shape_arrival
@@ -28,7 +29,7 @@ from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, U
 from sandbox.fs import resolv_text
 
 if TYPE_CHECKING:
-    from sandbox._networks.ahead import Ahead
+    from sandbox._networks.ahead import Ahead, Given
     from sandbox._networks.ports import Ports
     from sandbox._networks.wishes import Join, Wishes
     from sandbox._session import Asked, Session
@@ -83,6 +84,7 @@ class Membership:
         self._session: Session | None = None
         self._first: Live | None = None
         self._writing: Asked | None = None  # of its files, which init is about to write
+        self._foretold: tuple[Given, object] | None = None  # what it was told to write, before anybody had asked for the container
         self._seats: dict[Network, _Seat] = {}  # in the order of joining
         self._routes: dict[int, _Seat] = {}  # through which the default route of a version of IP goes
         self._ports: Ports | None = None
@@ -123,17 +125,37 @@ class Membership:
     @property
     def key(self) -> object:
         """Of containers with the same, spares are made that have their first interface already."""
-        return None if self._first is None else self._first.key
+        if self._first is None:
+            return None
+        return self._first.plain_key if self._is_choosy else self._first.key
+
+    @property
+    def _is_choosy(self) -> bool:
+        """Whether it is to have certain addresses in its first network."""
+        join = self._wishes.joins[0]
+        return (join.address, join.address6, join.mac) != (None, None, None)
 
     def prepare(self, session: Session) -> Ahead | None:
-        """Have a spare's first interface made. Raises: SandboxError."""
-        return None if self._first is None else self._first.prepare(session)
+        """Have a spare's first interface made, and its files if they can be known. Raises: SandboxError."""
+        live = self._first
+        ahead = None if live is None else live.prepare(session, plain=self._is_choosy)
+        if live is not None and ahead is not None and ahead.given is not None and len(self._wishes.joins) == 1:
+            try:
+                ahead.files = Files(session, session.ask(self._writes([live], _texts(ahead.given)), []), self._said)
+            except BaseException:
+                ahead.close()
+                raise
+        return ahead
 
     def attach(self, session: Session, ahead: Ahead | None = None) -> Callable[[], None]:
         """Connect a container that has run no program yet. What is returned takes all of it back, when it has ended. *ahead*: of `prepare`."""
         with self._lock, ExitStack() as stack:
             stack.callback(self.end)
             self._session = session
+            if ahead is not None and ahead.files is not None:
+                files, ahead.files = ahead.files, None
+                self._writing = files.asked
+                self._foretold = None if ahead.given is None else (ahead.given, files.said)
             if self._ports is not None:
                 self._ports.hold()
             for join in self._wishes.joins:
@@ -261,7 +283,8 @@ class Membership:
         writing, self._writing = self._writing, None
         try:
             if writing is None:
-                writing = session.ask(self._writes([(seat.live, seat.place) for seat in self._seats.values()]), [])
+                seats = self._seats.values()
+                writing = session.ask(self._writes([seat.live for seat in seats], [text for seat in seats for text in _texts(seat.place)]), [])
             session.answer(writing)
         except SetupError as error:
             if is_fresh and error.errno != errno.EROFS:
@@ -269,24 +292,38 @@ class Membership:
 
     def _begin_files(self, live: Live, place: Place) -> None:
         """As `_write_files`, which then waits for it, of a container that gets *place* beside those that it has."""
+        foretold, self._foretold = self._foretold, None
+        if self._writing is not None:
+            is_same = foretold is not None and not self._seats and foretold[0][:2] == (place.address, place.address6) and foretold[1] == self._said
+            if is_same:
+                return
+            self._write_files(self._running(), is_fresh=True)
         if not live.switch.is_ordinary:  # else its init is asked for more meanwhile
-            places = [*((seat.live, seat.place) for seat in self._seats.values()), (live, place)]
-            self._writing = self._running().ask(self._writes(places), [])
+            places = [*(seat.place for seat in self._seats.values()), place]
+            lives = [*(seat.live for seat in self._seats.values()), live]
+            self._writing = self._running().ask(self._writes(lives, [text for place in places for text in _texts(place)]), [])
 
-    def _writes(self, places: list[tuple[Live, Place]]) -> list[plan.Op]:
-        return [plan.WriteFile(f"etc/{name}", text, _ROOT) for name, text in self._files(places) if not self._is_mounted(name)]
+    @property
+    def _said(self) -> object:
+        """What its files depend on, beside its networks and addresses."""
+        return self._spec.hostname, self._spec.resolver, self._is_mounted("hosts"), self._is_mounted("resolv.conf")
+
+    def _writes(self, lives: list[Live], own: list[str]) -> list[plan.Op]:
+        return [plan.WriteFile(f"etc/{name}", text, _ROOT) for name, text in self._files(lives, own) if not self._is_mounted(name)]
 
     def _is_mounted(self, name: str) -> bool:
         """Whether the caller has mounted something of its own there, which is not ours to write to."""
         return any(mount.target in ("/etc", f"/etc/{name}") for mount in self._spec.filesystem.mounts)
 
-    def _files(self, places: list[tuple[Live, Place]]) -> Iterable[tuple[str, bytes]]:
-        """The files in /etc that tell of networks."""
-        lives = [live for live, _ in places]
+    def _files(self, lives: list[Live], own: list[str]) -> Iterable[tuple[str, bytes]]:
+        """The files in /etc that tell of networks, of a container with its *own* addresses in these."""
         gateways = [str(live.addresses.gateway) for live in lives if live.names is not None]
         known = naming.resolver_for(self._spec, gateways, is_internal=all(live.spec.internal for live in lives))
-        own = [str(address) for _, place in places for address in (place.address, place.address6) if address is not None]
         return [
             ("hosts", hosts_text(self._spec.hostname, own, self._spec.resolver.hosts)),
             ("resolv.conf", resolv_text(known.nameservers, known.search, known.options)),
         ]
+
+
+def _texts(place: Place | Given) -> list[str]:
+    return [str(address) for address in (place.address, place.address6) if address is not None]

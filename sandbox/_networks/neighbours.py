@@ -21,13 +21,11 @@ from sandbox.errors import SandboxError, SetupError
 from sandbox.net.neighbours import forgotten, known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
 
     from sandbox._networks.places import Place
     from sandbox.net.rtnetlink import Requests
-
-    Gateway = tuple[IPv4Address | IPv6Address, str]
 
 _CHUNK: Final = 200  # messages at once: each that fails is an answer, which the socket's buffer has room for
 
@@ -38,13 +36,12 @@ class Neighbours:
 
     _sockets: dict[Place, Requests] = field(factory=dict["Place", "Requests"])
 
-    def welcome(self, place: Place, requests: Requests, gateways: Iterable[Gateway]) -> None:
-        """Tell *place* of all others and of the network's own addresses, and all others of it; *requests*, to its namespace, are ours from now on.
+    def welcome(self, place: Place, requests: Requests) -> None:
+        """Tell *place* of all others, and all others of it; *requests*, to its namespace, are ours from now on.
 
         What others refuse, who may be root inside, is their loss. Raises: SetupError: *place* refuses it; *requests* stay the caller's.
         """
-        messages = [known(place.index, address, mac) for address, mac in gateways]
-        messages += [known(place.index, address, other.endpoint.mac) for other in self._sockets for address in _addresses(other)]
+        messages = [known(place.index, address, other.endpoint.mac) for other in self._sockets for address in _addresses(other)]
         for at in range(0, len(messages), _CHUNK):
             requests.send(messages[at : at + _CHUNK], "tell a container of its neighbours")
         self._tell_others(place, lambda other, address: known(other.index, address, place.endpoint.mac))

@@ -220,11 +220,15 @@ class Switch:
         ops = [plan.Socket(f"socket{number}", *kind) for number, kind in enumerate(kinds)]
         return self._session.request([*self._home, *ops], [op.out for op in ops], self._home_fds)
 
-    def ask_for_pair(self, inside: Inside, messages: Batch, *, ipv6: bool) -> Asked:
-        """Have the helper make a pair, and a socket of rtnetlink *inside*, in one request; `take_pair` waits for it. Not for an ordinary user."""
+    def ask_for_pair(self, inside: Inside, messages: Batch, *, own: Batch | None = None, ipv6: bool) -> Asked:
+        """Have the helper make a pair, and a socket of rtnetlink *inside* to which it sends *own*, in one request; `take_pair` waits for it.
+
+        Not for an ordinary user.
+        """
         theirs, ours = (plan.Socket(name, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) for name in ("theirs", "ours"))
         making = plan.Netlink("ours", messages.data, messages.last, plan.HOST if messages.mark is None else "there", messages.mark or 0)
-        ops = [_THERE, theirs, *_settings(ipv6=ipv6), _HERE, ours, making]
+        settling = () if own is None or not own.data else (plan.Netlink("theirs", own.data, own.last),)
+        ops = [_THERE, theirs, *_settings(ipv6=ipv6), _HERE, ours, making, *settling]
         return self._session.ask(ops, ["theirs"], {"there": inside.fileno(), **self._home_fds})
 
     def take_pair(self, asked: Asked) -> int:

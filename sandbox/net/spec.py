@@ -140,7 +140,9 @@ class Addresses(Generic[_GIVEN]):
     ) -> None:
         self.subnet = subnet
         self.gateway: _GIVEN = gateway
-        self._taken: set[_GIVEN] = set(taken) | {gateway}
+        self._taken: set[_GIVEN] = set(taken) | {gateway}  # with those that are lent
+        self._lent: dict[_GIVEN, None] = {}  # in the order in which they were
+        self._hosts = subnet.num_addresses - (2 if subnet.version == 4 else 1)
         self._last: _GIVEN | None = last
         self._lock = threading.Lock()
 
@@ -153,12 +155,43 @@ class Addresses(Generic[_GIVEN]):
             if wanted is not None:
                 self._check(wanted)
                 found = wanted
-            elif rather is not None and rather not in self._taken and is_host_of(rather, self.subnet):
-                found = rather
+            elif self._lent and len(self._taken) >= self._hosts:
+                found = next(iter(self._lent))
             else:
-                found = self._last = cast("_GIVEN", choose_address(self.subnet, self._taken, after=self._last))
+                found = self._choose(rather)
+            self._lent.pop(found, None)
             self._taken.add(found)
             return found
+
+    def _choose(self, rather: _GIVEN | None) -> _GIVEN:
+        if rather is not None and rather not in self._taken and is_host_of(rather, self.subnet):
+            return rather
+        found = self._last = cast("_GIVEN", choose_address(self.subnet, self._taken, after=self._last))
+        return found
+
+    def lend(self, *, rather: _GIVEN | None = None) -> _GIVEN | None:
+        """A free one (*rather* this) for somebody who may have need of it, until `claim` makes it his, or `give_back`; `take` takes it away from him.
+
+        None: hardly any are free.
+        """
+        with self._lock:
+            if self._hosts - len(self._taken) <= len(self._lent):
+                return None
+            found = self._choose(rather)
+            self._taken.add(found)
+            self._lent[found] = None
+            return found
+
+    def claim(self, lent: _GIVEN) -> bool:
+        """Whether it was still lent; it is the caller's then, until `release`."""
+        with self._lock:
+            return self._lent.pop(lent, lent) is None
+
+    def give_back(self, lent: _GIVEN) -> None:
+        """Do without it, if it is still lent."""
+        with self._lock:
+            if self._lent.pop(lent, lent) is None:
+                self._taken.discard(lent)
 
     def check(self, wanted: _GIVEN) -> None:
         """Refuse an address that nobody could have now. Raises: UsageError: it is another subnet's, the gateway's, or somebody's."""
@@ -170,7 +203,7 @@ class Addresses(Generic[_GIVEN]):
             raise UsageError(f"address: {wanted} is not an address of a host in {self.subnet}")
         if wanted == self.gateway:
             raise UsageError(f"address: {wanted} is the network's own, its gateway; give another one of {self.subnet}")
-        if wanted in self._taken:
+        if wanted in self._taken and wanted not in self._lent:
             raise UsageError(f"address: {wanted} is taken by another container; give another one, or none")
 
     def release(self, address: _GIVEN) -> None:

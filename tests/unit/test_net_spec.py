@@ -169,6 +169,13 @@ class AddressRules(RuleBasedStateMachine):
         super().__init__()
         self.addresses = Addresses(SUBNET_OF_RULES, IPv4Address("10.1.2.1"))
         self.held: list[IPv4Address] = []
+        self.lent: list[IPv4Address] = []  # which are free for whoever has need of them
+
+    def hold(self, address: IPv4Address) -> None:
+        self.held.append(address)
+        if address in self.lent:
+            self.lent.remove(address)
+            assert not self.addresses.claim(address)
 
     def free(self) -> set[IPv4Address]:
         return {*SUBNET_OF_RULES.hosts()} - {*self.held, self.addresses.gateway}
@@ -183,14 +190,15 @@ class AddressRules(RuleBasedStateMachine):
             return
         found = self.addresses.take(rather=wish)
         assert found in free
-        assert wish not in free or found == wish
-        self.held.append(found)
+        assert wish not in free or wish in self.lent or found == wish
+        assert found not in self.lent or {*self.lent} == free
+        self.hold(found)
 
     @rule(number=st.integers(0, 15))
     def want(self, number: int) -> None:
         wanted = SUBNET_OF_RULES.network_address + number
         if wanted in self.free():
-            self.held.append(self.addresses.take(wanted))
+            self.hold(self.addresses.take(wanted))
         else:
             with pytest.raises(UsageError, match="address"):
                 self.addresses.take(wanted)
@@ -199,6 +207,26 @@ class AddressRules(RuleBasedStateMachine):
     def give_back(self, at: int) -> None:
         if self.held:
             self.addresses.release(self.held.pop(at % len(self.held)))
+
+    @rule(rather=st.none() | st.integers(0, 15))
+    def lend(self, rather: int | None) -> None:
+        found = self.addresses.lend(rather=None if rather is None else SUBNET_OF_RULES.network_address + rather)
+        if found is not None:  # nobody has it, nor was it lent
+            assert found in self.free()
+            assert found not in self.lent
+            self.lent.append(found)
+        assert found is not None or 2 * len(self.lent) >= len(self.free())
+
+    @rule(at=st.integers(0, 15), takes=st.booleans())
+    def claim_or_give_back_what_was_lent(self, at: int, takes: bool) -> None:
+        if self.lent:
+            lent = self.lent.pop(at % len(self.lent))
+            if takes:
+                assert self.addresses.claim(lent)
+                self.held.append(lent)
+            else:
+                self.addresses.give_back(lent)
+            assert not self.addresses.claim(lent)
 
     @invariant()
     def nobody_shares(self) -> None:
