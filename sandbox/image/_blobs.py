@@ -17,6 +17,7 @@ from sandbox.image.digest import Digest, Verifier
 from sandbox.image.documents import MAX_DOCUMENT
 
 CHUNK: Final = 1 << 20
+_SMALL: Final = 1 << 16
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -48,13 +49,23 @@ def begin(disk: Disk, root: Root, lease: Lease, wanted: Wanted) -> BlobWriter:
         return _take_up(BlobWriter(disk, lease, wanted, Stage.fresh(root)))
     lease.add(wanted.digest)
     name = blob_name(wanted.digest)
-    stage = None if root.exists(name) else Stage.claim(root, f"blob-{wanted.digest.algorithm}-{wanted.digest.hex}")
-    if stage is not None and root.exists(name):  # it came while we waited for its writer
+    stage = None if _is_whole(root, name, wanted) else Stage.claim(root, f"blob-{wanted.digest.algorithm}-{wanted.digest.hex}")
+    if stage is not None and _is_whole(root, name, wanted):  # it came while we waited for its writer
         stage.discard(root)
         stage = None
     if stage is None:
         return BlobWriter(disk, lease, wanted, None, offset=root.size(name) or 0)
     return _take_up(BlobWriter(disk, lease, wanted, stage))
+
+
+def _is_whole(root: Root, name: str, wanted: Wanted) -> bool:
+    """Whether the blob is there. One that a power cut left empty, or shorter than it was promised, is not: it is put in its place anew. A small
+    one, as configurations are, is hashed again.
+    """
+    size = root.size(name)
+    if size is None or size < (wanted.size or 1):
+        return False
+    return size > _SMALL or wanted.digest is None or Digest.of(root.read(name) or b"") == wanted.digest
 
 
 def _take_up(writer: BlobWriter) -> BlobWriter:

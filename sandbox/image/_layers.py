@@ -43,14 +43,19 @@ class Facts:
 
 
 def has(root: Root, diff_id: Digest) -> bool:
-    """Whether the layer is there, unpacked. One whose facts are empty was the newest one in a power cut: it is not."""
-    return bool(root.size(f"{layer_name(diff_id)}/facts"))
+    """Whether the layer is there, unpacked. One whose facts are empty, short or zeros was the newest one in a power cut: it is not."""
+    return _raw_facts(root, diff_id) is not None
 
 
 def facts(root: Root, diff_id: Digest) -> Facts | None:
     """What is known of an unpacked layer; None when it is not there."""
+    data = _raw_facts(root, diff_id)
+    return None if data is None else Facts(**json.loads(data))
+
+
+def _raw_facts(root: Root, diff_id: Digest) -> bytes | None:
     data = root.read(f"{layer_name(diff_id)}/facts", limit=_FACTS_LIMIT)
-    return Facts(**json.loads(data)) if data else None
+    return data if data is not None and data.startswith(b"{") and data.endswith(b"}") else None
 
 
 def add(root: Root, lease: Lease, diff_id: Digest, unpack: Callable[[int], Unpacked]) -> bool:
