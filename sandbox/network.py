@@ -41,10 +41,10 @@ class Network:
     name: letters, digits, ``_-.``; None: one is made up. subnet: ``"10.1.2.0/24"``; None: one that is in the way of no route of the host
         and no other network of this process. gateway: the address that the network keeps for itself; None: the first.
     internal: True: its containers reach one another only. False: what the host reaches too, but not the host itself.
-    uplink: how they do that. "kernel": the host forwards (of root, IPv4). What its other packet filters forbid stays forbidden: UnsupportedError
-        in `create` says what to do. "slirp4netns": that program, if it is installed, makes connections of its own of theirs, with the caller's
-        rights; the host itself is reached then, but for its loopback. "pasta": the same for ordinary users, without published ports.
-        None: the first as root; the second, or else the third, as an ordinary user.
+    uplink: how they do that. "kernel": the host forwards (of root), by IPv6 too with *ipv6*. What its other packet filters forbid stays forbidden:
+        UnsupportedError in `create` says what to do. "slirp4netns": that program, if it is installed, makes connections of its own of theirs,
+        with the caller's rights, by IPv4; the host itself is reached then, but for its loopback. "pasta": the same for ordinary users, without
+        published ports. None: the first as root; the second, or else the third, as an ordinary user.
     allow: whom they may reach there: "10.0.0.5:5432", "10.1.0.0/16", "1.1.1.1:53/udp", "[fd00::1]:80", "example.org:443", "*.example.org:443";
         []: nobody, None: everybody. What is not allowed is refused at once, and other names beyond the network are not answered. A name
         opens the addresses that the network's name server tells a container, while they count; none that is private, or the host's.

@@ -14,6 +14,7 @@ import pytest
 
 from sandbox import Container, Network, UnsupportedError
 from sandbox._networks import uplink6
+from sandbox.cli.doctor import networks
 from tests.leak.killed import run_and_kill
 from tests.live.test_network_outside import ask, by_hand_s, closed, links, tables, wait_until_gone
 from tests.netns import ASK, HOST, HOST6, PYTHON, WORLD, WORLD6, alone, said, world
@@ -148,7 +149,10 @@ def test_a_host_that_does_not_forward_is_refused_and_keeps_what_routers_told_it(
         with pytest.raises(UnsupportedError, match=r"does not forward IPv6.*force_forwarding=1") as caught:
             Network(ipv6=True).create()
         assert (links(), tables()) == ([], [])
+        told = next(finding for finding in networks.findings() if finding.what == "the host forwards IPv6")
+        assert told.remedy == caught.value.remedy
         said("sh", "-c", caught.value.remedy.partition(",")[0])
+        assert next(finding for finding in networks.findings() if finding.what == told.what).value == "yes"
         with Network(ipv6=True) as net, Container(net=net) as c:
             assert ask(c, WORLD6).ok
         assert "default via fe80::2 dev wan proto ra" in said("ip", "-6", "route")
