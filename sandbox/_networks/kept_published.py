@@ -58,7 +58,8 @@ class KeptGate:
     """Of this process, in one network. The caller has the lock of all that is published."""
 
     def __init__(self, live: KeptLive, uplink: Uplink) -> None:
-        self._directory, self._switch, self._uplink = live.directory, live.switch, uplink
+        # Not the uplink itself, by which gates are kept: it is to go.
+        self._directory, self._switch, self._there = live.directory, live.switch, uplink.there
         self._users = 0
         self._filters: Nftables | None = None
         self._table = Table("ip", f"published-{os.getpid()}-{next(_numbers)}", owner=True)
@@ -90,7 +91,7 @@ class KeptGate:
         work = Transaction()
         for item in (self._table, self._ports, self._open, inward, known):
             work.add(item)
-        work.add(rule(inward, [iif(UPLINK), ip_daddr(self._uplink.there), dnat_to(self._ports, l4proto, th_dport)]))
+        work.add(rule(inward, [iif(UPLINK), ip_daddr(self._there), dnat_to(self._ports, l4proto, th_dport)]))
         work.add(rule(known, [iif(UPLINK), in_set(self._open, ct_original_protocol, ct_original_dport), set_mark(KNOWN)]))
         filters.commit(work)
 
