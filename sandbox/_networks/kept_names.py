@@ -38,11 +38,14 @@ from sandbox.net.nft import (
     Set,
     Table,
     Transaction,
+    accept,
+    ct_status,
     dnat_to,
     iifname,
     ip_daddr,
     ip_saddr,
     l4proto,
+    reject,
     rule,
     tcp_dport,
     udp_dport,
@@ -76,6 +79,11 @@ def make(directory: Directory, info: NetworkInfo, switch: Switch) -> None:
     for to_port in (udp_dport, tcp_dport):
         asks = iifname("bridge"), ip_daddr(IPv4Address(info.gateway)), to_port(ASKED)
         work.add(rule(chain, [*asks, dnat_to(_SERVERS, ip_saddr, l4proto)]))
+    # Nobody gets at servers but by the map: those of other processes are not his to keep busy.
+    inward = Chain(_TABLE, "inward", hook="input")
+    work.add(inward).add(rule(inward, [iifname.is_not("bridge"), accept])).add(rule(inward, [ct_status("dnat"), accept]))
+    for protocol in ("udp", "tcp"):
+        work.add(rule(inward, [l4proto(protocol), reject(code="port-unreachable")]))
     with switch.filters() as kernel:
         kernel.commit(work)
     writer = SharedWriter(os.open(NAMES, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=directory.fd), list)
@@ -118,7 +126,7 @@ class KeptNames(NetworkNames):
             stack.callback(os.close, self._reading)
             roster = SharedWriter(os.open(NAMES, os.O_RDWR | _FILE, dir_fd=directory.fd), self._living)
             stack.callback(roster.close)
-            self._ports = {number: sock.getsockname()[1] for number, sock in ((socket.IPPROTO_UDP, udp), (socket.IPPROTO_TCP, tcp))}
+            self.ports = {number: sock.getsockname()[1] for number, sock in ((socket.IPPROTO_UDP, udp), (socket.IPPROTO_TCP, tcp))}
             stack.pop_all()
         self._begin([udp, tcp, links], roster)
 
@@ -138,7 +146,7 @@ class KeptNames(NetworkNames):
 
     def _lead(self, address: IPv4Address) -> None:
         """Have what this one asks come to our server; the caller has the directory's lock."""
-        elements = [Element((address, number), (self._gateway, port)) for number, port in self._ports.items()]
+        elements = [Element((address, number), (self._gateway, port)) for number, port in self.ports.items()]
         try:
             self._kernel.commit(Transaction().add_elements(_SERVERS, elements, exist_ok=True))
         except SetupError as error:

@@ -14,8 +14,9 @@ import pytest
 
 import sandbox
 from sandbox import Container, Join, Network, NetworkStore
+from sandbox._networks.kept_names import KeptNames
 from tests.leak.snapshot import descendants
-from tests.live.test_network_names import getent
+from tests.live.test_network_names import PYTHON, getent, question
 from tests.live.test_network_store import await_true
 from tests.live.test_network_store import store as store  # noqa: PLC0414 - a fixture
 from tests.support import needs
@@ -151,6 +152,18 @@ def test_a_container_finds_the_names_of_all_its_networks_and_its_links(store: Ne
             both.disconnect("shop")
             assert getent(both, "a") == other.say("?a both") == []
             assert getent(both, "near") == [near.address]
+
+
+def test_nobody_gets_at_a_server_but_by_the_port_of_names(store: NetworkStore) -> None:
+    store.create("shop", internal=True)
+    ask = "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(10); s.connect((sys.argv[1], int(sys.argv[2])))\n"
+    ask += "s.send(bytes.fromhex(sys.argv[3]))\ntry: print('answer' * bool(s.recv(999)))\nexcept OSError as error: print(type(error).__name__)"
+    with store.open("shop") as net, Container(net=net, name="web") as c:
+        names = net.live.names
+        assert isinstance(names, KeptNames)
+        ports = (53, *names.ports.values())
+        said = [c.exec([PYTHON, "-c", ask, net.gateway, str(port), question("web").hex()], text=True).stdout.strip() for port in ports]
+        assert said == ["answer", "ConnectionRefusedError", "ConnectionRefusedError"]
 
 
 def test_a_forked_child_answers_its_own_containers(store: NetworkStore) -> None:
