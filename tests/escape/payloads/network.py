@@ -405,7 +405,7 @@ def pretend6(parties):
             for level, option, value in options:
                 sock.setsockopt(level, option, value)
             sock.bind((other, 0))
-            sock.settimeout(2)
+            sock.settimeout(0.3)  # of TCP: who is answered is somebody else
             sock.connect((victim, PORT))
             sock.send(b"forged")
 
