@@ -16,7 +16,7 @@ __all__ = ["main"]
 USAGE: Final = """\
 usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
        sandbox run --detach ...                           the same, beyond the end of this command; and what there is to be done with it:
-       sandbox ps|inspect|logs|exec|cp|port|rename        look at it, and into it
+       sandbox ps|inspect|logs|stats|exec|cp|port|rename  look at it, and into it
        sandbox start|stop|restart|kill|pause|unpause|wait|rm
        sandbox commit | diff | export                     what has become of its files
        sandbox container prune                            remove all that do not run
@@ -121,7 +121,8 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:  # noqa: PLR091
         case "save":
             from sandbox.cli.archives import main_save as found
         case (
-            "container" | "inspect" | "kill" | "logs" | "pause" | "port" | "ps" | "rename" | "restart" | "rm" | "start" | "stop" | "unpause" | "wait"
+            "container" | "inspect" | "kill" | "logs" | "pause" | "port" | "ps" | "rename" | "restart" | "rm" | "start" | "stats"
+            | "stop" | "unpause" | "wait"
         ):
             from sandbox.cli.containers import main_of as containers_of
 

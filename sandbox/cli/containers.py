@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from sandbox import ContainerNotFoundError, SandboxError, UsageError
+from sandbox import ContainerNotFoundError, SandboxError, UnsupportedError, UsageError
 from sandbox.cli import kept as by_name
 from sandbox.cli import tables
 from sandbox.cli.arguments import Parser, WrongUseError
@@ -395,6 +395,40 @@ def _host_port(place: Mapping[str, str]) -> str:
     return f"{f'[{address}]' if ':' in address else address}:{place['HostPort']}"
 
 
+def _add_stats(parser: Parser) -> Carry:
+    parser.add_argument("--no-stream", action="store_true", help="say it once; the only way so far")
+    tables.add_format(parser)
+    parser.add_argument("containers", metavar="CONTAINER", nargs="*", help="without: all that run")
+    return _stats
+
+
+def _stats(parsed: argparse.Namespace) -> int:
+    if not parsed.no_stream:
+        raise UnsupportedError("figures are said once, not again and again", feature="stats as a stream", remedy="give --no-stream")
+    rows: list[dict[str, str]] = []
+    code = 0
+    for kept in map(find, parsed.containers) if parsed.containers else (kept for kept in containers() if kept.state.is_up):
+        try:
+            rows.append(_figures(kept))
+        except SandboxError as error:  # it has just ended, or has no control group
+            complain("sandbox stats", str(error))
+            code = FAILED
+    tables.show(rows, {"CONTAINER ID": "ID", "NAME": "Name", "CPU TIME": "CPUTime", "MEM USAGE": "MemUsage", "PIDS": "PIDs"}, form=parsed.format)
+    return code
+
+
+def _figures(kept: Kept) -> dict[str, str]:
+    found = kept.stats()
+    cpu, memory, pids = (found.get(name) for name in ("cpu_time", "memory", "pids"))
+    return {
+        "CPUTime": "--" if cpu is None else f"{cpu:.2f}s",
+        "ID": kept.id[:SHORT_ID],
+        "MemUsage": "--" if memory is None else tables.size(memory),
+        "Name": kept.name,
+        "PIDs": "--" if pids is None else str(pids),
+    }
+
+
 # ---- What they wrote ----
 
 
@@ -441,6 +475,7 @@ _COMMANDS: Final[Mapping[str, tuple[Callable[[Parser], Carry], str]]] = {
     "restart": (_add_restart, "stop containers, and start their programs again"),
     "rm": (_add_remove, "remove containers"),
     "start": (_add_start, "start the programs of containers that were stopped"),
+    "stats": (_add_stats, "say what the programs of containers use"),
     "stop": (_add_stop, "end the programs of containers, and keep what they wrote"),
     "unpause": (_add_unpause, "let the programs of containers go on"),
     "wait": (_add_wait, "wait for the end of the programs of containers, and print their exit codes"),

@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from sandbox.keep._record import result_of
 from sandbox.keep._wire import MAX_FDS, MAX_MESSAGE, Request, decode, encode, error_of, parts, to_request
 
 REQUEST_S: Final = 10.0
-MOST: Final = 256  # clients at once
+MOST: Final = 64  # clients at once: some eight descriptors each, of the 1,024 that a process usually may have
 _CREDENTIALS: Final = struct.Struct("iII")
 Answer = Mapping[str, Any] | None  # None: it was answered already
 
@@ -43,8 +44,9 @@ class Service:
 
     def finish(self) -> None:
         """Give answers that are on their way a moment."""
+        deadline = time.monotonic() + LAST_WORDS_S
         for thread in tuple(self._threads):
-            thread.join(LAST_WORDS_S)
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
     def _serve(self, keeper: Keeper, client: socket.socket) -> None:
         fds: list[int] = []

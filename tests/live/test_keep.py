@@ -212,6 +212,25 @@ def test_deadlines_are_those_of_a_run(cli: Cli) -> None:
     assert json.loads(cli("inspect", "web"))[0]["State"]["ExitCode"] == 124
 
 
+@pytest.mark.needs("cgroup:memory", "cgroup:pids")
+def test_a_container_with_limits_is_paused_and_says_what_it_uses(cli: Cli) -> None:
+    kept, free = sleeper("web", memory="64M", pids=32), sleeper("free")
+    assert cli("pause", "web") == "web\n"
+    assert "(Paused)" in cli("ps", "--filter", "status=paused")
+    assert "paused" in cli("exec", "web", "true", code=125)
+    assert "already" in cli("pause", "web", code=1)
+    assert cli("unpause", "web") == "web\n"
+    assert "not paused" in cli("unpause", "web", code=1)
+    (row,) = map(json.loads, cli("stats", "--no-stream", "--format", "json", "web").splitlines())
+    assert (row["Name"], row["PIDs"], row["MemUsage"].endswith("B")) == ("web", "1", True)
+    assert "control group" in cli("stats", "--no-stream", "free", code=1)
+    assert "control group" in cli("pause", "free", code=1)
+    assert "--no-stream" in cli("stats", code=1)
+    kept.pause()
+    kept.stop(0)  # whoever is stopped goes on first
+    assert (kept.status, free.status) == ("exited", "running")
+
+
 # ---- Programs beside ----
 
 
@@ -398,94 +417,3 @@ def test_what_runs_inside_does_not_see_the_place_of_containers(store: ContainerS
     os.close(writer)
     assert int(os.read(reader, 99)) <= 5  # 0, 1, 2, and what ls has open itself
     os.close(reader)
-
-
-# ---- Deaths ----
-
-
-def test_a_keeper_that_is_killed_takes_its_container_along_and_is_swept(cli: Cli, store: ContainerStore) -> None:
-    kept, removed = sleeper("web"), sleeper("other", remove=True)
-    programs = [kept.state.init, removed.state.init]
-    process = kept.popen(["sleep", "996"], fds=(2, 2, 2))
-    for each in (kept, removed):
-        os.kill(each.config.keeper, signal.SIGKILL)
-        await_end_of(each.config.keeper)
-    with pytest.raises(BrokenError):
-        process.wait()
-    process.close()
-    for pid in programs:
-        await_end_of(pid)
-    assert kept.status == "dead"
-    assert "Dead" in cli("ps", "-a")
-    assert "keeper" in cli("exec", "web", "true", code=125)
-    assert kept.logs() == b""
-    with pytest.raises(BrokenError):
-        kept.start()
-    sleeper("web2").remove(force=True)  # whoever starts one sweeps those that were to be removed
-    assert [found.name for found in keep.containers()] == ["web"]
-    with pytest.raises(NameInUseError):  # a dead one still has its name
-        sleeper("web")
-    assert cli("rm", "web") == "web\n"
-    assert os.listdir(store.path) == []
-
-
-def test_a_keeper_that_is_told_to_end_stops_its_container() -> None:
-    kept = keep.start(["sh", "-c", "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"], name="web")
-    follow_until(kept, b"ready")
-    init, keeper = kept.state.init, kept.config.keeper
-    os.kill(keeper, signal.SIGHUP)
-    assert kept.exec(["true"]).ok  # a terminal that is closed is nothing to it
-    os.kill(keeper, signal.SIGTERM)
-    await_end_of(keeper)
-    await_end_of(init)
-    assert (kept.status, kept.logs()) == ("dead", b"ready\nbye\n")
-    kept.remove()
-
-
-def test_an_init_that_is_killed_is_a_dead_container() -> None:
-    kept = sleeper("web")
-    keeper = kept.config.keeper
-    os.kill(kept.state.init, signal.SIGKILL)
-    await_end_of(keeper)
-    assert kept.status == "dead"
-    assert kept.state.error
-    kept.remove()
-
-
-def test_who_is_killed_while_he_starts_one_leaves_nothing_or_one(store: ContainerStore) -> None:
-    for delay in (0.0, 0.1, 0.2, 0.4):
-        with subprocess.Popen([*COMMAND, "run", "-d", "--name", "web", "--", "sleep", "1000"], stdout=subprocess.DEVNULL) as client:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                client.wait(delay)
-            client.kill()
-        deadline = time.monotonic() + patience(10)
-        while time.monotonic() < deadline:
-            found = keep.containers()
-            if all(kept.status == "running" for kept in found):
-                break
-        for kept in keep.containers():
-            keeper = kept.config.keeper
-            kept.remove(force=True)
-            await_end_of(keeper)
-
-
-def test_a_wait_that_is_broken_off_costs_the_keeper_nothing() -> None:
-    kept = sleeper("web")
-    keeper = kept.config.keeper
-    assert kept.exec(["true"]).ok  # what it takes for the first one, the container keeps for the next
-    threads = len(os.listdir(f"/proc/{keeper}/task"))
-    fds = len(os.listdir(f"/proc/{keeper}/fd"))
-    for _ in range(5):
-        with kept._connect() as client:
-            client.send(b'{"do":"wait"}')
-    assert kept.exec(["true"]).ok
-    deadline = time.monotonic() + patience(5)
-    while (len(os.listdir(f"/proc/{keeper}/task")), len(os.listdir(f"/proc/{keeper}/fd"))) > (threads, fds):
-        assert time.monotonic() < deadline
-        kept.exec(["true"])
-
-
-def test_a_thread_rich_host_has_no_child_of_it() -> None:
-    kept = sleeper("web")
-    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "sandbox.keep"], capture_output=True, check=False).stdout
-    assert (children, is_alive(kept.config.keeper)) == (b"", True)

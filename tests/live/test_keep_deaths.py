@@ -1,0 +1,108 @@
+"""What is left of containers that outlive their command when somebody on either side is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from sandbox import BrokenError, NameInUseError, keep
+from sandbox.keep import ContainerStore
+from tests.live.test_keep import COMMAND, Cli, await_end_of, follow_until, is_alive, sleeper
+from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
+from tests.live.test_keep import store as store  # noqa: PLC0414
+from tests.support import needs, patience
+
+pytestmark = [needs("userns"), pytest.mark.unprivileged]
+
+
+def test_a_keeper_that_is_killed_takes_its_container_along_and_is_swept(cli: Cli, store: ContainerStore) -> None:
+    kept, removed = sleeper("web"), sleeper("other", remove=True)
+    programs = [kept.state.init, removed.state.init]
+    process = kept.popen(["sleep", "996"], fds=(2, 2, 2))
+    for each in (kept, removed):
+        os.kill(each.config.keeper, signal.SIGKILL)
+        await_end_of(each.config.keeper)
+    with pytest.raises(BrokenError):
+        process.wait()
+    process.close()
+    for pid in programs:
+        await_end_of(pid)
+    assert kept.status == "dead"
+    assert "Dead" in cli("ps", "-a")
+    assert "keeper" in cli("exec", "web", "true", code=125)
+    assert kept.logs() == b""
+    with pytest.raises(BrokenError):
+        kept.start()
+    sleeper("web2").remove(force=True)  # whoever starts one sweeps those that were to be removed
+    assert [found.name for found in keep.containers()] == ["web"]
+    with pytest.raises(NameInUseError):  # a dead one still has its name
+        sleeper("web")
+    assert cli("rm", "web") == "web\n"
+    assert os.listdir(store.path) == []
+
+
+def test_a_keeper_that_is_told_to_end_stops_its_container() -> None:
+    kept = keep.start(["sh", "-c", "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"], name="web")
+    follow_until(kept, b"ready")
+    init, keeper = kept.state.init, kept.config.keeper
+    os.kill(keeper, signal.SIGHUP)
+    assert kept.exec(["true"]).ok  # a terminal that is closed is nothing to it
+    os.kill(keeper, signal.SIGTERM)
+    await_end_of(keeper)
+    await_end_of(init)
+    assert (kept.status, kept.logs()) == ("dead", b"ready\nbye\n")
+    kept.remove()
+
+
+def test_an_init_that_is_killed_is_a_dead_container() -> None:
+    kept = sleeper("web")
+    keeper = kept.config.keeper
+    os.kill(kept.state.init, signal.SIGKILL)
+    await_end_of(keeper)
+    assert kept.status == "dead"
+    assert kept.state.error
+    kept.remove()
+
+
+def test_who_is_killed_while_he_starts_one_leaves_nothing_or_one(store: ContainerStore) -> None:
+    for delay in (0.0, 0.1, 0.2, 0.4):
+        with subprocess.Popen([*COMMAND, "run", "-d", "--name", "web", "--", "sleep", "1000"], stdout=subprocess.DEVNULL) as client:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.wait(delay)
+            client.kill()
+        deadline = time.monotonic() + patience(10)
+        while time.monotonic() < deadline:
+            found = keep.containers()
+            if all(kept.status == "running" for kept in found):
+                break
+        for kept in keep.containers():
+            keeper = kept.config.keeper
+            kept.remove(force=True)
+            await_end_of(keeper)
+
+
+def test_a_wait_that_is_broken_off_costs_the_keeper_nothing() -> None:
+    kept = sleeper("web")
+    keeper = kept.config.keeper
+    assert kept.exec(["true"]).ok  # what it takes for the first one, the container keeps for the next
+    threads = len(os.listdir(f"/proc/{keeper}/task"))
+    fds = len(os.listdir(f"/proc/{keeper}/fd"))
+    for _ in range(5):
+        with kept._connect() as client:
+            client.send(b'{"do":"wait"}')
+    assert kept.exec(["true"]).ok
+    deadline = time.monotonic() + patience(5)
+    while (len(os.listdir(f"/proc/{keeper}/task")), len(os.listdir(f"/proc/{keeper}/fd"))) > (threads, fds):
+        assert time.monotonic() < deadline
+        kept.exec(["true"])
+
+
+def test_a_thread_rich_host_has_no_child_of_it() -> None:
+    kept = sleeper("web")
+    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "sandbox.keep"], capture_output=True, check=False).stdout
+    assert (children, is_alive(kept.config.keeper)) == (b"", True)
