@@ -86,6 +86,11 @@ def patience(seconds: float) -> float:
     return seconds * slowness()
 
 
+def import_path() -> str:
+    """PYTHONPATH for a program that imports what its test does: this checkout, then what was given to us, where an emulated machine has the rest."""
+    return os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+
+
 def repeats(number: int) -> int:
     """How often to do here what is done *number* times on a usual machine, so that it does not take for ever; a tenth at least."""
     return max(round(number / slowness()), number // 10, 1)

@@ -7,13 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import sandbox
-from tests.support import known, needs, patience
+from tests.support import import_path, known, needs, patience
 
 pytestmark = [needs("root", "userns", "program:setpriv", "program:nsenter", "program:slirp4netns"), pytest.mark.usefixtures("no_leftovers")]
 
@@ -62,7 +60,7 @@ def as_user(number: int, *command: str) -> list[str]:
 
 @pytest.fixture
 def victim() -> Generator[dict[str, Any]]:
-    env = {**os.environ, "PYTHONPATH": str(Path(known(sandbox.__file__)).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "PYTHONPATH": import_path(), "PYTHONDONTWRITEBYTECODE": "1"}
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", TUN, "sh", *as_user(1000, sys.executable, "-c", VICTIM)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd="/") as process:
         yield json.loads(known(process.stdout).readline())

@@ -17,7 +17,7 @@ import pytest
 import sandbox
 from sandbox import Container, Network, UnsupportedError, UsageError
 from tests.leak.killed import run_and_kill
-from tests.support import known, needs, patience
+from tests.support import import_path, known, needs, patience
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -90,7 +90,7 @@ outside = needs("root", "userns", "program:slirp4netns", "program:ip", "program:
 def in_world(code: str, *, beyond: str = "") -> dict[str, Any]:
     """What *code*, run by an ordinary user of the host of these tests, leaves in ``found``. *beyond*: what the other host does besides."""
     command = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", WORLD, "sh", sys.executable, "-c"]
-    env = {**os.environ, "ECHO": beyond + ECHO, "PYTHONPATH": str(Path(sandbox.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "ECHO": beyond + ECHO, "PYTHONPATH": import_path(), "PYTHONDONTWRITEBYTECODE": "1"}
     text = PRELUDE + code + "\nprint(json.dumps(found))"
     done = subprocess.run([*command, text], capture_output=True, text=True, check=False, env=env, cwd="/", timeout=patience(60))
     assert done.returncode == 0, done.stderr

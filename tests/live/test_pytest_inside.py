@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -10,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import needs, why_not
+from tests.support import import_path, needs, why_not
 
 pytest_plugins = ["pytester"]
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.unprivileged, needs("userns")]
 
-ROOT = Path(__file__).parents[2]
 CHECK = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:xdist.looponfail", "--strict-markers")
 
 
@@ -23,7 +22,7 @@ CHECK = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:xdist.looponfail"
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # it takes longer than all the rest
-    monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
+    monkeypatch.setenv("PYTHONPATH", import_path())
 
 
 CONFTEST = """
@@ -240,7 +239,7 @@ def test_an_interpreter_anywhere_on_disk_is_shown(pytester: pytest.Pytester, tmp
     (site,) = real.glob("lib/python3*/site-packages")
     hook = f"import importlib.util, sys; s = importlib.util.spec_from_file_location('hooked_package', {str(hooked / 'hooked_package.py')!r}); "
     hook += "m = importlib.util.module_from_spec(s); sys.modules['hooked_package'] = m; s.loader.exec_module(m)\n"
-    (site / "all.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")) + f"{ROOT}\n" + hook)
+    (site / "all.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith(("-packages", "/site"))) + f"{ROOT}\n" + hook)
     pytester.makepyfile(test_it="""
         import sys, subprocess
         import hooked_package

@@ -12,7 +12,7 @@ import pytest
 
 from tests.leak.killed import run_and_kill
 from tests.leak.snapshot import Snapshot
-from tests.support import needs
+from tests.support import import_path, needs
 
 pytest_plugins = ["pytester"]
 pytestmark = [pytest.mark.unprivileged, needs("userns", "program:python3")]
@@ -28,7 +28,7 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_AUTO_NUM_WORKERS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # it takes longer than all the rest
-    monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
+    monkeypatch.setenv("PYTHONPATH", import_path())
 
 
 def are_gone(pids: list[int]) -> bool:
