@@ -183,8 +183,9 @@ class Bundle:
             files.write_bytes(f"{place.path}/cgroup.freeze", b"1")
             self._await(place, "cgroup.events", "frozen 1")
         else:
-            files.write_bytes(f"{place.path}/freezer.state", b"FROZEN")
-            self._await(place, "freezer.state", "FROZEN")
+            # Said once, it passes over who is about to wait for its vfork(2), and whose child is frozen before execve: that one is
+            # found asleep when it is said again.
+            self._await(place, "freezer.state", "FROZEN", say=b"FROZEN")
 
     def thaw(self) -> None:
         """Let the processes go on; a group that was never frozen is left alone."""
@@ -205,10 +206,14 @@ class Bundle:
         return files.read_all(f"{place.path}/freezer.state").strip() != "THAWED"
 
     @staticmethod
-    def _await(place: Place, file: str, line: str) -> None:
+    def _await(place: Place, file: str, line: str, *, say: bytes = b"") -> None:
         # v2 tells a change by POLLPRI on cgroup.events; v1 tells nothing, so both are looked at in short steps
         deadline, pause = time.monotonic() + PATIENCE_S, 0.0002
-        while line not in files.read_all(f"{place.path}/{file}").splitlines():
+        while True:
+            if say:
+                files.write_bytes(f"{place.path}/{file}", say)
+            if line in files.read_all(f"{place.path}/{file}").splitlines():
+                return
             if time.monotonic() >= deadline:
                 raise SetupError(f"wait for {line!r} in {place.path}/{file}", errno.ETIMEDOUT, step="cgroup")
             time.sleep(pause)

@@ -10,7 +10,7 @@ import pytest
 
 import sandbox
 from sandbox import Container, Status, Tmpfs, UsageError
-from tests.support import needs, patience
+from tests.support import needs, patience, repeats
 
 pytestmark = [needs("root", "cgroup:memory", "cgroup:pids"), pytest.mark.usefixtures("no_leftovers")]
 SH = "/bin/sh"
@@ -89,6 +89,18 @@ def test_pause_freezes_and_resume_goes_on() -> None:
         p.kill()
         p.wait(10)
         p.close()
+
+
+def test_pause_catches_who_waits_for_a_vfork() -> None:
+    """The shell has vfork(2): on cgroup v1 its child was stopped before execve, and the shell, which waits for that, never."""
+    with Container(memory="64M", pids=32) as c:
+        for _ in range(repeats(30)):
+            with c.popen([SH, "-c", "while :; do echo x; sleep 0.01; done"], stdout=sandbox.PIPE) as p:
+                assert p.stdout is not None
+                assert p.stdout.read(2) == b"x\n"
+                c.pause()
+                c.resume()
+                p.kill()
 
 
 def test_stats_tell_of_all_programs() -> None:
