@@ -19,6 +19,7 @@ from typing import Final
 from sandbox._session import Session
 from sandbox.errors import ImageError, UnsupportedError
 
+_AT_ONCE: Final = 64  # descriptors: a program may leave thousands of processes to init
 _REAL_TIME: Final = re.compile(r"RT(MIN\+|MAX-)([0-9]{1,2})", re.ASCII)
 
 
@@ -45,10 +46,12 @@ def stop(session: Session, signum: int, timeout: float) -> bool:
     Raises: UnsupportedError: the kernel does not say who runs.
     """
     deadline = time.monotonic() + timeout
-    with _children(session) as found:
-        for fd in found:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, signum)
+    everybody = _listed(session)
+    for first in range(0, len(everybody), _AT_ONCE):
+        with _children(session, everybody[first : first + _AT_ONCE]) as found:
+            for fd in found:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signum)
     if _await_none(session, deadline):
         return True
     session.signal_all(signal.SIGKILL)
@@ -59,7 +62,7 @@ def stop(session: Session, signum: int, timeout: float) -> bool:
 def _await_none(session: Session, deadline: float | None) -> bool:
     """Wait until init has no children; False at the *deadline*."""
     while True:
-        with _children(session) as found:
+        with _children(session, _listed(session)[:_AT_ONCE]) as found:
             if not found:
                 return True
             left = None if deadline is None else deadline - time.monotonic()
@@ -74,11 +77,11 @@ def _await_none(session: Session, deadline: float | None) -> bool:
 
 
 @contextlib.contextmanager
-def _children(session: Session) -> Generator[list[int]]:
-    """The pidfds of init's children."""
+def _children(session: Session, pids: list[int]) -> Generator[list[int]]:
+    """The pidfds of those of *pids* that are init's children still."""
     with contextlib.ExitStack() as stack:
         opened: dict[int, int] = {}
-        for pid in _listed(session):
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 opened[pid] = os.pidfd_open(pid)
                 stack.callback(os.close, opened[pid])

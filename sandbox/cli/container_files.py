@@ -72,17 +72,27 @@ def export_container(kept: Kept, output: str | None) -> None:
             raise UsageError("standard output is a terminal, which takes no archive; give -o FILE")
         kept.export(_STDOUT)
         return
-    part = f"{output}.part-{os.getpid()}"
-    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    if os.path.exists(output) and not os.path.isfile(output):  # a FIFO, /dev/null; a directory is refused by open
+        _export_to(kept, os.open(output, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY))
+        return
+    real = os.path.realpath(output)
+    partial = f"{os.path.dirname(real)}/.{os.path.basename(real)[:200]}.{os.urandom(4).hex()}.partial"
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            kept.export(fd)
-        finally:
-            os.close(fd)
-        os.rename(part, output)  # a whole one, or none
+        _export_to(kept, fd)
+        os.rename(partial, real)  # a whole one, or none
     except BaseException:
-        os.unlink(part)
+        os.unlink(partial)
         raise
+
+
+def _export_to(kept: Kept, fd: int) -> None:
+    try:
+        if os.isatty(fd):
+            raise UsageError("this would write an archive to a terminal; name a file, or send the output elsewhere")
+        kept.export(fd)
+    finally:
+        os.close(fd)
 
 
 def find_exported(name: str) -> Kept | None:

@@ -407,9 +407,11 @@ def _stats(parsed: argparse.Namespace) -> int:
         raise UnsupportedError("figures are said once, not again and again", feature="stats as a stream", remedy="give --no-stream")
     rows: list[dict[str, str]] = []
     code = 0
-    for kept in map(find, parsed.containers) if parsed.containers else (kept for kept in containers() if kept.state.is_up):
+    for name in parsed.containers or [kept.id for kept in containers()]:
         try:
-            rows.append(_figures(kept))
+            kept = find(name)
+            if parsed.containers or kept.state.is_up:
+                rows.append(_figures(kept))
         except SandboxError as error:  # it has just ended, or has no control group
             complain("sandbox stats", str(error))
             code = FAILED

@@ -13,6 +13,7 @@ from sandbox.cli import options
 from sandbox.cli.arguments import Parser, WrongUseError, parse_words
 from sandbox.cli.outcome import one_line
 from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error, code_of_result
+from sandbox.cli.streams import Streams
 from sandbox.keep import LEAST, find, start_wishes
 
 _NETWORK: Final = ("network", "network_alias", "ip", "mac_address", "publish", "publish_all", "link", "dns", "dns_search", "add_host")
@@ -134,12 +135,13 @@ def _exec(parsed: Namespace) -> int:
     with Forwarding() as forwarding:
         if parsed.tty:
             return code_of_result(_with_terminal(parsed, forwarding, words))
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            execution = kept.popen(parsed.program, fds=(0 if parsed.interactive else null, 1, 2), **words)
-        finally:
-            os.close(null)
-        with execution, forwarding.to(execution):
+        with (
+            Streams(interactive=parsed.interactive) as streams,
+            kept.popen(parsed.program, fds=streams.theirs, **words) as execution,
+            forwarding.to(execution),
+        ):
+            streams.started()
+            streams.relay(execution.fileno())
             return code_of_result(execution.wait())
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import termios
+import time
 import tty
 from typing import Any, Final, Protocol, Self
 
@@ -16,6 +17,8 @@ from sandbox.cli.relay import write_all
 CHUNK: Final = 65536
 END_OF_INPUT: Final = b"\x04"  # what a terminal takes for the end of input, at the beginning of a line (VEOF)
 REPEATS: Final = 16  # of the end of input
+QUIET_S: Final = 0.1  # after which nothing more comes
+REST_S: Final = 2.0
 DEFAULT_SIZE: Final = (24, 80)
 
 
@@ -29,6 +32,10 @@ class OnTerminal(Protocol):
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its size."""
+        ...
+
+    def fileno(self) -> int:
+        """What becomes readable when the program has ended."""
         ...
 
 
@@ -73,7 +80,7 @@ class Terminal:
             process.resize(*self.size)
 
     def relay(self, process: OnTerminal) -> None:
-        """Move input and output until every program has closed the terminal."""
+        """Move input and output until every program has closed the terminal, or this one has ended: another may hold it open, and is not ours."""
         fd = process.terminal
         if fd is None:
             raise AssertionError("a program with tty=True has a terminal")
@@ -83,10 +90,14 @@ class Terminal:
         while True:
             poll = select.poll()
             poll.register(fd, select.POLLIN | (select.POLLOUT if self._pending else 0))
+            poll.register(process.fileno(), select.POLLIN)
             # Nothing more is read while the program does not take what was typed: neither side may wait for the other.
             if reads_input and not self._pending:
                 poll.register(0, select.POLLIN)
             for ready, events in poll.poll():
+                if ready == process.fileno():
+                    self._show_rest(fd)
+                    return
                 if ready == 0:
                     reads_input = self._type()
                     continue
@@ -94,6 +105,14 @@ class Terminal:
                     self._feed(fd)
                 if events & ~select.POLLOUT and not self._show(fd):
                     return
+
+    def _show_rest(self, fd: int) -> None:
+        """What was written before the end; the kernel passes it through the terminal a moment later."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        deadline = time.monotonic() + REST_S
+        while time.monotonic() < deadline and poll.poll(QUIET_S * 1000) and self._show(fd):
+            pass
 
     def _type(self) -> bool:
         """Take what was typed; False at its end."""

@@ -13,6 +13,7 @@ ends; what is written down remains, as that of a dead one. However a keeper ends
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -32,6 +33,8 @@ from sandbox.keep._store import ContainerStore, Place
 
 STOP_S: Final = 10.0
 LAST_WORDS_S: Final = 2.0  # for answers that are on their way when the keeper ends
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_S: Final = 0.05
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 _IGNORED: Final = (signal.SIGHUP, signal.SIGPIPE)
 
@@ -224,8 +227,13 @@ class Keeper:
         self.wake()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             client, _ = self.listener.accept()
+        except OSError as error:
+            if error.errno in _NO_ROOM:  # until then the client waits, and so do we, without asking again and again
+                time.sleep(_PAUSE_S)
+            return
+        with contextlib.suppress(OSError):
             self.serve(self, client)
 
     def _move(self, program: Program, ready: set[int]) -> None:
@@ -274,9 +282,9 @@ class Keeper:
         """Remove the container, and what is written down of it if it is to go."""
         if self.program is not None:  # removed by force: those who wait for its end learn it
             self._kill(self.program)
-        with contextlib.suppress(SandboxError, OSError):
-            self.container.close()
-            self.close_networks()
+        for close in (self.container.close, self.close_networks):
+            with contextlib.suppress(SandboxError, OSError):
+                close()
         if self._is_leaving and not self.config.remove:
             with self.lock:
                 self._tell(status="dead", error=self.state.error or "its keeper was told to end", init=0)

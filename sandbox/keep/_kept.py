@@ -245,7 +245,10 @@ class Kept:
         size: tuple[int, int] | None = None,
         detach: bool = False,
     ) -> Execution:
-        """Start one more program. *fds*: its three streams; or *size*: of a terminal for it; or *detach*: it has neither, and its caller may go."""
+        """Start one more program. *fds*: its three streams; or *size*: of a terminal for it; or *detach*: it has neither, and its caller may go.
+
+        What runs in the container can hand descriptors on, and keep them when the program has ended: give pipes, not a terminal or files of yours.
+        """
         if (len(fds) == 3) + (size is not None) + bool(detach) != 1:
             raise UsageError("popen: give three descriptors, or the size of a terminal, or detach=True")
         rows, columns = size or (0, 0)
@@ -277,7 +280,8 @@ class Kept:
             reader = LogReader(place.fd)
             try:
                 for turn in self._turns(follow=follow):
-                    yield from reader.read() if turn or last is None else tail(reader.read(), last)
+                    found = reader.read(to_now=not turn)  # who writes all the time is not to keep us for ever
+                    yield from found if turn or last is None else tail(found, last)
             except ValueError as error:
                 raise UsageError(f"container {self.id[:SHORT_ID]}: {error}") from error
             finally:
@@ -366,6 +370,10 @@ class Execution:
 
     _client: socket.socket
     terminal: int | None
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the program has ended, or the container; then call `wait`."""
+        return self._client.fileno()
 
     def send_signal(self, signal: int) -> None:
         """Send a signal to the program's first process."""

@@ -8,6 +8,7 @@ the stream (1 or 2), the length, and the bytes as they came: not lines.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import time
@@ -64,6 +65,9 @@ class LogWriter:
         self._size += len(raw)
 
     def _rotate(self) -> None:
+        room = os.fstatvfs(self.directory)
+        if room.f_bavail < room.f_blocks // 8:  # others have their state in that file system, too
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fd = os.open(_NEXT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.directory)
         try:
             _write_all(fd, MAGIC + NUMBER.pack(self._number + 1))
@@ -99,21 +103,39 @@ class LogReader:
     _offset: int = field(default=0, init=False)
     _number: int = field(default=0, init=False)
 
-    def read(self) -> Iterator[Record]:
-        """What was written since the last call. Raises: ValueError: the log is damaged."""
+    def read(self, *, to_now: bool = False) -> Iterator[Record]:
+        """What was written since the last call; with *to_now*, before this one, as far as it is there. Raises: ValueError: it is damaged."""
+        end = self._now() if to_now else None
         while True:
-            yield from self._rest()
+            yield from self._rest(end)
             found = self._next_file()
             if found is None:
                 return
-            yield from self._rest()  # what came between the last look and the turn to the next file
-            self.close()
+            yield from self._rest(end)  # what came between the last look and the turn to the next file
             fd, number = found
+            if end is not None and number > end[0]:
+                if self._number:
+                    os.close(fd)
+                    return
+                end = number, os.fstat(fd).st_size  # what there was has gone already
+            self.close()
             self.gaps += max(number - self._number - 1, 0) if self._number else 0
             self._fd, self._offset, self._number = fd, HEAD, number
 
-    def _rest(self) -> Iterator[Record]:
-        while self._fd >= 0:
+    def _now(self) -> tuple[int, int]:
+        """The number of the file that is written to, and how long it is."""
+        try:
+            fd = os.open(CURRENT, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory)
+        except FileNotFoundError:
+            return 0, 0
+        try:
+            head = os.pread(fd, HEAD, 0)
+            return (NUMBER.unpack(head[len(MAGIC) :])[0] if len(head) == HEAD else 0), os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+
+    def _rest(self, end: tuple[int, int] | None) -> Iterator[Record]:
+        while self._fd >= 0 and (end is None or (self._number, self._offset) < end):
             head = os.pread(self._fd, RECORD.size, self._offset)
             if len(head) < RECORD.size:
                 return

@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import socket
+import stat
 import struct
 import threading
 import time
@@ -22,7 +23,9 @@ from sandbox.keep._record import result_of
 from sandbox.keep._wire import MAX_FDS, MAX_MESSAGE, Request, decode, encode, error_of, parts, to_request
 
 REQUEST_S: Final = 10.0
-MOST: Final = 64  # clients at once: some eight descriptors each, of the 1,024 that a process usually may have
+MOST: Final = 64  # clients at once that may take long: some eight descriptors each, of the 1,024 that a process usually may have
+RESERVE: Final = 16  # beside them, so that a container can always be stopped and removed
+_LONG: Final = frozenset({"exec", "wait", "follow", "export", "copy_in", "copy_out", "commit", "diff"})
 _CREDENTIALS: Final = struct.Struct("iII")
 Answer = Mapping[str, Any] | None  # None: it was answered already
 
@@ -32,15 +35,20 @@ class Service:
 
     def __init__(self) -> None:
         self._threads: set[threading.Thread] = set()
+        self._long = threading.BoundedSemaphore(MOST)
 
     def __call__(self, keeper: Keeper, client: socket.socket) -> None:
         """Serve a client that has just connected; does not block."""
-        if not _may_ask(client) or len(self._threads) >= MOST:
+        if not _may_ask(client) or len(self._threads) >= MOST + RESERVE:
             client.close()
             return
         thread = threading.Thread(target=self._serve, args=(keeper, client), daemon=True)
         self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads are to be had: that is the client's to bear, not the container's
+            self._threads.discard(thread)
+            client.close()
 
     def finish(self) -> None:
         """Give answers that are on their way a moment."""
@@ -70,13 +78,23 @@ class Service:
         if not raw:
             return
         try:
-            request = to_request(decode(raw), fds=len(fds))
-            answer = _DOERS[request.verb](keeper, client, request, fds)
+            answer = self._done(keeper, client, to_request(decode(raw), fds=len(fds)), fds)
+            message = None if answer is None else encode({"ok": answer})
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is the client's to know, and keeps nobody else
-            _send(client, {"error": error_of(error)})
-            return
-        if answer is not None:
-            _send(client, {"ok": answer})
+            message = encode({"error": error_of(error)})
+        if message is not None:
+            client.send(message, socket.MSG_NOSIGNAL)
+
+    def _done(self, keeper: Keeper, client: socket.socket, request: Request, fds: list[int]) -> Answer:
+        doer = _DOERS[request.verb]
+        if request.verb not in _LONG:
+            return doer(keeper, client, request, fds)
+        if not self._long.acquire(blocking=False):
+            raise UsageError(f"container {keeper.config.name} is busy with {MOST} clients; end some, or stop it")
+        try:
+            return doer(keeper, client, request, fds)
+        finally:
+            self._long.release()
 
 
 def _may_ask(client: socket.socket) -> bool:
@@ -230,7 +248,8 @@ def _diff(keeper: Keeper, client: socket.socket, _request: Request, _fds: list[i
 
 
 def _export(keeper: Keeper, _client: socket.socket, _request: Request, fds: list[int]) -> Answer:
-    keeper.container.export(fds[0])
+    # Who reads a pipe may take as long as he likes: programs do not stand still for him.
+    keeper.container.export(fds[0], pause=stat.S_ISREG(os.fstat(fds[0]).st_mode))
     return {}
 
 

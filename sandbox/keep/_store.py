@@ -100,10 +100,12 @@ class Place:
 
     def write(self, document: Config | State) -> None:
         """Put a document in the place of the last one, at once."""
-        name = _CONFIG if isinstance(document, Config) else _STATE
+        name, raw = _CONFIG if isinstance(document, Config) else _STATE, encode(document)
+        if len(raw) > MAX_DOCUMENT:
+            raise UsageError(f"what is said of the container takes {len(raw)} bytes; {MAX_DOCUMENT} are the most")
         fd = os.open(f"{name}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
         with open(fd, "wb") as file:
-            file.write(encode(document))
+            file.write(raw)
         os.rename(f"{name}.new", name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def hold(self) -> int:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_a_container_is_looked_at_committed_and_exported(cli: Cli, image: Callab
     assert "gone" not in names
     cli("container", "export", "-o", str(tmp_path / "out.tar"), "web")
     assert (tmp_path / "out.tar").read_bytes() == exported
+    (tmp_path / "link").symlink_to(tmp_path / "out.tar")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("link", "fifo"):  # written to, and not replaced
+        with ThreadPoolExecutor() as reading:
+            read = reading.submit((tmp_path / "fifo").read_bytes) if name == "fifo" else None
+            cli("container", "export", "-o", str(tmp_path / name), "web")
+            assert (read.result() if read is not None else (tmp_path / "link").read_bytes()) == exported
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "fifo").is_fifo()
     cli("cp", "web:/new", str(tmp_path / "copied"))
     assert (tmp_path / "copied").read_bytes() == b"new\n"
     cli("start", "web")

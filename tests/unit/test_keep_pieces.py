@@ -256,6 +256,23 @@ def test_a_reader_that_is_too_slow_knows_it(directory: int) -> None:
     reader.close()
 
 
+def test_a_reader_who_wants_what_was_there_is_not_kept_by_who_goes_on_writing(directory: int) -> None:
+    writer, reader = LogWriter(directory, _log.LEAST), LogReader(directory)
+    assert list(reader.read(to_now=True)) == []
+    for _ in range(20):
+        writer.write(1, b"before" + bytes(8000))
+    count = 0
+    for _ in reader.read(to_now=True):
+        writer.write(1, b"after" + bytes(8000))
+        count += 1
+        assert count <= 20
+    assert count > 4
+    writer.write(1, b"the last")
+    assert [record.data for record in reader.read()][-1] == b"the last"
+    writer.close()
+    reader.close()
+
+
 def test_a_reader_follows_over_the_turn_of_files(directory: int) -> None:
     writer, reader = LogWriter(directory, _log.LEAST), LogReader(directory)
     found = []
