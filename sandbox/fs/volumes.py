@@ -161,7 +161,11 @@ class VolumeStore:
         removed: list[str] = []
         size = 0
         with contextlib.suppress(VolumeNotFoundError), self._existing() as store:
-            for info in self.volumes():
+            for name in self.names():
+                try:
+                    info = self.get(name)
+                except (UsageError, VolumeNotFoundError):  # damaged: `volume rm -f` is for those
+                    continue
                 if not (all or info.is_anonymous) or (label is not None and not info.has_label(label)):
                     continue
                 with contextlib.suppress(VolumeInUseError, VolumeNotFoundError):

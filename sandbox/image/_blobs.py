@@ -65,7 +65,9 @@ def _is_whole(root: Root, name: str, wanted: Wanted) -> bool:
     size = root.size(name)
     if size is None or size < (wanted.size or 1):
         return False
-    return size > _SMALL or wanted.digest is None or Digest.of(root.read(name) or b"") == wanted.digest
+    if size > _SMALL or wanted.digest is None:
+        return True
+    return hashlib.new(wanted.digest.algorithm, root.read(name) or b"").hexdigest() == wanted.digest.hex
 
 
 def _take_up(writer: BlobWriter) -> BlobWriter:

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import re
@@ -381,7 +382,7 @@ def _proxy_of(origin: Origin) -> str | None:
 def _read_proxy(text: str) -> tuple[str, dict[str, str]]:
     """The proxy that *text* names, with or without ``http://``, and what tells it the user and password in *text*. Raises: UsageError."""
     from urllib3.exceptions import LocationParseError
-    from urllib3.util import Url, make_headers, parse_url
+    from urllib3.util import Url, parse_url
 
     try:
         url = parse_url(text if "://" in text else f"http://{text}")
@@ -391,7 +392,7 @@ def _read_proxy(text: str) -> tuple[str, dict[str, str]]:
         shown = text.rpartition("@")[2]  # not its password
         raise UsageError(f"https_proxy: {shown!r} is no proxy that we can use; write http://HOST:PORT")
     secret = None if url.auth is None else unquote(url.auth)
-    headers = {} if secret is None else make_headers(proxy_basic_auth=secret)
+    headers = {} if secret is None else {"proxy-authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
     return Url(url.scheme, host=url.host, port=url.port).url, headers
 
 
