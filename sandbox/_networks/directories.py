@@ -147,8 +147,12 @@ class Directory:
 
     def state(self) -> State:
         """Who is in it, without those that have ended. Raises: as `info`."""
+        return self.written_state().swept(is_alive)
+
+    def written_state(self) -> State:
+        """The same with those that have ended, whose ports nobody has cut off yet: what is to be changed. Raises: as `info`."""
         try:
-            return decode_state(_read(self.fd, _STATE, MAX_STATE)).swept(is_alive)
+            return decode_state(_read(self.fd, _STATE, MAX_STATE))
         except FileNotFoundError:
             raise not_found(self.name, os.path.dirname(self.path)) from None
         except (OSError, ValueError) as error:

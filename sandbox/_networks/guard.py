@@ -18,6 +18,8 @@ from sandbox.net.nft import Nftables, Transaction
 from sandbox.sec.capabilities import capability_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sandbox._networks.places import Place
     from sandbox._networks.switch import Switch
     from sandbox._spec import ContainerSpec
@@ -67,14 +69,27 @@ class Guard:
         """Its port goes, or has gone. Once more is nothing."""
         if place in self._fenced and self._kernel is not None:
             self._fenced.discard(place)
-            try:
-                self._kernel.commit(Transaction().delete(chain_of(place.port)))
-            except SetupError as error:
-                if error.errno != errno.ENOENT:  # older kernels remove the chain with its interface
-                    raise
+            _remove(self._kernel, place.port)
+
+    def forget(self, ports: Iterable[int]) -> None:
+        """These have gone, whose walls somebody else has made, if there were any."""
+        try:
+            kernel = self._kernel = self._kernel or self._switch.filters()
+        except UnsupportedError:  # then nobody has made any
+            return
+        for port in ports:
+            _remove(kernel, port)
 
     def close(self) -> None:
         """Close the socket; the rules are the switch's."""
         if self._kernel is not None:
             self._kernel.close()
         self._fenced.clear()
+
+
+def _remove(kernel: Nftables, port: int) -> None:
+    try:
+        kernel.commit(Transaction().delete(chain_of(port)))
+    except SetupError as error:
+        if error.errno not in (errno.ENOENT, *_ABSENT):  # older kernels remove the chain with its interface
+            raise

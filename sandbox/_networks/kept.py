@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field
 
-from sandbox._networks.directories import Directory, pid_namespace
+from sandbox._networks.directories import Directory, is_alive, pid_namespace
 from sandbox._networks.kept_names import SOCKETS, KeptNames
 from sandbox._networks.kept_outside import lead_on
 from sandbox._networks.kept_shaping import KeptShaping
-from sandbox._networks.live import Live, check_mac, check_place
+from sandbox._networks.live import Live, check_mac, check_place, cut_off
 from sandbox._networks.measures import stats_at
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Switch
@@ -101,7 +101,7 @@ class KeptLive(Live):
         except (FileNotFoundError, ProcessLookupError):
             raise BrokenError("the container ended while it joined a network; start another one") from None
         with self.lock, self.directory.held():
-            state = self.directory.state()
+            state = self._swept()
             self.addresses, self.addresses6 = addresses_of(self.info, state)
             self._next_port = state.next_port
             place = super()._reserve(session, join, hostname, number, port=port, given=given)
@@ -111,7 +111,18 @@ class KeptLive(Live):
 
     def _release(self, place: Place) -> None:
         with self.lock, contextlib.suppress(NetworkNotFoundError), self.directory.held():  # it was removed by force
-            self.directory.write_state(self.directory.state().without(place.port))
+            self.directory.write_state(self.directory.written_state().without(place.port))
+
+    def _swept(self) -> State:
+        """The state without those that have ended, whose ports nobody who may hold their namespaces can use from then on."""
+        written = self.directory.written_state()
+        living = written.swept(is_alive)
+        ended = [lease.port for lease in written.leases if lease not in living.leases]
+        for port in ended:
+            cut_off(self.requests, port)
+        if ended:
+            self.guard.forget(ended)
+        return living
 
     def dismiss(self, place: Place) -> None:
         try:

@@ -69,7 +69,7 @@ class KeptGate:
     def numbers(self, count: int) -> list[int]:
         """Inner ports that nobody else has."""
         with self._directory.held():
-            state, found = self._directory.state().with_inner(count)
+            state, found = self._directory.written_state().with_inner(count)
             self._directory.write_state(state)
         return found
 
@@ -112,14 +112,14 @@ class KeptGate:
         self._commit(Transaction().add_elements(self._open, [Element(element.key) for element in elements]).add_elements(self._ports, elements))
         with self._directory.held():
             known = [Published(entry.held.key, str(entry.held.host), entry.inner) for entry in made]
-            self._directory.write_state(self._directory.state().publishing(str(address), known))
+            self._directory.write_state(self._directory.written_state().publishing(str(address), known))
 
     def remove(self, entries: Iterable[Entry]) -> None:
         made = tuple(entries)
         keys = [Element((entry.protocol, entry.inner)) for entry in made]
         self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
         with suppress(NetworkNotFoundError), self._directory.held():  # it was removed by force
-            self._directory.write_state(self._directory.state().withdrawing({entry.inner for entry in made}))
+            self._directory.write_state(self._directory.written_state().withdrawing({entry.inner for entry in made}))
 
     def _commit(self, work: Transaction) -> None:
         if self._filters is None:

@@ -85,6 +85,11 @@ def without_up(link: bytes) -> bytes:
     return link[:_FLAGS_AT] + bytes(8) + link[_FLAGS_AT + 8 :]
 
 
+def closed(port: int) -> bytes:
+    """Bring a port down. Whoever still holds the namespace behind it can neither undo that, nor send or receive anything through it."""
+    return message(_NEWLINK, REQUEST, _LINK.pack(0, 0, port, 0, _IFF_UP))
+
+
 def opened(port: int) -> list[bytes]:
     """Bring a port up, of which the bridge learns no addresses, and to which it does not send what is for an address that it does not know."""
     more = struct.pack("=HHHHBxxxHHBxxx", 20, _PROTINFO, 5, _LEARNING, 0, 5, _UNICAST_FLOOD, 0)
