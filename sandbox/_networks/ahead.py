@@ -45,7 +45,7 @@ class Files(NamedTuple):
 class Ahead:
     """Of a spare: its first interface, as the helper has been asked to make it; and a socket in there. *given*: None: it is down, without an address.
 
-    Whoever has it calls one of `take`, `close` and `abandon`, once. The pair itself goes with the spare, or with the network.
+    Whoever has it calls one of `take`, `close` and `abandon`. The pair itself goes with the spare, or with the network.
     """
 
     def __init__(self, live: Live, port: int, asked: Asked, given: Given | None = None) -> None:
@@ -70,7 +70,11 @@ class Ahead:
             except BaseException:
                 self.live.lender.give_back(self)
                 raise
-            self.live.lender.claim(self)
+            try:
+                self.live.lender.claim(self)
+            except BaseException:
+                requests.close()
+                raise
             return requests
 
     def _answer(self) -> int:
@@ -89,12 +93,13 @@ class Ahead:
                 raise
 
     def close(self) -> None:
-        """Do without it; waits for the helper's answer. Raises: as `take`."""
+        """Do without it; waits for the helper's answer. Nothing behind `take` or `close`. Raises: as `take`."""
         with self.live.lock:
-            self.live.lender.give_back(self)
-            if self.files is not None:
-                self.files.session.forget(self.files.asked)
+            files, self.files = self.files, None
+            if files is not None:
+                files.session.forget(files.asked)
             if self._asked is not None:
+                self.live.lender.give_back(self)
                 os.close(self._answer())
 
     def abandon(self) -> None:
@@ -135,12 +140,15 @@ class Lender:
         self._holders.update(dict.fromkeys(_addresses(ahead), ahead))
 
     def claim(self, ahead: Ahead) -> None:
-        """They are its own from now on, until they are released."""
+        """They are its own from now on, until they are released. Raises: SetupError: somebody else has got one."""
         given, live = ahead.given, ahead.live
-        if given is not None and self._forget(ahead):
-            live.addresses.claim(given.address)
-            if live.addresses6 is not None and given.address6 is not None:
-                live.addresses6.claim(given.address6)
+        if given is None:
+            return
+        if not self._forget(ahead) or not live.addresses.claim(given.address):
+            raise SetupError("take an address that was lent", errno.EADDRINUSE, step="network")
+        if live.addresses6 is not None and given.address6 is not None and not live.addresses6.claim(given.address6):
+            live.addresses.release(given.address)
+            raise SetupError("take an address that was lent", errno.EADDRINUSE, step="network")
 
     def give_back(self, ahead: Ahead) -> None:
         """It has no need of them, if it still has them."""
@@ -151,9 +159,12 @@ class Lender:
     def _forget(self, ahead: Ahead) -> bool:
         return [self._holders.pop(address, None) for address in _addresses(ahead)].count(ahead) > 0
 
-    def recall(self, *addresses: IPv4Address | IPv6Address | None) -> None:
+    def recall(self, *addresses: IPv4Address | IPv6Address | None, mac: str | None = None) -> None:
         """These are somebody else's from now on: have whoever was lent them do without. Raises: SetupError: it does not."""
-        for ahead in [self._holders[address] for address in addresses if address is not None and address in self._holders]:
+        found = [self._holders[address] for address in addresses if address is not None and address in self._holders]
+        if mac is not None:
+            found += [ahead for ahead in self._holders.values() if ahead.given is not None and ahead.given.mac == mac]
+        for ahead in dict.fromkeys(found):  # who has two of them, once
             self.give_back(ahead)  # what else it has is free
             ahead.withdraw()
 

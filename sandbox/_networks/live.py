@@ -175,14 +175,14 @@ class Live:
             self.addresses6.release(place.address6)
 
     def _take_addresses(self, join: Join, stack: ExitStack) -> Given:
-        address, address6 = self.addresses.take(None if join.address is None else IPv4Address(join.address)), None
-        stack.callback(self.addresses.release, address)
-        if self.addresses6 is not None or join.address6 is not None:
-            family = _ipv6(self.spec.name, self.addresses6)
-            address6 = family.take(None if join.address6 is None else IPv6Address(join.address6), rather=self.twin_of(address))
-            stack.callback(family.release, address6)
-        with self.lock:
-            self.lender.recall(address, address6)
+        with self.lock:  # a spare that has one of them is taken before, or not at all
+            address, address6 = self.addresses.take(None if join.address is None else IPv4Address(join.address)), None
+            stack.callback(self.addresses.release, address)
+            if self.addresses6 is not None or join.address6 is not None:
+                family = _ipv6(self.spec.name, self.addresses6)
+                address6 = family.take(None if join.address6 is None else IPv6Address(join.address6), rather=self.twin_of(address))
+                stack.callback(family.release, address6)
+            self.lender.recall(address, address6, mac=join.mac)
         return Given(address, address6, join.mac or mac_of(address))
 
     def twin_of(self, address: IPv4Address) -> IPv6Address | None:

@@ -151,6 +151,8 @@ class Membership:
         """Connect a container that has run no program yet. What is returned takes all of it back, when it has ended. *ahead*: of `prepare`."""
         with self._lock, ExitStack() as stack:
             stack.callback(self.end)
+            if ahead is not None:
+                stack.callback(_do_without, ahead)  # nothing, once it was taken
             self._session = session
             if ahead is not None and ahead.files is not None:
                 files, ahead.files = ahead.files, None
@@ -323,6 +325,11 @@ class Membership:
             ("hosts", hosts_text(self._spec.hostname, own, self._spec.resolver.hosts)),
             ("resolv.conf", resolv_text(known.nameservers, known.search, known.options)),
         ]
+
+
+def _do_without(ahead: Ahead) -> None:
+    with suppress(SandboxError):  # it was not made, or its container has ended
+        ahead.close()
 
 
 def _texts(place: Place | Given) -> list[str]:

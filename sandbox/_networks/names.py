@@ -153,7 +153,8 @@ def listen(sockets: Iterable[socket.socket], gateway: str, interface: int, port:
     """Have sockets, of UDP or TCP, hear what comes to *gateway* by that interface; port 0: one of the kernel's choice. Raises: SetupError."""
     try:
         for sock in sockets:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sock.type == socket.SOCK_STREAM:  # of UDP it would share a port with whoever says so, too
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTOIFINDEX, interface)
             sock.bind((gateway, port))
             if sock.type == socket.SOCK_STREAM:

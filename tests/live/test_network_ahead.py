@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import ExitStack
+from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
 from sandbox import Container, Join, Network
 from sandbox import _spares as spares_module
 from sandbox._networks.ahead import Ahead
+from sandbox._networks.membership import Membership
 from sandbox._spares import Spare
 from sandbox.errors import SetupError, UsageError
+from sandbox.net.addresses import mac_of
 from sandbox.net.rtnetlink import Requests, name_of_port
 from tests.live.test_network import ask, serving
 from tests.live.test_network_many import links
@@ -162,6 +167,81 @@ def test_what_could_not_be_made_ahead_is_made_when_it_is_asked_for(monkeypatch: 
         with Container(net=net) as c:
             assert own_addresses(c) == [c.address]
         assert net.containers == ()
+
+
+def test_nobody_takes_a_spare_between_the_choice_of_an_address_and_its_recall(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Network(internal=True) as net:
+        make_ahead(net)
+        free: list[bool] = []
+        take = net.live.addresses.take
+
+        def looking(*args: Any, **options: Any) -> Any:
+            found = take(*args, **options)
+            other = threading.Thread(target=look)
+            other.start()
+            other.join()
+            return found
+
+        def look() -> None:
+            free.append(net.live.lock.acquire(blocking=False))
+            if free[-1]:
+                net.live.lock.release()
+
+        monkeypatch.setattr(net.live.addresses, "take", looking)
+        lent = lent_of(net)[0]
+        with Container(net=Join(net, address=lent, mac="02:00:00:00:00:99")) as c, Container(net=net) as other:
+            assert c.address == lent
+            assert free
+            assert not any(free)
+            assert other.address != lent
+
+
+def test_a_spare_whose_address_is_somebody_elses_by_now_is_refused() -> None:
+    with Network(internal=True) as net:
+        make_ahead(net)
+        spare = next(spare for spare in ready_of(net) if spare.is_whole)
+        ahead = spare.take_extra()
+        assert isinstance(ahead, Ahead)
+        assert ahead.given is not None
+        net.live.addresses.take(ahead.given.address)
+        with pytest.raises(SetupError, match="was lent"):
+            ahead.take()
+
+
+def test_a_mac_that_waits_for_somebody_is_given_to_who_wants_it() -> None:
+    with Network(internal=True, subnet="10.77.7.0/24") as net:
+        make_ahead(net)
+        macs = [mac_of(IPv4Address(address)) for address in lent_of(net)]
+        with Container(net=Join(net, mac=macs[0])) as c:
+            assert links_of(c)["eth0"]["address"] == macs[0]
+            for _ in macs:
+                with Container(net=net) as other:
+                    assert links_of(other)["eth0"]["address"] != macs[0]
+
+
+def test_a_start_that_fails_before_its_first_place_gives_back_what_was_made_ahead(monkeypatch: pytest.MonkeyPatch, used: list[Ahead]) -> None:
+    with Network(internal=True) as net:
+        make_ahead(net)
+        used.clear()
+        closed: list[Ahead] = []
+        close = Ahead.close
+
+        def noting(self: Ahead) -> None:
+            closed.append(self)
+            close(self)
+            assert self._asked is None
+
+        def fail(*args: object, **options: object) -> None:
+            raise SetupError("as planned", 5, step="network")
+
+        monkeypatch.setattr(Ahead, "close", noting)
+        monkeypatch.setattr(Membership, "_enter", fail)
+        with pytest.raises(SetupError, match="as planned"), Container(net=net):
+            pass
+        monkeypatch.undo()
+        assert (len(closed), used) == (1, [])
+        with Container(net=net) as c:
+            assert own_addresses(c) == [c.address]
 
 
 def test_a_forked_child_lets_go_of_what_was_made_ahead() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 
 import dnslib
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox._networks.names import listen
+from sandbox.errors import SetupError
 from sandbox.net import dns
 from sandbox.net.dns import Forward, decide
 from sandbox.net.roster import Member, Roster, Writer, to_range
@@ -319,3 +322,11 @@ def test_a_line_counts_once_it_is_whole() -> None:
     roster.refresh()
     assert roster.named("web")[0].addresses == ("10.0.0.3",)
     writer.close()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_nobody_listens_where_another_network_does(kind: int) -> None:
+    with socket.socket(socket.AF_INET, kind) as one, socket.socket(socket.AF_INET, kind) as two:
+        listen([one], "127.0.0.1", 1, 0)
+        with pytest.raises(SetupError, match="listen for names"):
+            listen([two], "127.0.0.1", 1, one.getsockname()[1])
