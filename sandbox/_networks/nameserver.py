@@ -39,6 +39,7 @@ _RATE: Final = 1000.0  # queries a second of one container, in the long run
 _BURST: Final = 2000.0
 _MOST_CLIENTS: Final = 1 << 16  # whose rate is remembered
 _MOST_OF_CLIENT: Final = 64  # questions on their way outside
+_MOST_OF_ZONE: Final = 128  # of all containers of one network
 _MOST_OUTSIDE: Final = 512  # of all containers together
 _TRY_S: Final = 2.0  # for one server's answer; the C library asks again after 5 s (resolv.conf(5))
 _TRIES: Final = 3
@@ -461,7 +462,7 @@ class Server:
         if isinstance(decision, bytes):
             reply(decision)
         elif decision is not None:
-            if client.outside >= _MOST_OF_CLIENT or self.outside >= _MOST_OUTSIDE:
+            if client.outside >= _MOST_OF_CLIENT or len(zone.questions) >= _MOST_OF_ZONE or self.outside >= _MOST_OUTSIDE:
                 reply(dns.bare(packet, dns.SERVFAIL))
             else:
                 self._pass_on(Question(zone, client, packet, decision, reply, ways=mine, over_tcp=over_tcp), decision)

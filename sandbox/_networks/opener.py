@@ -12,7 +12,6 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Final
 
 from sandbox.net import dns, openings
@@ -70,6 +69,18 @@ class Quota:
         return True
 
 
+    def until(self, key: Key) -> float | None:
+        """Until when it has *key* opened; None: it has not."""
+        return self._until.get(key)
+
+    def forget(self, key: Key, before: float | None) -> None:
+        """It was not opened: what it had *before* counts."""
+        if before is None:
+            self._until.pop(key, None)
+        else:
+            self._until[key] = before
+
+
 class Opener:
     """Of one network. *sock*: to knock by, connected, and this object's from now on; None: nothing is opened by name."""
 
@@ -90,13 +101,16 @@ class Opener:
         # The kernel takes the new time, be it shorter: nobody's answer may take from what another container was told.
         number = class_of(max(time_s, self._until.get(key, now) - now))
         until = now + openings.TIMES_S[number]
+        before = quota.until(key)
         if self._sock is None or not quota.takes(key, now, until):
             return False
-        with suppress(OSError):  # EPERM: the kernel refuses it
+        try:
             self._sock.send(knock(*key, number))
-            self._note(key, now, until)
-            return True
-        return False
+        except OSError:  # EPERM: the kernel refuses it
+            quota.forget(key, before)
+            return False
+        self._note(key, now, until)
+        return True
 
     def _note(self, key: Key, now: float, until: float) -> None:
         if len(self._until) >= _MOST_KNOWN:

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from sandbox._sys.calls import fallocate
 from sandbox._sys.constants import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from sandbox.errors import SetupError
 from sandbox.net import netlink
 from sandbox.net.roster import BEGIN, SLACK, Member, Roster, head_line, leave_line
 
@@ -56,8 +57,8 @@ class SharedWriter:
 
     def begin(self, name: str, subnets: Iterable[str], *, forwards: bool, only: Mapping[str, int] | None = None) -> None:
         """Write the first line of an empty log; as `sandbox.net.roster.Writer` has it."""
-        os.pwrite(self.fd, BEGIN.to_bytes(8, "little"), 0)
-        os.pwrite(self.fd, head_line(name, subnets, forwards=forwards, only=only), BEGIN)
+        _write(self.fd, BEGIN.to_bytes(8, "little"), 0)
+        _write(self.fd, head_line(name, subnets, forwards=forwards, only=only), BEGIN)
 
     def join(self, member: Member) -> None:
         """Somebody came, or is known by other names from now on."""
@@ -70,7 +71,7 @@ class SharedWriter:
     def _append(self, line: bytes) -> None:
         end = os.fstat(self.fd).st_size
         torn = b"" if end <= BEGIN or os.pread(self.fd, 1, end - 1) == b"\n" else b"\n"
-        end += os.pwrite(self.fd, torn + line, end)
+        end += _write(self.fd, torn + line, end)
         if end >= self._look_at:
             self._look_at = self._compact(end) + SLACK
 
@@ -86,8 +87,13 @@ class SharedWriter:
             made = b"".join([known.head, *lines])
         finally:
             known.close()
-        os.pwrite(self.fd, made, end)
-        os.pwrite(self.fd, end.to_bytes(8, "little"), 0)
+        try:
+            _write(self.fd, made, end)
+        except SetupError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return os.fstat(self.fd).st_size  # it goes on as it is, with a piece of what it says already
+        _write(self.fd, end.to_bytes(8, "little"), 0)
         with contextlib.suppress(OSError):  # a file system that cannot: what is of the past keeps its room
             fallocate(self.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, BEGIN, end - BEGIN)
         return end + len(made)
@@ -95,6 +101,17 @@ class SharedWriter:
     def close(self) -> None:
         """Close the file."""
         os.close(self.fd)
+
+
+def _write(fd: int, data: bytes, at: int) -> int:
+    """Raises: SetupError: not all of it is written; the next line ends a piece of one. A file system that is full takes what it has room for."""
+    try:
+        done = os.pwrite(fd, data, at)
+    except OSError as error:
+        raise SetupError("write down who is in a network", error.errno or errno.EIO, step="network") from error
+    if done != len(data):
+        raise SetupError("write down who is in a network", errno.ENOSPC, step="network")
+    return done
 
 
 class Presence:

@@ -14,7 +14,8 @@ import pytest
 
 from sandbox._networks import nameserver
 from sandbox._networks.nameserver import Server
-from sandbox._networks.opener import Host
+from sandbox._networks.opener import Host, Opener, Quota
+from sandbox.net.openings import Found
 from sandbox.net.roster import Member, Writer
 
 PATIENCE_S = 10.0
@@ -295,6 +296,31 @@ def test_questions_on_their_way_are_bounded_for_each_who_asks(make) -> None:
     assert names.server.outside == nameserver._MOST_OF_CLIENT
     assert addresses(names.ask(question("web"))) == ["127.0.0.2"]
     assert len(upstream.asked) <= nameserver._MOST_OF_CLIENT
+
+
+def test_questions_on_their_way_are_bounded_for_each_network(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nameserver, "_MOST_OF_ZONE", 10)
+    names, _ = make(lambda *_: [])
+    packet = question("example.org")
+    with names.client("127.0.0.2") as one, names.client("127.0.0.3") as two:
+        for sock in (one, two):
+            for _ in range(8):
+                sock.send(packet)
+        refused = [dnslib.DNSRecord.parse(two.recv(512)) for _ in range(6)]
+    assert ({record.header.rcode for record in refused}, names.server.outside) == ({2}, 10)
+    assert nameserver._MOST_OF_ZONE < nameserver._MOST_OUTSIDE
+
+
+def test_what_the_kernel_refuses_to_open_counts_for_nobody() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    opener, quota = Opener(ours), Quota()
+    first, second = (Found(bytes([8, 1, 2, number]), 9) for number in (3, 4))
+    assert opener.open(quota, first, [0])
+    theirs.close()
+    assert not opener.open(quota, first, [0])
+    assert not opener.open(quota, second, [0])
+    assert (quota.until((first.address, 0)) is None, quota.until((second.address, 0))) == (False, None)
+    opener.close()
 
 
 def test_connections_are_bounded_and_idle_ones_end(make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.errors import SetupError
 from sandbox.net import netlink
-from sandbox.net.roster import Member
+from sandbox.net.roster import BEGIN, Member
 from sandbox.net.shared_roster import Log, Presence, SharedWriter
 
 
@@ -53,6 +54,32 @@ def test_writers_of_two_processes_write_one_log(log: File) -> None:
     one.leave("1-1")
     found = log.read()
     assert (found.name, found.forwards, sorted(found.members), found.members["2-1"].port) == ("shop", False, ["2-1"], 8)
+    found.close()
+
+
+def test_a_log_that_finds_no_room_to_begin_anew_stays_as_it_was(log: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = log.writer()
+    log.alive.add(7)
+    writer.join(Member("1-1", ["10.0.0.2"], ["web"], port=7))
+    write = os.pwrite
+
+    def lacking(fd: int, data: bytes, at: int) -> int:
+        lacks = at and (data.startswith(b'["network') or b"4-1" in data)
+        return write(fd, data[:-10] if lacks else data, at)
+
+    monkeypatch.setattr(os, "pwrite", lacking)
+    for number in range(10_000):
+        writer.leave(f"2-{number}")
+    with pytest.raises(SetupError, match="write down"):
+        writer.join(Member("4-1", ["10.0.0.4"], ["cut"], port=7))
+    monkeypatch.undo()
+    assert os.pread(writer.fd, 8, 0) == BEGIN.to_bytes(8, "little")
+    found = log.read()
+    assert (found.name, [*found.members]) == ("shop", ["1-1"])
+    found.close()
+    writer.join(Member("1-2", ["10.0.0.3"], ["db"], port=7))
+    found = log.read()
+    assert sorted(found.members) == ["1-1", "1-2"]
     found.close()
 
 
