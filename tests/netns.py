@@ -140,7 +140,7 @@ def world(*, forwards: bool = True, is_default: bool = True, ipv6: bool = False)
         try:
             yield there
         finally:
-            process.stdin.close()
+            process.kill()  # not by the end of its input, which a forked child may have a copy of
 
 
 def _lead_to_by_ipv6(there: World, *, forwards: bool) -> None:

@@ -214,15 +214,17 @@ def test_the_command_line_makes_one_publishes_in_it_and_shows_it(store: NetworkS
         assert main(["network", "create", "--allow", f"{WORLD}:8000", "shop"]) == 0
         words = [sys.executable, "-m", "sandbox", "run", "--network", "shop", "-p", "8080:8080", "--", PYTHON, "-uc", SERVER, "web", "8080"]
         with subprocess.Popen(words, stdout=subprocess.PIPE) as command:
-            assert command.stdout is not None
-            assert command.stdout.readline() == b"up\n"
-            assert ask("127.0.0.1", 8080).startswith("web:8080 ")
-            capsys.readouterr()
-            assert main(["network", "inspect", "shop"]) == 0
-            said_of = capsys.readouterr().out
-            for word in ('"HostPort": "8080"', f'"{WORLD}:8000"', '"Interface": "sandbox'):
-                assert word in said_of
-            command.kill()
+            try:
+                assert command.stdout is not None
+                assert command.stdout.readline() == b"up\n"
+                assert ask("127.0.0.1", 8080).startswith("web:8080 ")
+                capsys.readouterr()
+                assert main(["network", "inspect", "shop"]) == 0
+                said_of = capsys.readouterr().out
+                for word in ('"HostPort": "8080"', f'"{WORLD}:8000"', '"Interface": "sandbox'):
+                    assert word in said_of
+            finally:
+                command.kill()
         await_true(lambda: "refused" in ask("127.0.0.1", 8080))
         await_true(lambda: main(["network", "rm", "shop"]) == 0)
     assert links() == []

@@ -247,16 +247,19 @@ def test_what_is_published_is_gone_with_its_container_and_its_network(monkeypatc
 @alone
 def test_a_forked_child_does_not_keep_what_leads_to_loopback() -> None:
     with world(ipv6=True):
-        read, write = os.pipe()
-        with Network(ipv6=True) as net, Container(net=net, ports=["[::1]:8080:8080"]):
-            child = os.fork()
-            if not child:
-                os.close(write)
-                os.read(read, 1)
-                os._exit(0)
-        assert "table" not in listed("tables")
-        os.close(write)
-        os.close(read)
+        ours, theirs = socket.socketpair()
+        with ExitStack() as stack:
+            stack.callback(ours.close)
+            with Network(ipv6=True) as net, Container(net=net, ports=["[::1]:8080:8080"]):
+                child = os.fork()
+                if not child:
+                    ours.close()
+                    theirs.send(b"x")  # it has let go of what was its parent's
+                    theirs.recv(1)
+                    os._exit(0)
+                theirs.close()
+                assert ours.recv(1) == b"x"
+            assert "table" not in listed("tables")
         assert os.waitpid(child, 0)[1] == 0
 
 
