@@ -20,7 +20,7 @@ from attrs import define, field
 
 from sandbox._networks.directories import Directory, is_alive, pid_namespace
 from sandbox._networks.kept_names import SOCKETS, KeptNames
-from sandbox._networks.kept_outside import lead_on
+from sandbox._networks.kept_outside import carry_loopback, lead_on
 from sandbox._networks.kept_shaping import KeptShaping
 from sandbox._networks.live import Live, check_mac, check_place, cut_off
 from sandbox._networks.measures import stats_at
@@ -79,6 +79,10 @@ class KeptLive(Live):
         names = KeptNames(info, directory, others)
         stack.callback(names.close)
         uplink = lead_on(info, stack)
+        if uplink is not None:
+            with directory.held():
+                if not directory.state().is_publishing:  # who was killed has left it so
+                    carry_loopback(uplink.name, on=False)
         made = addresses_of(info, State(0))
         return cls(
             spec, switch, requests, *made, names, None, uplink,

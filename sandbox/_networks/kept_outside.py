@@ -15,11 +15,13 @@ import os
 import socket
 from contextlib import ExitStack
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sandbox._networks.uplink import Uplink, check_forwarding, hold
 from sandbox.errors import SetupError, UnsupportedError
 from sandbox.net.rtnetlink import NETLINK_ROUTE, Requests, removal, ways_out
+
+_LOCALNET: Final = "/proc/sys/net/ipv4/conf/{}/route_localnet"
 
 if TYPE_CHECKING:
     from sandbox.net.kept import NetworkInfo
@@ -49,6 +51,20 @@ def lead_on(info: NetworkInfo, stack: ExitStack) -> Uplink | None:
     found.host.add(found)
     stack.callback(found.host.remove, found)
     return found
+
+
+def carry_loopback(name: str, *, on: bool) -> None:
+    """Whether an uplink may carry the host's loopback addresses: while a port is published by it, and there is a guard of who has published it.
+
+    Raises: SetupError.
+    """
+    try:
+        with open(_LOCALNET.format(name), "r+b", buffering=0) as file:
+            if file.read(1) != b"01"[on : on + 1]:
+                file.seek(0)  # the kernel takes a number from there only
+                file.write(b"%d\n" % on)
+    except OSError as error:
+        raise SetupError("let a network's uplink carry loopback addresses", error.errno or 0, step="network") from error
 
 
 def take_away(info: NetworkInfo) -> None:

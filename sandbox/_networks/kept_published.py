@@ -18,6 +18,8 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
+from sandbox._networks.directories import is_alive
+from sandbox._networks.kept_outside import carry_loopback
 from sandbox._networks.uplink import KNOWN
 from sandbox.errors import NetworkNotFoundError, ProtocolError
 from sandbox.net.kept import Published
@@ -59,7 +61,7 @@ class KeptGate:
 
     def __init__(self, live: KeptLive, uplink: Uplink) -> None:
         # Not the uplink itself, by which gates are kept: it is to go.
-        self._directory, self._switch, self._there = live.directory, live.switch, uplink.there
+        self._directory, self._switch, self._there, self._link = live.directory, live.switch, uplink.there, uplink.name
         self._users = 0
         self._filters: Nftables | None = None
         self._table = Table("ip", f"published-{os.getpid()}-{next(_numbers)}", owner=True)
@@ -111,6 +113,7 @@ class KeptGate:
         elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in made]
         self._commit(Transaction().add_elements(self._open, [Element(element.key) for element in elements]).add_elements(self._ports, elements))
         with self._directory.held():
+            carry_loopback(self._link, on=True)
             known = [Published(entry.held.key, str(entry.held.host), entry.inner) for entry in made]
             self._directory.write_state(self._directory.written_state().publishing(str(address), known))
 
@@ -119,7 +122,10 @@ class KeptGate:
         keys = [Element((entry.protocol, entry.inner)) for entry in made]
         self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
         with suppress(NetworkNotFoundError), self._directory.held():  # it was removed by force
-            self._directory.write_state(self._directory.written_state().withdrawing({entry.inner for entry in made}))
+            state = self._directory.written_state().withdrawing({entry.inner for entry in made})
+            self._directory.write_state(state)
+            if not state.swept(is_alive).is_publishing:
+                carry_loopback(self._link, on=False)
 
     def _commit(self, work: Transaction) -> None:
         if self._filters is None:

@@ -34,10 +34,11 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, frozen
 
 from sandbox._networks.kept import KeptLive
+from sandbox._networks.kept_outside import carry_loopback
 from sandbox._networks.kept_published import KeptGate
 from sandbox._networks.reserved import ANY, ANY6, Reserved
 from sandbox._networks.uplink import open_in, walls_of
-from sandbox.errors import ProtocolError, SandboxError, SetupError, UsageError
+from sandbox.errors import ProtocolError, SandboxError, UsageError
 from sandbox.net.conntrack import PROTOCOLS, Direction, Flow, Flows
 from sandbox.net.nft import (
     IPV4,
@@ -78,7 +79,6 @@ _MOST: Final = 65535
 # Others have theirs at -100 and 100 (nft's dstnat and srcnat): whose rule comes first decides, and these ports are ours.
 _DESTINATION, _SOURCE = -101, 99
 _RAW: Final = -300  # before conntrack, which at -200 gives answers the addresses of those who asked
-_LOCALNET: Final = "/proc/sys/net/ipv4/conf/{}/route_localnet"
 
 
 @frozen
@@ -287,19 +287,10 @@ def _gate_of(live: Live, uplink: Uplink) -> _Gate | KeptGate:
     found = _gates.get(uplink)
     if found is None:
         made = KeptGate(live, uplink) if isinstance(live, KeptLive) else _Gate(live, uplink)
-        if uplink.there.version == 4:
-            _carry_loopback(uplink)
+        if uplink.there.version == 4 and isinstance(made, _Gate):  # only now that the host's guard is there
+            carry_loopback(uplink.name, on=True)
         found = _gates[uplink] = made
     return found
-
-
-def _carry_loopback(uplink: Uplink) -> None:
-    """Only now that the host's guard is there."""
-    try:
-        with open(_LOCALNET.format(uplink.name), "wb") as file:
-            file.write(b"1\n")
-    except OSError as error:
-        raise SetupError("let a network's uplink carry loopback addresses", error.errno or 0, step="network") from error
 
 
 def _quietly(undo: Callable[..., object], *args: object) -> None:

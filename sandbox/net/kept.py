@@ -178,6 +178,11 @@ class State:
         more = tuple(ports)
         return self._changed(lambda lease: evolve(lease, published=(*lease.published, *more)) if lease.address == address else lease)
 
+    @property
+    def is_publishing(self) -> bool:
+        """Whether a port leads to any of them."""
+        return any(lease.published for lease in self.leases)
+
     def withdrawing(self, inner: Collection[int]) -> State:
         """The state when these ports lead nowhere."""
         return self._changed(lambda lease: evolve(lease, published=tuple(one for one in lease.published if one.inner not in inner)))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -153,6 +154,33 @@ def test_published_ports_lead_to_containers_of_any_process_and_end_with_it(store
                 assert there.ask(HOST, 8082, timeout_s=5) == (0, f"two:8080 {WORLD}\n")
             assert there.ask(HOST, 8082)[0] == 1
         assert [place["Ports"] for place in store.inspect("shop")["Containers"].values()] == []
+        store.remove("shop")
+    wait_until_gone()
+
+
+@alone
+def test_the_uplink_carries_loopback_addresses_only_while_ports_are_published(store: NetworkStore) -> None:
+    with world():
+        name = store.create("shop").uplink[0]
+
+        def carries() -> bool:
+            return Path(f"/proc/sys/net/ipv4/conf/{name}/route_localnet").read_text() == "1\n"
+
+        with store.open("shop"), Container(net="shop"):
+            assert not carries()
+            with another("one", "127.0.0.1:8081:8080") as one:
+                with Container(net="shop", ports=["8080:8080"]):
+                    assert carries()
+                assert carries()  # for the other one
+                one.kill()
+            with Container(net="shop", ports=["8080:8080"]) as c, serving(c, "mine"):
+                assert ask("127.0.0.1", 8080).startswith("mine:8080 ")
+            assert not carries()
+        with another("one", "127.0.0.1:8081:8080") as one:
+            assert carries()
+            one.kill()
+        with Container(net="shop"):
+            assert not carries()
         store.remove("shop")
     wait_until_gone()
 
