@@ -136,7 +136,8 @@ class Soak:
 
     def _look(self, pool: Pool, rate: float) -> Window:
         done = len(self.windows) + 1
-        memory, launcher = memory_kb(os.getpid()), sum(map(memory_kb, launchers()))
+        # The larger of the two: the helper begins with the first container that needs it, whenever that is.
+        memory, launcher = memory_kb(os.getpid()), max(map(memory_kb, launchers()), default=0)
         fds, groups, threads = len(os.listdir("/proc/self/fd")), count_groups(), threading.active_count()
         return Window(done * (self.runs // WINDOWS), rate, memory, launcher, fds, groups, threads, pool.stats().replaced)
 
