@@ -160,11 +160,11 @@ def give_up_rights(program: bytes) -> None:
         (resource.RLIMIT_AS, _MOST_MEMORY),
     ):
         resource.setrlimit(limit, (value, value))
+    calls.prctl(PR_SET_NO_NEW_PRIVS, 1)  # first: it loads what may lie where nobody can read (a Python below /root)
     if _has_all_ids():
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)  # and with it all capabilities
-    calls.prctl(PR_SET_NO_NEW_PRIVS, 1)
     calls.seccomp_set_filter(program)
 
 
