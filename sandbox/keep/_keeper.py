@@ -111,7 +111,12 @@ class Keeper:
             if is_paused == (self.state.status == "paused"):
                 raise UsageError(f"the container is {'already paused' if is_paused else 'not paused'}")
             if is_paused:
-                self.container.pause()
+                try:
+                    self.container.pause()
+                except BaseException:  # some stand still already
+                    with contextlib.suppress(SandboxError, OSError):
+                        self.container.resume()
+                    raise
             else:
                 self.container.resume()
             self._tell(status="paused" if is_paused else "running")
