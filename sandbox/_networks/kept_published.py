@@ -19,9 +19,10 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from sandbox._networks.directories import is_alive
+from sandbox._networks.filters import SharedFilters
 from sandbox._networks.kept_outside import carry_loopback
 from sandbox._networks.uplink import KNOWN
-from sandbox.errors import NetworkNotFoundError, ProtocolError
+from sandbox.errors import NetworkNotFoundError
 from sandbox.net.kept import Published
 from sandbox.net.nft import (
     IPV4,
@@ -56,14 +57,13 @@ _MARKING: Final = -1  # before the switch's own walls
 _numbers: Final = itertools.count(1)
 
 
-class KeptGate:
+class KeptGate(SharedFilters):
     """Of this process, in one network. The caller has the lock of all that is published."""
 
     def __init__(self, live: KeptLive, uplink: Uplink) -> None:
         # Not the uplink itself, by which gates are kept: it is to go.
-        self._directory, self._switch, self._there, self._link = live.directory, live.switch, uplink.there, uplink.name
-        self._users = 0
-        self._filters: Nftables | None = None
+        super().__init__(live.switch)
+        self._directory, self._there, self._link = live.directory, uplink.there, uplink.name
         self._table = Table("ip", f"published-{os.getpid()}-{next(_numbers)}", owner=True)
         self._ports = Set(self._table, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
         self._open = Set(self._table, "open", (PROTOCOL, PORT))
@@ -75,18 +75,6 @@ class KeptGate:
             self._directory.write_state(state)
         return found
 
-    def open(self) -> None:
-        """Be ready for changes, until `close` is called as often."""
-        if self._filters is None:
-            filters = self._switch.filters()
-            try:
-                self._make(filters)
-            except BaseException:
-                filters.close()
-                raise
-            self._filters = filters
-        self._users += 1
-
     def _make(self, filters: Nftables) -> None:
         inward = Chain(self._table, "inward", hook="prerouting", priority=_DESTINATION, type="nat")
         known = Chain(self._table, "known", hook="forward", priority=_MARKING)
@@ -96,17 +84,6 @@ class KeptGate:
         work.add(rule(inward, [iif(UPLINK), ip_daddr(self._there), dnat_to(self._ports, l4proto, th_dport)]))
         work.add(rule(known, [iif(UPLINK), in_set(self._open, ct_original_protocol, ct_original_dport), set_mark(KNOWN)]))
         filters.commit(work)
-
-    def close(self) -> None:
-        self._users -= 1
-        if not self._users:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Let go of the socket, and so of the table, unless a parent has it too."""
-        if self._filters is not None:
-            self._filters.close()
-            self._filters = None
 
     def add(self, entries: Iterable[Entry], address: IPv4Address | IPv6Address) -> None:
         made = tuple(entries)
@@ -126,8 +103,3 @@ class KeptGate:
             self._directory.write_state(state)
             if not state.swept(is_alive).is_publishing:
                 carry_loopback(self._link, on=False)
-
-    def _commit(self, work: Transaction) -> None:
-        if self._filters is None:
-            raise ProtocolError("a port is published by a gate that is closed")
-        self._filters.commit(work)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, frozen
 
+from sandbox._networks.filters import SharedFilters
 from sandbox._networks.kept import KeptLive
 from sandbox._networks.kept_outside import carry_loopback
 from sandbox._networks.kept_published import KeptGate
@@ -47,7 +48,6 @@ from sandbox.net.nft import (
     PROTOCOL,
     Chain,
     Element,
-    Nftables,
     Set,
     Transaction,
     dnat_to,
@@ -139,15 +139,13 @@ class _Host:
         return found
 
 
-class _Gate:
+class _Gate(SharedFilters):
     """The switch's part, of one network. The caller has the lock. Its socket, which keeps the namespace, is open while something is published."""
 
     def __init__(self, live: Live, uplink: Uplink) -> None:
         six = uplink.there.version == 6
+        super().__init__(live.switch)
         self._last = 0
-        self._users = 0
-        self._filters: Nftables | None = None
-        self._switch = live.switch
         walls, kind, daddr = (walls_of("ip6"), IPV6, ip6_daddr) if six else (walls_of("ip"), IPV4, ip_daddr)
         self._open = open_in(walls)
         self._ports = Set(walls, "ports", (PROTOCOL, PORT), data=(kind, PORT))
@@ -169,23 +167,6 @@ class _Gate:
                 return found
         raise UsageError(f"ports: more than {_MOST} are published in one network")
 
-    def open(self) -> None:
-        """Be ready for changes, until `close` is called as often."""
-        if self._filters is None:
-            self._filters = self._switch.filters()
-        self._users += 1
-
-    def close(self) -> None:
-        self._users -= 1
-        if not self._users:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Let go of the socket."""
-        if self._filters is not None:
-            self._filters.close()
-            self._filters = None
-
     def add(self, entries: Iterable[Entry], address: IPv4Address | IPv6Address) -> None:
         elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in entries]
         keys = [Element(element.key) for element in elements]
@@ -194,11 +175,6 @@ class _Gate:
     def remove(self, entries: Iterable[Entry]) -> None:
         keys = [Element((entry.protocol, entry.inner)) for entry in entries]
         self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
-
-    def _commit(self, work: Transaction) -> None:
-        if self._filters is None:
-            raise ProtocolError("a port is published by a gate that is closed")
-        self._filters.commit(work)
 
 
 @define(eq=False)
