@@ -161,6 +161,12 @@ def join_net(whose: int | ns.Namespace, host: Host) -> ns.Namespace:
 
     Raises: UnsupportedError without privileges: it belongs to another user namespace; ClosedError.
     """
+    if isinstance(whose, int) and not host.privileged:  # its init is not dumpable: /proc/PID/ns is closed to us
+        raise UnsupportedError(
+            "net: the network of another container belongs to that one's user namespace, which an ordinary user's second container cannot join",
+            feature="a network namespace of another container",
+            remedy="put both on a Network(), or run as root",
+        )
     join = ns.Join.of(whose, "net") if isinstance(whose, int) else ns.Join(ns.Namespace.adopt(os.dup(whose.fileno())))
     try:
         ns.pieces(ns.Namespaces(net=join), privileged=host.privileged)

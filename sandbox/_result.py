@@ -122,6 +122,15 @@ class Result:
             return self.exit_code
         return -(self.signal or signals.SIGKILL)
 
+    @property
+    def args(self) -> tuple[str, ...]:
+        """`argv`, by subprocess's name."""
+        return self.argv
+
+    def check_returncode(self) -> None:
+        """As subprocess: raise CommandError unless `ok`."""
+        self.check()
+
     def check(self) -> Result:
         """Return self if `ok`; otherwise raise CommandError."""
         if self.ok:

@@ -198,9 +198,10 @@ def start_error(spec: Spec, step: int, errno: int) -> Exception:
     """Words for a program that did not start."""
     program = os.fsdecode(spec.argv[0])
     if step == wire.Step.EXECVE and errno in _MISSING:
-        return ProgramNotFoundError(f"{program}: no such program inside the container; looked at {_listed(spec)}", errno=errno, filename=program)
+        message = f"{program}: no such program inside the container, or none as its '#!' line or ELF header names; looked at {_listed(spec)}"
+        return ProgramNotFoundError(message, errno=errno, filename=program)
     if step == wire.Step.EXECVE and errno == 13:
-        message = f"{program}: found, but user {spec.uid} may not execute it; check its mode, and 'noexec' of its mount"
+        message = f"{program}: found, but user {spec.uid} may not execute it; is it a file? check its mode, and 'noexec' of its mount"
         return ProgramNotFoundError(message, errno=errno, filename=program)
     if step == wire.Step.CWD and errno in (*_MISSING, 13):
         return UsageError(f"cwd: {os.fsdecode(spec.cwd)}: {os.strerror(errno)} inside the container, for user {spec.uid}; create it first")

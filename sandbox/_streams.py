@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from sandbox._pump import FEED, Capture, Poll, Streams
 from sandbox._run import Text
 from sandbox.errors import UsageError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 File = IO[Any] | None
 _EIO: Final = 5  # the last program on a terminal has closed it
+
+
+class _Terminal(io.FileIO):
+    """A terminal whose last program has gone is at its end; the kernel says EIO, and what was read before it would be lost."""
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        try:
+            return super().readinto(buffer)
+        except OSError as error:
+            if error.errno != _EIO:
+                raise
+            return 0
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(65536) or b"", b""))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            return self.readall()
+        buffer = bytearray(size)
+        return bytes(buffer[: self.readinto(buffer)])
+
+
+def open_terminal(fd: int, mode: str) -> IO[bytes]:
+    """A buffered file of what programs write to a terminal."""
+    return io.BufferedReader(_Terminal(fd, mode))
 
 
 class Communication:

@@ -75,7 +75,11 @@ class Process:
             self._duplex, files = _duplex.open_files(fds, self._limits())
         else:
             modes = ("wb", "rb", "rb")
-            files = [None if fd is None else open(fd, mode) for fd, mode in zip(fds, modes, strict=True)]  # noqa: SIM115 - `close` does
+            from sandbox._streams import open_terminal
+
+            output = open if self.terminal is None else open_terminal
+            openers = zip(fds, modes, (open, output, open), strict=True)
+            files = [None if fd is None else opener(fd, mode) for fd, mode, opener in openers]
         stdin, stdout, stderr = (None if file is None else self._as_text(file) for file in files)
         return stdin, stdout, stderr
 

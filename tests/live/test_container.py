@@ -226,6 +226,16 @@ def test_a_terminal_has_a_size_and_a_controlling_process() -> None:
         p.close()
 
 
+def test_what_was_written_to_a_terminal_is_read_to_its_end() -> None:
+    with Container() as c, c.popen(["echo", "hi"], tty=True) as p, c.popen(["echo", "ho"], tty=True, text=True) as q:
+        assert p.stdout is not None
+        assert q.stdout is not None
+        assert p.wait().ok
+        assert p.stdout.read() == b"hi\r\n"
+        assert p.stdout.read() == b""
+        assert list(q.stdout) == ["ho\n"]
+
+
 def test_files_in_and_out(tmp_path: Path) -> None:
     with Container(mounts=[Tmpfs("/work")]) as c:
         c.write_bytes("/work/a", b"x" * 3_000_000)

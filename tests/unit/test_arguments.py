@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,30 @@ def test_a_missing_program_is_also_the_error_that_subprocess_raises() -> None:
         sandbox.run(["no-such-program"])
     with pytest.raises(sandbox.ProgramNotFoundError, match="looked at /usr/local/sbin/no-such-program"):
         sandbox.run(["no-such-program"])
+
+
+def test_a_script_without_its_interpreter_is_told_from_a_missing_one() -> None:
+    with sandbox.Container() as c:
+        c.write_bytes("/tmp/script", b"#!/no/such/interpreter\n", mode=0o755)
+        with pytest.raises(sandbox.ProgramNotFoundError, match=r"none as its '#!' line"):
+            c.exec(["/tmp/script"])
+
+
+def test_an_ordinary_user_s_container_on_another_s_network_names_the_remedy() -> None:
+    from attrs import evolve
+
+    from sandbox._host import host, join_net
+
+    with pytest.raises(sandbox.UnsupportedError, match=r"put both on a Network"):
+        join_net(os.getpid(), evolve(host(), privileged=False))
+
+
+def test_check_returncode_raises_as_subprocess_does() -> None:
+    r = sandbox.run(["false"])
+    assert r.args == ("false",)
+    with pytest.raises(sandbox.CommandError):
+        r.check_returncode()
+    sandbox.run(["true"]).check_returncode()
 
 
 def test_check_raises_with_the_result() -> None:
