@@ -424,8 +424,10 @@ def test_an_init_that_was_taken_over_fools_nobody(asks: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("asks", ["exec", "wait"])
-def test_a_deadline_that_init_does_not_keep_is_kept_by_the_host(asks: str) -> None:
+def test_a_deadline_that_init_does_not_keep_is_kept_by_the_host(asks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """jd4: a sandboxed side that says nothing at all kept the host waiting."""
+    for module in ("_pump", "_runs", "process"):
+        monkeypatch.setattr(f"sandbox.{module}.GRACE_S", 0.5)
     with Container() as c:
         program = c.popen(["sleep", "60"], timeout=0.5)
         os.kill(c.pid, signal.SIGSTOP)

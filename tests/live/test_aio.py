@@ -402,7 +402,7 @@ def test_without_greenlet_files_are_refused_and_programs_run(aio_run: Run, monke
 def test_a_monitor_samples_in_the_loop(aio_run: Run) -> None:
     async def main() -> None:
         threads = threading.active_count()
-        async with aio.Container(memory="64M", pids=8) as c, c.monitor(0.01) as monitor, c.popen(["sleep", "9"]):
+        async with aio.Container(memory="64M", pids=8) as c, c.monitor(0.01) as monitor, c.popen(["sleep", "9"]) as program:
             times = []
             async for row in monitor:
                 times.append(row.time)
@@ -410,6 +410,7 @@ def test_a_monitor_samples_in_the_loop(aio_run: Run) -> None:
                     break
             assert threading.active_count() == threads
             assert times == sorted(set(times))
+            program.kill()  # whose end this waits for
         assert monitor.rows[-1].time >= times[-1]
         with pytest.raises(UsageError, match="started before"):
             await monitor.start()

@@ -366,6 +366,7 @@ os.write(40, result.stdout)
 @needs("root", "cgroup:memory")
 def test_a_stopped_launcher_is_an_error_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sandbox._session.GONE_S", 0.5)
+    monkeypatch.setattr("sandbox._beginning.GONE_S", 0.5)
     sandbox.shut_down()
     container = Container().create()
     launcher = int(Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -13,7 +13,7 @@ import pytest
 
 import sandbox
 from sandbox import PIPE, Bind, Container, CopyProgress, LimitError, SetupError, Tmpfs, UsageError
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 WHEN = 1_234_567_890_123_456_789
@@ -26,7 +26,7 @@ def box() -> Iterator[Container]:
 
 
 def sh(c: Container, script: str) -> bytes:
-    result = c.exec(["sh", "-c", script], timeout=60)
+    result = c.exec(["sh", "-c", script], timeout=patience(60))
     assert result.ok, result
     out: bytes = result.stdout
     return out

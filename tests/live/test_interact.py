@@ -18,7 +18,7 @@ import pytest
 import sandbox
 from sandbox import Chunk, Container, Interaction, Party, ProgramNotFoundError, Status, UsageError, Verdict, aio
 from sandbox._interact import CHUNK_COST, judge
-from tests.support import needs, patience
+from tests.support import import_path, needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 ROOT = Path(__file__).parents[2]
@@ -265,7 +265,11 @@ def test_in_asyncio_many_games_go_on_at_once_and_a_cancelled_one_ends(how: dict[
 
 
 def test_the_example_runs() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "examples" / "interactive.py")], capture_output=True, text=True, timeout=patience(60), check=False)
+    before, limit, after = (ROOT / "examples" / "interactive.py").read_text(encoding="utf-8").partition("timeout=1.0")
+    assert limit
+    command = [sys.executable, "-c", f"{before}timeout={patience(1.0)}{after}"]
+    env = {**os.environ, "PYTHONPATH": import_path()}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=patience(60), check=False)
     assert done.returncode == 0, done.stderr
     assert "halving        accepted" in done.stdout
     assert "counting       rejected" in done.stdout
