@@ -47,6 +47,16 @@ def test_all_is_well_when_nothing_failed_and_each_test_ran_somewhere(tmp_path: P
     assert capsys.readouterr().out.count("None.") == 2
 
 
+def test_a_function_that_ran_with_one_of_its_parameters_has_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, all_of_them = tmp_path / "one.jsonl", tmp_path / "all.jsonl"
+    write(one, ("tests/live/a.py::one[1]", "passed", ""))
+    write(all_of_them, *((f"tests/live/a.py::{name}", "passed", "") for name in ("one[1]", "one[2]", "two[1]", "two[2]")))
+    assert results.main([str(one), str(all_of_them)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| one | 1 / 0 / 0 (1 not run) | not run | not run |" in lines
+    assert "| all | 4 / 0 / 0 | not run | not run |" in lines
+
+
 def test_the_table_of_the_round_before_is_kept_and_that_of_two_before_is_not(tmp_path: Path, hosts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     before = tmp_path / "tests.md"
     write(tmp_path / "old.jsonl", ("tests/live/a.py::one", "passed", ""))

@@ -10,7 +10,7 @@ import collections
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypedDict
 
@@ -18,7 +18,7 @@ HEAD: Final = """# Which tests pass on which host
 
 Made by `tests/vm/suite`, which runs the live and escape tests, and the faults, on each of these hosts. Not edited by hand.
 
-Each cell: passed / failed / skipped, and how many were not run there though another host did. A host is this machine (hybrid control groups) or a kernel of Debian's in an emulated machine, with all controllers
+Each cell: passed / failed / skipped, each set of parameters counted (an emulated machine may have been asked for the first one only); and how many test functions were not run there at all, though another host did. A host is this machine (hybrid control groups) or a kernel of Debian's in an emulated machine, with all controllers
 on cgroup v2: as root; as uid 1000 with a delegated control group; as uid 1000 without; as uid 1000 in a session that systemd made.
 
 A host may have been asked in parts, at different times: what failed and has been repaired since stands here as failed until it runs there again.
@@ -81,8 +81,13 @@ def _cell(host: Host, directory: str, known: set[str]) -> str:
     counted = collections.Counter(line["outcome"] for test, line in host.items() if test.startswith(f"{directory}/"))
     if not counted:
         return "not run"
-    left = sum(test.startswith(f"{directory}/") for test in known) - counted.total()
+    left = len(_functions(known, directory) - _functions(host, directory))
     return " / ".join(str(counted[outcome]) for outcome in OUTCOMES) + (f" ({left} not run)" if left else "")
+
+
+def _functions(tests: Iterable[str], directory: str) -> set[str]:
+    """The names without parameters."""
+    return {test.partition("[")[0] for test in tests if test.startswith(f"{directory}/")}
 
 
 def _reasons(hosts: Hosts) -> Iterator[str]:
