@@ -265,13 +265,13 @@ class Keeper:
 
     def _ended(self, program: Program, result: Result | None, error: SandboxError | None) -> None:
         """The program has ended: so does everything else in the container, which stays."""
-        program.drain(self._log)
+        with self.lock, contextlib.suppress(SandboxError, OSError):
+            if self.state.status == "paused":
+                self.container.resume()
+            self.container.kill()  # before the rest of the output is taken: who stays behind might write for ever
+        program.drain(self._log, LAST_WORDS_S)
         self._notify()
         with self.lock:
-            with contextlib.suppress(SandboxError, OSError):
-                if self.state.status == "paused":
-                    self.container.resume()
-                self.container.kill()
             self.program = None
             words: dict[str, Any] = {"status": "exited", "result": None if result is None else result_of(result)}
             if error is not None:

@@ -18,7 +18,8 @@ from sandbox.keep._launch import Wishes, launch
 from sandbox.keep._log import LEAST, LogReader, Record, tail
 from sandbox.keep._record import SHORT_ID, Config, State, to_name, to_result
 from sandbox.keep._store import ContainerStore, Place
-from sandbox.keep._wire import MAX_MESSAGE, decode, encode, request, to_error
+from sandbox.keep._waiting import Line, connect, end_keeper
+from sandbox.keep._wire import encode, request, to_error
 
 if TYPE_CHECKING:
     from sandbox import Result
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 STOP_S: Final = 10.0
 LOG_SIZE: Final = 16 << 20
 MOST_LOG: Final = 1 << 40
-_CONNECT_S: Final = 30
-_TIMEVAL: Final = struct.Struct("@ll")
 _TRIES: Final = 20
 _OF_THIS_PROCESS: Final = frozenset(("net", "name", "dns_search", "publish_all"))
 _FIRST: Final = "able bold brave calm clear eager fair fast glad grand keen kind lively merry neat proud quick quiet ready sharp steady swift wise"
@@ -203,14 +202,17 @@ class Kept:
         self._ask("rename", name=to_name(name))
 
     def remove(self, *, force: bool = False) -> None:
-        """Remove it, and all that was written in it. *force*: also when it runs. A dead one is swept away.
+        """Remove it, and all that was written in it. *force*: also when it runs, and when its keeper does not answer: that is killed.
 
-        Raises: UsageError: it runs.
+        A dead one is swept away. Raises: UsageError: it runs; BrokenError: its keeper does not answer.
         """
         try:
             self._ask("remove", force=bool(force))
         except BrokenError:
             with contextlib.suppress(ContainerNotFoundError), self._place() as place:
+                if place.is_kept and not force:
+                    raise
+                end_keeper(place)
                 self._store.discard(place, is_keeper=False)
 
     # ---- Programs ----
@@ -258,12 +260,13 @@ class Kept:
         client = self._connect()
         try:
             socket.send_fds(client, [encode(wanted)], fds, socket.MSG_NOSIGNAL)
-            answer, got = _receive(client, 1)
+            line = self._line(client)
+            answer, got = line.receive(1)
             _answer_of(answer)
         except BaseException:
             client.close()
             raise
-        return Execution(client, got[0] if got else None)
+        return Execution(client, line, got[0] if got else None)
 
     # ---- Its output and its files ----
 
@@ -292,15 +295,21 @@ class Kept:
         if not follow:
             yield 0
             return
-        turn = 0
-        with contextlib.suppress(BrokenError), self._connect() as client:  # a dead one writes no more
-            client.send(encode(request("follow")))
-            while (message := _receive(client, 0)[0]) is not None and "log" in message:
-                yield turn
-                turn += 1
-            if message is not None:
-                _answer_of(message)
+        turn, silence = 0, None
+        try:
+            with self._connect() as client:
+                client.send(encode(request("follow")))
+                line = self._line(client)
+                while (message := line.receive()[0]) is not None and "log" in message:
+                    yield turn
+                    turn += 1
+                if message is not None:
+                    _answer_of(message)
+        except BrokenError as error:
+            silence = error
         yield turn
+        if silence is not None and self.status != "dead":  # a dead one writes no more
+            raise silence
 
     def copy_in(self, source: str, target: str) -> None:
         """Copy a file or directory of the host into it; see `Container.copy_in`."""
@@ -340,18 +349,10 @@ class Kept:
 
     def _connect(self) -> socket.socket:
         with self._place() as place:
-            client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            try:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(_CONNECT_S, 0))
-                client.connect(place.address)
-            except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
-                client.close()
-                why = "does not answer" if isinstance(error, BlockingIOError) else "has ended"
-                raise BrokenError(f"container {self.id[:SHORT_ID]}: its keeper {why}; remove the container") from None
-            except BaseException:
-                client.close()
-                raise
-        return client
+            return connect(place)
+
+    def _line(self, client: socket.socket) -> Line:
+        return Line(client, self._connect, self.id)
 
     def _ask(self, verb: str, *, fds: tuple[int, ...] = (), **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - of VERBS
         raw = encode(request(verb, **fields))
@@ -359,7 +360,8 @@ class Kept:
         with self._connect() as client:
             with contextlib.suppress(BrokenPipeError):  # what it said before can be read
                 socket.send_fds(client, [raw], fds, socket.MSG_NOSIGNAL)
-            while (message := _receive(client, 0)[0]) is not None and "more" in message:
+            line = self._line(client)
+            while (message := line.receive()[0]) is not None and "more" in message:
                 more += message["more"]
         return {**_answer_of(message), **({"more": more} if verb == "diff" else {})}
 
@@ -369,6 +371,7 @@ class Execution:
     """A program that was started in a container, beside its own. Closing it kills the program, unless that is detached; use ``with``."""
 
     _client: socket.socket
+    _line: Line
     terminal: int | None
 
     def fileno(self) -> int:
@@ -391,7 +394,7 @@ class Execution:
 
     def wait(self) -> Result:
         """Wait for its end. Raises: BrokenError: the container has ended."""
-        message, _ = _receive(self._client, 0)
+        message, _ = self._line.receive()
         if message is not None and isinstance(message.get("ended"), dict):
             return to_result(message["ended"])
         _answer_of(message)
@@ -408,14 +411,6 @@ class Execution:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _receive(client: socket.socket, most_fds: int) -> tuple[dict[str, Any] | None, list[int]]:
-    try:
-        raw, fds, _, _ = socket.recv_fds(client, MAX_MESSAGE + 1, most_fds, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError:
-        raw, fds = b"", []
-    return (decode(raw) if raw else None), fds
 
 
 def _answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from attrs import define, field
 
 from sandbox import Container, Process, UnsupportedError
 from sandbox.keep._log import CHUNK, LogWriter
+
+_TIOCGPTPEER: Final = 0x5441  # ioctl_tty(2), Linux 4.13: no path is looked up
 
 
 @define(eq=False)
@@ -35,7 +39,15 @@ class Program:
             if terminal is None:
                 raise AssertionError("a program with tty=True has a terminal")
             os.set_blocking(terminal, False)
-            return cls(process, {terminal: 1})
+            # Its other end stays open here. Otherwise the first moment in which no program has it would be the end of the output for us, and a
+            # terminal without anybody behind it is always "ready": what a program that opens it later writes could be had by asking again and again.
+            try:
+                peer = fcntl.ioctl(terminal, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            except BaseException:
+                process.kill()
+                process.close()
+                raise
+            return cls(process, {terminal: 1}, owned=[peer])
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             ends: list[int] = []
             words: dict[str, Any] = {}
@@ -55,18 +67,17 @@ class Program:
             data = os.read(fd, CHUNK)
         except BlockingIOError:
             return False
-        except OSError:  # EIO: every program has closed the terminal
-            data = b""
         if not data:
             del self.streams[fd]
             return False
         log.write(self.streams[fd], data)
         return True
 
-    def drain(self, log: LogWriter) -> None:
-        """Take the rest; nobody writes any more."""
+    def drain(self, log: LogWriter, limit: float) -> None:
+        """Take the rest; those who wrote are being killed, which takes no longer than *limit* seconds."""
+        deadline = time.monotonic() + limit
         for fd in tuple(self.streams):
-            while self.move(fd, log):
+            while self.move(fd, log) and time.monotonic() < deadline:
                 pass
 
     def close(self) -> None:

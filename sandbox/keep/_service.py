@@ -132,6 +132,10 @@ def _kill(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[i
     return {}
 
 
+def _ping(_keeper: Keeper, _client: socket.socket, _request: Request, _fds: list[int]) -> Answer:
+    return {}
+
+
 def _pause(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
     keeper.pause(is_paused=request.verb == "pause")
     return {}
@@ -303,6 +307,7 @@ _DOERS: Final[Mapping[str, Doer]] = {
     "follow": _follow,
     "kill": _kill,
     "pause": _pause,
+    "ping": _ping,
     "remove": _remove,
     "rename": _rename,
     "restart": _restart,

@@ -55,6 +55,7 @@ VERBS: Final[Mapping[str, Mapping[str, Kind]]] = {
     "connect": {"network": str, "address": str, "mac": str, "aliases": _TEXTS},
     "disconnect": {"network": str},
     "stats": {},
+    "ping": {},
 }
 FDS: Final = {"export": 1}  # beside those of exec
 

@@ -206,6 +206,13 @@ def test_a_terminal_is_the_log() -> None:
     assert kept.logs() == b"yes\r\n"
 
 
+def test_a_terminal_that_all_have_closed_for_a_moment_goes_on_to_be_the_log() -> None:
+    script = "exec 3<&0; t=$(readlink /proc/self/fd/0); echo one; exec </dev/null >/dev/null 2>&1 3<&-; sleep 0.2; echo two >$t; exec sleep 0.1 >$t"
+    kept = keep.start(["sh", "-c", script], name="web", tty=True)
+    kept.wait()
+    assert kept.logs() == b"one\r\ntwo\r\n"
+
+
 def test_deadlines_are_those_of_a_run(cli: Cli) -> None:
     kept = keep.start(["sleep", "1000"], name="web", timeout=0.1)
     assert kept.wait().status is Status.TIMEOUT

@@ -107,3 +107,36 @@ def test_who_starts_one_has_no_child_of_it() -> None:
     kept = sleeper("web")
     assert is_alive(kept.config.keeper)
     assert kept.config.keeper not in descendants(os.getpid())
+
+
+def test_nothing_hangs_on_a_keeper_that_is_stopped_and_force_removes_it(
+    cli: Cli, store: ContainerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandbox.keep._waiting.FIRST_LOOK_S", 0.2)
+    kept = sleeper("web")
+    keeper, program = kept.config.keeper, kept.state.init
+    os.killpg(keeper, signal.SIGSTOP)  # its launcher, which is the janitor, too
+    began = time.monotonic()
+    for words in (["stop", "web"], ["rm", "web"], ["logs", "-f", "web"]):
+        assert "kill -CONT" in cli(*words, code=1)
+    assert "kill -CONT" in cli("exec", "web", "true", code=125)
+    assert "web" in cli("ps")
+    assert cli("rm", "-f", "web") == "web\n"
+    assert time.monotonic() - began < patience(15)
+    await_end_of(keeper)
+    await_end_of(program)
+    assert os.listdir(store.path) == []
+
+
+def test_a_keeper_that_goes_on_answers_who_has_waited(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was asked whether it lives, while a program ran for longer than anybody waits without looking."""
+    monkeypatch.setattr("sandbox.keep._waiting.FIRST_LOOK_S", 0.01)
+    kept = sleeper("web")
+    assert kept.exec(["sleep", "0.5"]).ok
+    assert cli("stop", "-t", "0", "web") == "web\n"
+
+
+def test_one_that_stays_behind_and_writes_without_end_keeps_no_keeper(cli: Cli) -> None:
+    kept = keep.start(["sh", "-c", "yes & sleep 0.2"], name="loud", log_size=1 << 19)
+    assert kept.wait().ok
+    assert cli("rm", "loud") == "loud\n"
