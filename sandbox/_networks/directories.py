@@ -97,9 +97,13 @@ def locked(directory: int) -> Generator[None]:
 def open_store(path: str, *, make: bool) -> int:
     """Open the directory of a store. Raises: FileNotFoundError; UsageError: others can look into it."""
     if make:
-        os.makedirs(os.path.dirname(path) or "/", mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
+        try:
+            os.makedirs(os.path.dirname(path) or "/", mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+        except PermissionError as error:
+            words = f"network store: {path}: {error.strerror}; log in so that there is an XDG_RUNTIME_DIR, or set SANDBOX_NETWORKS"
+            raise UsageError(words) from error
     store = os.open(path, _DIRECTORY)
     status = os.fstat(store)
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:

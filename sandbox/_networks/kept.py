@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define, field
 
 from sandbox._networks.directories import Directory, is_alive, pid_namespace
+from sandbox._networks.kept_by_users import check as check_users
+from sandbox._networks.kept_by_users import enter as enter_by_user
 from sandbox._networks.kept_names import SOCKETS, KeptNames
 from sandbox._networks.kept_outside import carry_loopback, lead_on
 from sandbox._networks.kept_shaping import KeptShaping
@@ -70,9 +72,7 @@ class KeptLive(Live):
     def open(cls, network: KeptNetwork, spec: NetworkSpec, stack: ExitStack) -> KeptLive:
         """Have a helper in the switch; *stack* takes it back. Raises: NetworkNotFoundError, UnsupportedError, SetupError."""
         info, directory = network.info, network.directory
-        with directory.namespace() as namespace:
-            switch = Switch(namespace)
-        stack.callback(switch.close)
+        switch = enter_by_user(info, spec, directory, stack) if info.users else _enter(directory, stack)
         first, *others = switch.sockets((socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE), *SOCKETS)
         requests = Requests(first)
         stack.callback(requests.close)
@@ -142,6 +142,13 @@ class KeptLive(Live):
             self.guard.close()
             self.shaping.close()
         stack.close()
+
+
+def _enter(directory: Directory, stack: ExitStack) -> Switch:
+    with directory.namespace() as namespace:
+        switch = Switch(namespace)
+    stack.callback(switch.close)
+    return switch
 
 
 def _lease_of(place: Place, start: int) -> Lease:
@@ -247,7 +254,10 @@ class KeptNetwork(Network):
         if join.shape is not None:
             queues_of(join.shape, mtu=self.info.mtu)
         self.directory.check()
-        self.directory.check_pinned()
+        if self.info.users:
+            check_users(self.info)
+        else:
+            self.directory.check_pinned()
         state = self.directory.state()
         addresses, addresses6 = addresses_of(self.info, state)
         check_place(join, self.name, addresses, addresses6)

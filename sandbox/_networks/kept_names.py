@@ -72,8 +72,8 @@ _TABLE: Final = Table("ip", "names")
 _SERVERS: Final = Set(_TABLE, "servers", (IPV4, PROTOCOL), data=(IPV4, PORT))  # who asks, and how: who answers
 
 
-def make(directory: Directory, info: NetworkInfo, switch: Switch) -> None:
-    """Begin the roster of a network on its way, and have its switch lead questions. Raises: UnsupportedError (no nf_tables), SetupError."""
+def lead(info: NetworkInfo, switch: Switch) -> None:
+    """Have a new switch lead questions. Raises: UnsupportedError (no nf_tables), SetupError."""
     chain = Chain(_TABLE, "questions", hook="prerouting", type="nat", priority=_DESTINATION)
     work = Transaction().add(_TABLE).add(_SERVERS).add(chain)
     for to_port in (udp_dport, tcp_dport):
@@ -86,6 +86,10 @@ def make(directory: Directory, info: NetworkInfo, switch: Switch) -> None:
         work.add(rule(inward, [l4proto(protocol), reject(code="port-unreachable")]))
     with switch.filters() as kernel:
         kernel.commit(work)
+
+
+def make(directory: Directory, info: NetworkInfo) -> None:
+    """Begin the roster of a network on its way."""
     writer = SharedWriter(os.open(NAMES, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=directory.fd), list)
     try:
         # A question is a message to whoever answers for its name: with an allow-list, none goes out.

@@ -35,6 +35,7 @@ from sandbox import _host
 from sandbox._networks import directories, kept_names
 from sandbox._networks.directories import Directory, default_store, not_found
 from sandbox._networks.kept import endpoint_of, known
+from sandbox._networks.kept_by_users import user_namespace
 from sandbox._networks.kept_outside import described, take_away
 from sandbox._networks.live import Live
 from sandbox._networks.places import Endpoint
@@ -170,8 +171,10 @@ class NetworkStore:
                 info = _info_of(spec, live)
                 directory.write_document(encode_info(info))
                 directory.write_state(State(FIRST_PORT))
-                kept_names.make(directory, info, live.switch)
-                directory.pin(live.switch.fileno())
+                kept_names.make(directory, info)
+                if not info.users:  # else it is made again by whoever is the first in it
+                    kept_names.lead(info, live.switch)
+                    directory.pin(live.switch.fileno())
                 os.rename(directory.name, spec.name, src_dir_fd=store, dst_dir_fd=store)
             except BaseException:
                 directories.clear(store, self.path, directory.name)
@@ -271,11 +274,11 @@ def _to_file_name(name: str) -> str:
 
 def _check(spec: NetworkSpec) -> None:
     """Refuse what cannot be done, before anything is touched."""
-    if not _host.host().privileged:
+    if not _host.host().privileged and not spec.internal:
         raise UnsupportedError(
-            "networks that are kept are mounts in the host's tree, which only root makes",
-            feature="CAP_SYS_ADMIN",
-            remedy="run as root, or use a Network of this process, which ordinary users have too",
+            "networks that are kept reach outside as root only",
+            feature="uplink",
+            remedy="give internal=True, or run as root; or use a Network of this process, which reaches outside for ordinary users too",
         )
     if spec.ipv6 and not spec.internal:
         raise UnsupportedError(
@@ -311,4 +314,5 @@ def _info_of(spec: NetworkSpec, live: Live) -> NetworkInfo:
         shape=spec.shape,
         boot=directories.boot_id(),
         pids=directories.pid_namespace(),
+        users=0 if _host.host().privileged else user_namespace(),
     )

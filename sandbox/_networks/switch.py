@@ -171,15 +171,25 @@ def _visit(inside: Inside, ops: tuple[plan.Op, ...]) -> None:
         start_helper(planned, wire.CREATE_DIRECT).close()
 
 
+def _beside(kept: Fd) -> Session:
+    """A helper in a namespace that somebody else keeps; an ordinary user's is root of the user namespace that it belongs to."""
+    fds, joins = {"kept": kept.fileno()}, (("kept", CLONE_NEWNET),)
+    if _host.host().privileged:
+        return _started(plan.Plan(clone_flags=CLONE_NEWPID, joins=joins, fds=fds))
+    with Fd(ioctl(kept.fileno(), NS_GET_USERNS)) as owner:
+        joined = (("user", CLONE_NEWUSER), *joins)
+        return _started(plan.Plan(clone_flags=CLONE_NEWPID, joins=joined, fds={"user": owner.fileno(), **fds}))
+
+
 class Switch:
     """The namespace and its helper. Belongs to the process that made it. *kept*: a namespace that somebody keeps, to have a helper in that one."""
 
     def __init__(self, kept: Fd | None = None) -> None:
         if kept is None:
             made = helper_of((plan.Unshare(CLONE_NEWNET), plan.LoopbackUp(), _NO_IPV6, *_NO_DETOURS, _ALL_REFUSALS, *_PLAIN))
-        else:  # root's alone: nobody else can keep one
-            made = plan.Plan(clone_flags=CLONE_NEWPID, joins=(("kept", CLONE_NEWNET),), fds={"kept": kept.fileno()})
-        self._session = _started(made)
+            self._session = _started(made)
+        else:
+            self._session = _beside(kept)
         self.is_ordinary = not _host.host().privileged
         try:
             self._namespace = namespace_of(self._session)

@@ -48,6 +48,7 @@ class NetworkInfo:
     shape: Shape | None = None
     boot: str = field(default="", repr=False)  # of which it is: the namespace ends with it
     pids: int = field(default=0, repr=False)  # the pid namespace (its inode number) that leases speak of
+    users: int = field(default=0, repr=False)  # an ordinary user's: the user namespace of who may use it; 0: root's
 
     def has_label(self, wanted: str) -> bool:
         """Whether it has the label ``NAME``, or ``NAME=VALUE``."""
@@ -208,7 +209,7 @@ def encode_info(info: NetworkInfo) -> bytes:
 
 def decode_info(raw: bytes) -> NetworkInfo:
     """Read a document. Raises: ValueError: it is none."""
-    document = _document(raw)
+    document = {"users": 0, **_document(raw)}  # versions before this one had root's only
     labels = cast("dict[object, object]", _field(document, "labels", dict))
     if not all(isinstance(word, str) for pair in labels.items() for word in pair):
         raise ValueError("a label is no text")
@@ -253,6 +254,7 @@ _INFO: Final[Mapping[str, type]] = {
     "gateway6": str,
     "boot": str,
     "pids": int,
+    "users": int,
 }
 _LEASE: Final[Mapping[str, type]] = {
     "port": int,
