@@ -22,7 +22,7 @@ from typing import Any, Final
 from attrs import define
 
 from sandbox import BrokenError
-from sandbox.keep._store import Place
+from sandbox.keep._store import LOCK, Place
 from sandbox.keep._wire import MAX_MESSAGE, decode, encode, request
 
 CONNECT_S: Final = 10
@@ -139,8 +139,20 @@ def _pid_of_keeper(place: Place) -> int:
     try:
         with connect(place) as client:
             return keeper_of(client)
-    except BrokenError:  # it takes no more connections; what is written down is its own number for itself
-        return place.config().keeper
+    except BrokenError:  # it takes no more connections
+        return _who_has_the_lock(place)
+
+
+def _who_has_the_lock(place: Place) -> int:
+    """The keeper by what is written down, which is its own number for itself: where it is in another pid namespace, an innocent one's (then 0)."""
+    pid = place.config().keeper
+    with contextlib.suppress(OSError):
+        lock = os.stat(LOCK, dir_fd=place.fd, follow_symlinks=False)
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), lock):
+                    return pid
+    return 0
 
 
 def _silent(ident: str, pid: int | None) -> BrokenError:

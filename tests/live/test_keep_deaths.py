@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+from attrs import evolve
 
 from sandbox import BrokenError, NameInUseError, keep
 from sandbox.keep import ContainerStore
@@ -140,3 +141,24 @@ def test_one_that_stays_behind_and_writes_without_end_keeps_no_keeper(cli: Cli) 
     kept = keep.start(["sh", "-c", "yes & sleep 0.2"], name="loud", log_size=1 << 19)
     assert kept.wait().ok
     assert cli("rm", "loud") == "loud\n"
+
+
+def test_who_has_the_number_of_a_keeper_elsewhere_is_not_killed_for_it(store: ContainerStore) -> None:
+    """A keeper of another pid namespace that takes no connections: its number, as it is written down, is somebody else's here."""
+    kept = sleeper("web")
+    config = kept.config
+    innocent = subprocess.Popen(["sleep", "60"])
+    try:
+        os.rename(f"{store.path}/{kept.id}/socket", f"{store.path}/{kept.id}/elsewhere")
+        with store.open(kept.id) as place:
+            place.write(evolve(config, keeper=innocent.pid))
+            with pytest.raises(BrokenError, match="pid namespace"):
+                kept.remove(force=True)
+            assert innocent.poll() is None
+            place.write(config)
+        kept.remove(force=True)
+        await_end_of(config.keeper)
+    finally:
+        innocent.kill()
+        innocent.wait()
+    assert os.listdir(store.path) == []
