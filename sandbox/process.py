@@ -25,7 +25,7 @@ from sandbox._launch.driver import close_all
 from sandbox._pump import GRACE_S, LATE, Streams
 from sandbox._result import Result, Status, make_result
 from sandbox._run import Spec, Text, start_error
-from sandbox._streams import Communication
+from sandbox._streams import Communication, open_terminal
 from sandbox._types import DEVNULL, PIPE, STDOUT, Size, to_count, to_signal, to_size
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
@@ -75,8 +75,6 @@ class Process:
             self._duplex, files = _duplex.open_files(fds, self._limits())
         else:
             modes = ("wb", "rb", "rb")
-            from sandbox._streams import open_terminal
-
             output = open if self.terminal is None else open_terminal
             openers = zip(fds, modes, (open, output, open), strict=True)
             files = [None if fd is None else opener(fd, mode) for fd, mode, opener in openers]

@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Generator
 from ipaddress import IPv4Network
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from attrs import frozen
 
@@ -25,7 +25,7 @@ from sandbox._sys.constants import CLONE_NEWPID
 from sandbox._sys.fds import Fd
 from sandbox._sys.procfs import parse_stat, read_text
 from sandbox.errors import NetworkNotFoundError, UnsupportedError, UsageError
-from sandbox.net.kept import MAX_DOCUMENT, MAX_STATE, Lease, NetworkInfo, State, decode_info, decode_state, encode_state
+from sandbox.net.kept import MAX_DOCUMENT, MAX_STATE, NetworkInfo, State, decode_info, decode_state, encode_state
 
 NEW: Final = ".new-"
 GONE: Final = ".gone-"
@@ -101,7 +101,7 @@ def open_store(path: str, *, make: bool) -> int:
             os.makedirs(os.path.dirname(path) or "/", mode=0o700, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
-        except PermissionError as error:
+        except OSError as error:  # most often: the directory above is another user's, or read-only
             words = f"network store: {path}: {error.strerror}; log in so that there is an XDG_RUNTIME_DIR, or set SANDBOX_NETWORKS"
             raise UsageError(words) from error
     store = os.open(path, _DIRECTORY)
@@ -257,13 +257,22 @@ def _is_of_another_boot(store: int, path: str, name: str) -> bool:
         return False
 
 
-def is_alive(lease: Lease) -> bool:
-    """Whether the init that holds it lives; a zombie has let go of its namespaces."""
+class Known(Protocol):
+    """A process by its pid and its start, so that nobody who has the pid later is taken for it."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+
+
+def is_alive(process: Known) -> bool:
+    """Whether it lives; a zombie has let go of its namespaces and descriptors."""
     try:
-        found = parse_stat(read_text(f"/proc/{lease.pid}/stat"))
+        found = parse_stat(read_text(f"/proc/{process.pid}/stat"))
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return found.start_time == lease.start and found.state not in "ZX"
+    return found.start_time == process.start and found.state not in "ZX"
 
 
 def boot_id() -> str:

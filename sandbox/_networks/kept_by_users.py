@@ -20,10 +20,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sandbox._networks import kept_names
+from sandbox._networks.directories import is_alive
 from sandbox._networks.live import Live
 from sandbox._networks.switch import Switch
 from sandbox._sys.fds import Fd
-from sandbox._sys.procfs import parse_stat, read_start_time, read_text
+from sandbox._sys.procfs import read_start_time
 from sandbox.errors import NetworkNotFoundError, UnsupportedError, UsageError
 from sandbox.net.spec import Subnets
 
@@ -80,7 +81,7 @@ def enter(info: NetworkInfo, spec: NetworkSpec, directory: Directory, stack: Exi
         mine = Holder(os.getpid(), read_start_time(os.getpid()), switch.fileno(), os.fstat(switch.fileno()).st_ino)
         # Before it is closed: whoever comes then makes another one, and nobody is in this one any more.
         stack.callback(_withdraw, directory, mine)
-        _write(directory, [*filter(_is_alive, holders), mine])
+        _write(directory, [*filter(is_alive, holders), mine])
     return switch
 
 
@@ -92,7 +93,7 @@ def _withdraw(directory: Directory, mine: Holder) -> None:
 def _open_any(info: NetworkInfo, holders: list[Holder]) -> Fd | None:
     """The namespace, by whoever has it; None: nobody has. The caller has the lock. Raises: UnsupportedError."""
     closed: list[int] = []
-    for holder in filter(_is_alive, holders):
+    for holder in filter(is_alive, holders):
         try:
             found = Fd(os.open(f"/proc/{holder.pid}/fd/{holder.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY))
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
@@ -111,14 +112,6 @@ def _open_any(info: NetworkInfo, holders: list[Holder]) -> Fd | None:
             remedy="have that process start as this user (by execve, which makes it dumpable), or end it",
         )
     return None
-
-
-def _is_alive(holder: Holder) -> bool:
-    try:
-        found = parse_stat(read_text(f"/proc/{holder.pid}/stat"))
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return found.start_time == holder.start and found.state not in "ZX"
 
 
 def _read(directory: Directory) -> list[Holder]:

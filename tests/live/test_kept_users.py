@@ -103,3 +103,9 @@ def test_the_command_line_keeps_networks_too(store: NetworkStore) -> None:
         assert "here" in run("network", "inspect", "shop")
     run("network", "prune", "-f")
     assert store.names() == []
+
+
+def test_a_store_that_cannot_be_made_says_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="SANDBOX_NETWORKS"):
+        NetworkStore(tmp_path / "file" / "networks").create("shop", internal=True)
