@@ -122,7 +122,10 @@ class Nftables:
         return [_listed(message) for message in self._dump(wire.GETRULE, chain.table.family, asked, f"list rules of {chain.name}")]
 
     def elements(self, where: Set) -> list[bytes]:
-        """The keys of a set's elements, as the kernel has them; of an interval its beginning. Raises: SetupError, UnsupportedError."""
+        """The keys of a set's elements, as the kernel has them; of an interval its beginning. Raises: SetupError, UnsupportedError.
+
+        For a moment after thousands were added the kernel still moves them to a larger table (rhashtable), and a list has not all of them.
+        """
         asked = ((1, text(where.table.name)), (2, text(where.name)))
         found: list[bytes] = []
         for message in self._dump(wire.GETSETELEM, where.table.family, asked, f"list elements of {where.name}"):

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import time
 from ipaddress import ip_network
 from typing import Any
 
@@ -65,7 +66,7 @@ from sandbox.net.nft import (
     vmap,
 )
 from tests.netns import alone, said
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("root", "program:nft", "program:ip"), pytest.mark.usefixtures("no_leftovers")]
 
@@ -210,7 +211,10 @@ def test_ten_thousand_elements_go_in_at_once() -> None:
     many = Set(IP, "many", (IPV4, PORT))
     with Nftables.here() as kernel:
         kernel.commit(Transaction().add(IP).add(many).add_elements(many, [Element((f"10.0.{n >> 8}.{n & 255}", n)) for n in range(10000)]))
-        assert len(set(kernel.elements(many))) == 10000
+        deadline = time.monotonic() + patience(5)
+        while len(found := set(kernel.elements(many))) < 10000 and time.monotonic() < deadline:
+            pass  # the kernel still moves them to a larger table, and says fewer
+        assert len(found) == 10000
 
 
 @alone
