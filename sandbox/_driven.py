@@ -20,7 +20,8 @@ from sandbox._reactor import Reactor
 from sandbox._run import Spec, Text
 from sandbox._runs import Run
 from sandbox._session import Session
-from sandbox._start import Started, Steps
+from sandbox._start import Steps
+from sandbox._started import Started
 from sandbox._types import PIPE, Argument, StrPath, to_bool
 from sandbox._wiring import Wiring, wire_up
 from sandbox.cg import Leaf

@@ -42,7 +42,7 @@ from sandbox.container import Container, keyword_defaults, prepare_run
 from sandbox.errors import UsageError, raise_shortage
 
 if TYPE_CHECKING:
-    from sandbox._start import Started
+    from sandbox._started import Started
     from sandbox.aio import Container as AioContainer
 
 Role = Literal["interactor", "solution"]

@@ -15,7 +15,7 @@ from sandbox._result import Result, make_result
 from sandbox._run import Text, encode, start_error
 from sandbox._session import KILL_RUN
 from sandbox._sinks import SinkFailed, decoded, finish
-from sandbox._start import Started
+from sandbox._started import Started
 from sandbox._wiring import Wiring
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
 

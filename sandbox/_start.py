@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
-import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from attrs import define, evolve, field
+from attrs import evolve
 
-from sandbox import _cleaning, _host, _spares, fs, ns, sec
-from sandbox._arguments import Prepared
+from sandbox import _again, _cleaning, _host, _spares, fs, ns, sec
 from sandbox._cleaning import announce
 from sandbox._clone import cloned, groups_of
 from sandbox._compile import Compiled, Host, compile_plan
@@ -21,32 +18,29 @@ from sandbox._ids import Ids, allot, shape
 from sandbox._imaged.use import removal, use
 from sandbox._launch import driver
 from sandbox._leaves import Leaves
-from sandbox._run import MEMORY_HINT
 from sandbox._session import Session
 from sandbox._spares import Attach, Kind, Spare, spares
 from sandbox._spec import ContainerSpec
+from sandbox._started import Started, make_group
 from sandbox._sys.constants import CLONE_NEWNET
 from sandbox._sys.floor import check_floor
 from sandbox._undo import Undo
 from sandbox._users import Identity, identify, number_of
-from sandbox._wiring import Wiring
 from sandbox.cg import (
     LEAF_ACCOUNTING,
     Blueprint,
     Group,
-    Leaf,
     Limits,
-    Stats,
     check_limits,
     close_owner,
     limits_need_v2,
 )
 from sandbox.cg import blueprint as blueprint_of
-from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
+from sandbox.errors import BrokenError, SetupError, UnsupportedError
 from sandbox.ns.time import check_clocks
 
 if TYPE_CHECKING:
-    from sandbox.cg.series import Sampler
+    pass
 
 _numbers: Final = map("c%010d".__mod__, itertools.count(1))  # names of one length: see groups_of
 _NO_LIMITS: Final = Limits()
@@ -55,193 +49,7 @@ Steps = Generator[Session, None, _T]
 at_shut_down: Final[list[Callable[[], object]]] = []  # what others have that ends with the launcher
 
 
-@define(eq=False)
-class Started:
-    """A running container and what belongs to it, in the order in which it is undone."""
-
-    session: Session
-    spec: ContainerSpec
-    name: str
-    ids: Ids
-    degraded: tuple[str, ...]
-    identity: Identity | None  # of the container's own user, where the files that tell it are known already
-    _starting: _Starting
-    _stack: Undo
-    _group: Group | None = field(alias="group")
-    _leaves: Leaves = field(alias="leaves")
-    _has_successor: bool = False
-    is_paused: bool = False
-    _lock: threading.Lock = field(factory=threading.Lock)
-
-    def close(self) -> None:
-        """Undo everything. A failure does not hide an earlier one. In a forked child only its copies are closed: the rest is the parent's."""
-        if self.session.owner != os.getpid():
-            self._abandon()
-            return
-        try:
-            self._prepare_end()
-            self.session.end(self._left)
-            # Meanwhile the launcher reaps init. (Where init's end takes long, not before: both would take the kernel's locks from one another.)
-            self._leaves.clear(self._group)
-            if self._starting.adopts or self._leaves.has_asked:  # the launcher removes the group, or may be making some in it
-                if self._group is not None and self._starting.adopts:
-                    self._group.close_if_empty()  # there is time for it now
-                has_gone = self.session.close()
-                if self._group is not None and self._starting.adopts and has_gone:
-                    self._group.forget()
-            if self._group is not None and self._group.init_fd is None:
-                self._group.remove_if_idle()
-        finally:  # Ctrl-C, say
-            self._stack.close()
-        self._complete_successors()
-
-    def begin_close(self) -> None:
-        """Kill everything, and do not wait: once `Session.take_end` says so, neither does `close`."""
-        self._prepare_end()
-        self.session.begin_end(self._left)
-
-    def _prepare_end(self) -> None:
-        self._prepare_successor()
-        if self.is_paused:
-            self.resume()  # what is frozen does not die
-
-    @property
-    def _left(self) -> bytes | None:
-        """What tells how much memory is left in its group, if nothing in the container can be in the caller's way after its end (see held.c)."""
-        starting, group = self._starting, self._group
-        if group is None or (group.init_fd is None and not starting.adopts):  # on v1, what the launcher has not made goes before it looks
-            return None
-        if starting.kind is None or starting.compiled is None or not starting.compiled.is_complete:
-            return None
-        return group.memory_file
-
-    @property
-    def memory_file(self) -> bytes | None:
-        """What tells how much memory its programs have; None without a control group."""
-        return None if self._group is None else self._group.memory_file
-
-    def _abandon(self) -> None:
-        self._stack.keep()
-        self.session.abandon()
-        self._leaves.abandon()
-        if self._group is not None:
-            self._group.abandon()
-
-    def _prepare_successor(self) -> None:
-        """Ask for the next container of this kind to be made ahead, once."""
-        if self._has_successor or self._starting.kind is None:
-            return
-        if self.session.launcher is driver.known():  # else it has died, or was shut down
-            self._has_successor = True
-            spares().prepare(self._starting.kind, self._starting.spare)
-
-    def at_end(self, undo: Callable[[], object]) -> None:
-        """Have *undo* called when it has ended."""
-        self._stack.callback(undo)
-
-    def _complete_successors(self) -> None:
-        """Have those made ahead connected to the network, as far as they have got."""
-        kind, attach = self._starting.kind, self._starting.attach
-        if kind is not None and attach is not None and kind.network is not None:
-            spares().complete(kind, attach.prepare)
-
-    def leaf(self, prepared: Prepared, wiring: Wiring) -> Leaf | None:
-        """The run's own control group, where there is a reason for one; closes *wiring* when that fails."""
-        if self.session.owner != os.getpid():
-            wiring.close()
-            driver.check_owner(self.session.owner)
-        if self.is_paused:
-            wiring.close()
-            raise UsageError("the container is paused; resume() it before it can run a program")
-        is_plain = not (prepared.accounted or self._starting.is_limited)
-        if is_plain and self._group is None:
-            return None
-        try:
-            if self._starting.runs_may_need_v2:
-                self._check_v2(prepared.limits)
-            group = self._group or self.group()
-            return self._leaves.common(group) if is_plain and self._starting.clones_into_group else self._leaves.take(group, prepared.limits)
-        except UnsupportedError as error:
-            if self.spec.strict:
-                wiring.close()
-                raise
-            if (line := f"a run's control group: {error}") not in self.degraded:
-                self.degraded = (*self.degraded, line)
-            return None  # init adds the CPU time of processes up, which a program that disowns its children escapes
-        except OSError as error:
-            wiring.close()
-            if not self.session.is_alive:
-                raise BrokenError("the container has ended; start another one") from error
-            if isinstance(error, SandboxError):
-                raise
-            hint = MEMORY_HINT if error.errno == errno.ENOMEM else ""
-            raise SetupError("make the control group of a run", error.errno or errno.EIO, step="cgroup", hint=hint) from error
-        except BaseException:
-            wiring.close()
-            raise
-
-    def _check_v2(self, limits: Limits | None) -> None:
-        _host.check_groups(limits)
-        if limits is not None and not self._starting.clones_into_group and limits_need_v2(limits):
-            raise UnsupportedError(
-                "that limit is cgroup v2's on this host, and the container's filter does not allow init to put programs into such groups",
-                feature="cgroup:v2",
-                remedy="give the container a limit of the same kind too, in Container(...)",
-            )
-
-    def retire(self, leaf: Leaf) -> None:
-        """Take back the leaf of a run that has ended."""
-        self._leaves.retire(leaf)
-
-    def tidy(self, has_ended: Callable[[], bool]) -> None:
-        """Work that can be done while a program runs."""
-        self._prepare_successor()
-        self._complete_successors()
-        if self._group is not None:
-            self._leaves.tidy(self._group, self.session, has_ended)
-
-    def group(self) -> Group:
-        """The container's control group, made now if it had none."""
-        if self._group is None:
-            with self._lock:
-                if self._group is None:
-                    group = make_group(self.name, self.spec.limits)
-                    self._stack.callback(group.remove)
-                    self._group = group
-        return self._group
-
-    def pause(self) -> None:
-        """Freeze all programs."""
-        group = self._existing_group("pause")
-        self.is_paused = True  # first: what a freeze that fails has frozen has to be thawed as well
-        group.freeze()
-
-    def resume(self) -> None:
-        """Let them go on."""
-        self._existing_group("resume").thaw()
-        self.is_paused = False
-
-    def stats(self) -> Stats:
-        """What all programs used."""
-        return self._existing_group("stats").stats()
-
-    def sampler(self) -> Sampler:
-        """What reads that again and again; the caller closes it."""
-        return self._existing_group("monitor").sampler()
-
-    def _existing_group(self, what: str) -> Group:
-        if self._group is None:  # one that is made now would be without the programs that run already
-            raise UsageError(f"{what}: the container has no control group; give it a limit (memory=, pids= ...)")
-        return self._group
-
-
-def make_group(name: str, limits: Limits) -> Group:
-    """Make a control group; the launcher is told first what to remove if we cannot."""
-    announce()
-    return Group(name, limits, controllers=LEAF_ACCOUNTING).create()
-
-
-class _Starting:
+class Starting:
     """One container on its way: what it needs, what was found ready, and what has to be made."""
 
     def __init__(self, spec: ContainerSpec, net_of: int | ns.Namespace | None, attach: Attach | None) -> None:
@@ -261,6 +69,9 @@ class _Starting:
         self.leaves = Leaves()
         self.blueprint: Blueprint | None = None  # of the groups that the launcher has made
         self.identity: Identity | None = None
+        self._root: int | None = None
+        self._seen: fs.Seen | None = None  # instead of an open root
+        self._has_looked = False  # for a spare
 
     @property
     def adopts(self) -> bool:
@@ -279,6 +90,9 @@ class _Starting:
     def start(self, stack: Undo) -> Steps[tuple[Session, Ids, Group | None]]:
         """Everything, in order; *stack* takes it back."""
         self._check()
+        again = yield from self._by_what_is_known(stack)
+        if again is not None:
+            return again
         spec = self.spec
         # Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible.
         self.clones_into_group = self.host.clone3_exec or (self.is_limited and limits_need_v2(spec.limits))
@@ -297,18 +111,39 @@ class _Starting:
             self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, (self.shape.only, self.shape.count), limited, network)
         self.compiled = compiled
         self._root = fsplan.root
-        started = yield from self._by_spare(compiled, fds, fsplan, stack)
+        ready = spares().take(self.kind) if self.kind is not None and not self._has_looked else None
+        seen = None if ready is None else fsplan.seen(spec.filesystem.root)  # before more is read of it
+        started = yield from self._by_spare(ready, compiled, fds, fsplan, stack)
         if started is None:
             started = yield from self._finish(self._begin(compiled, fds, joined, stack), fsplan, stack)
+        elif seen is not None and self.kind is not None:
+            kind = self.kind._replace(network=None)
+            known = _again.Known(self.host, self.shape, self.is_limited, self.clones_into_group, compiled, kind, self.identity, seen)
+            _again.remember(spec, known)
         fsplan.release(keep_root=self.kind is not None)  # the next one of this kind will be over it
         return started
 
+    def _by_what_is_known(self, stack: Undo) -> Steps[tuple[Session, Ids, Group | None] | None]:
+        """Start it from a spare by what an earlier start found; None where nothing is known, or there is no spare."""
+        known = None if self.net_of is not None else _again.recall(self.spec, self.host, self.shape, is_limited=self.is_limited)
+        if known is None:
+            return None
+        kind = known.kind_in(None if self.attach is None else self.attach.key)
+        ready, self._has_looked = spares().take(kind), True
+        if ready is None:
+            return None
+        self.clones_into_group, self.compiled, self.kind = known.clones_into_group, known.compiled, kind
+        self.identity, self._seen = known.identity, known.seen
+        started = yield from self._by_spare(ready, known.compiled, [], None, stack)
+        if started is None:
+            self._seen = None
+        return started
+
     def _by_spare(
-        self, compiled: Compiled, fds: list[int], fsplan: fs.FsPlan, stack: Undo
+        self, ready: Spare | None, compiled: Compiled, fds: list[int], fsplan: fs.FsPlan | None, stack: Undo
     ) -> Steps[tuple[Session, Ids, Group | None] | None]:
         """Start it from a spare; None when there is none, or when that fails: a new one then does, or says why not."""
-        ready = self.kind and spares().take(self.kind)
-        if not ready:
+        if ready is None:
             return None
         try:
             with Undo() as mine:
@@ -323,7 +158,7 @@ class _Starting:
             return None
 
     def _finish(
-        self, started: tuple[Session, Ids, Group | None], fsplan: fs.FsPlan, stack: Undo
+        self, started: tuple[Session, Ids, Group | None], fsplan: fs.FsPlan | None, stack: Undo
     ) -> Steps[tuple[Session, Ids, Group | None]]:
         """What can be done while init is at work; then wait for it."""
         session, ids, group = started
@@ -338,7 +173,8 @@ class _Starting:
         if group is not None:
             stack.callback(self.leaves.clear, group)
             self.leaves.prepare(group, first) if self.is_limited else self.leaves.common(group)
-        self.identity = identify(self.spec, fsplan, ids)
+        if fsplan is not None:
+            self.identity = identify(self.spec, fsplan, ids)
         if not session.is_ready:
             yield session
         session.await_ready()
@@ -427,7 +263,7 @@ class _Starting:
         if compiled is None or kind is None:
             raise AssertionError("start() comes first")
         name = next(_numbers)
-        with Undo() as stack:
+        with Undo() as mine, Undo() as stack:
             ids = allot(self.shape)
             stack.callback(ids.release)
             group = blueprint = None
@@ -437,7 +273,10 @@ class _Starting:
             elif kind.limits is not None:
                 blueprint = blueprint_of(kind.limits, LEAF_ACCOUNTING, Leaves.FIRST)
             made = None if blueprint is None else groups_of(blueprint, name)
-            session = cloned(compiled, ids, group, [] if self._root is None else [self._root], made=made, ahead=True)
+            root = self._root
+            if self._seen is not None and (root := self._seen.open()) is not None:
+                mine.callback(os.close, root)
+            session = cloned(compiled, ids, group, [] if root is None else [root], made=made, ahead=True)
             stack.keep()
             return Spare(session, ids, name, group, blueprint)
 
@@ -457,7 +296,7 @@ def start_steps(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None
     with Undo() as stack:
         if spec.image is not None:
             stack.callback(use(spec.image))
-        starting = _Starting(spec, net_of, attach)
+        starting = Starting(spec, net_of, attach)
         try:
             session, ids, group = yield from starting.start(stack)
         except SetupError as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sandbox._networks.wishes import Join
     from sandbox._session import Session
     from sandbox._spec import ContainerSpec, Mount
-    from sandbox._start import Started
+    from sandbox._started import Started
     from sandbox._users import Identity
     from sandbox.cg import Stats
     from sandbox.cg.introspect import Introspection

@@ -28,7 +28,7 @@ from sandbox.errors import ClosedError, SetupError, UsageError
 
 if TYPE_CHECKING:
     from sandbox._session import Session
-    from sandbox._start import Started
+    from sandbox._started import Started
     from sandbox.net.counters import NetStats
 
 __all__ = ["Monitor", "Sample"]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sandbox._files.limits import Copying, Progress
     from sandbox._session import Session
     from sandbox._spec import ContainerSpec
-    from sandbox._start import Started
+    from sandbox._started import Started
     from sandbox._users import Identity
 
 MAX_READ: Final = 64 << 20

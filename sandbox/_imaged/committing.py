@@ -22,7 +22,7 @@ from sandbox.image.pack import pack
 from sandbox.image.rootfs import export_layers
 
 if TYPE_CHECKING:
-    from sandbox._start import Started
+    from sandbox._started import Started
 
 _MAX_LAYERS: Final = 498  # as sandbox.fs.Layers takes
 _MAX_TEXT: Final = 4096

@@ -12,7 +12,7 @@ from sandbox.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from sandbox._imaged.differing import Change
     from sandbox._spec import ContainerSpec
-    from sandbox._start import Started
+    from sandbox._started import Started
     from sandbox.container import Container
     from sandbox.image import Healthcheck, Image, Reference, Settings
     from sandbox.image.archives import Target

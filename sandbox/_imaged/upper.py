@@ -20,7 +20,7 @@ from sandbox._sys.constants import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOL
 from sandbox.errors import ProtocolError, UsageError
 
 if TYPE_CHECKING:
-    from sandbox._start import Started
+    from sandbox._started import Started
     from sandbox.image import Image
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sandbox._networks.wishes import Join, Wishes
     from sandbox._spares import Attach
     from sandbox._spec import ContainerSpec
-    from sandbox._start import Started
+    from sandbox._started import Started
     from sandbox._types import Size, StrPath
     from sandbox.net.counters import NetStats
     from sandbox.net.ports import HostPort

@@ -15,7 +15,7 @@ from sandbox.cg.series import Sample, Sampler
 from sandbox.errors import ClosedError, UsageError
 
 if TYPE_CHECKING:
-    from sandbox._start import Started
+    from sandbox._started import Started
     from sandbox.net.counters import NetStats
 
 

@@ -16,6 +16,7 @@ from sandbox.fs._layers import read_file
 from sandbox.fs._names import name_ops, resolv_text, to_address, to_host_name
 from sandbox.fs._open import FsPlan, ops
 from sandbox.fs._resolver import MAX_SERVERS, Resolver, host_resolver
+from sandbox.fs._seen import Seen
 from sandbox.fs._specs import (
     MASKED_PATHS,
     READ_ONLY_PATHS,
@@ -52,6 +53,7 @@ __all__ = [
     "Resolver",
     "Root",
     "Scratch",
+    "Seen",
     "Tmpfs",
     "Volume",
     "VolumeInfo",

@@ -23,7 +23,8 @@ from sandbox.fs._host import HostFiles, host_files, submounts
 from sandbox.fs._layers import highest_with, read_layered, read_regular, remembered
 from sandbox.fs._names import name_ops
 from sandbox.fs._scratch import ScratchDirectory, make_scratch
-from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Layers, Mount, Tmpfs, Volume
+from sandbox.fs._seen import Seen, State, state_of
+from sandbox.fs._specs import Bind, Directory, FilesystemSpec, HostView, Layers, Mount, Root, Tmpfs, Volume
 
 if TYPE_CHECKING:
     from sandbox.fs._volume_use import VolumeUse
@@ -35,7 +36,7 @@ _ROOT_SOURCE: Final = "fs.src.root"
 _ACL_GROUP_OBJ: Final = 4  # <linux/posix_acl.h>
 _IDS: Final = 65536  # of a privileged caller's container
 _MOST_REMEMBERED: Final = 256
-_etcs: dict[tuple[int, ...], tuple[int, int, int] | None] = {}  # what `_look_at_etc` found, by `_state_of`
+_etcs: dict[State, tuple[int, int, int] | None] = {}  # what `_look_at_etc` found, by `state_of`
 
 
 @define(eq=False)
@@ -50,7 +51,7 @@ class FsPlan:
     layers: tuple[str, ...] | None = None  # of a root of `Layers`: their names in its directory
     _scratch: ScratchDirectory | None = field(default=None, alias="scratch")
     _uses: tuple[VolumeUse, ...] = field(default=(), alias="uses")
-    _etc: tuple[int, ...] | None = field(default=None, alias="etc")  # what `_state_of` said of a root's /etc, where it was asked
+    _etc: State | None = field(default=None, alias="etc")  # what `state_of` said of a root's /etc, where it was asked
 
     @property
     def root_host_ops(self) -> tuple[Op, ...]:
@@ -68,9 +69,16 @@ class FsPlan:
         if fd is not None:
             # A name that came to or went from one of the two changes its times: an overlay that knew the old one is not taken.
             if self.layers is not None:  # a layer itself never changes; one that goes, and comes again, leaves the directory with another time
-                return (_state_of(".", fd),)
-            return _state_of(".", fd), _state_of("etc", fd) if self._etc is None else self._etc
-        return tuple(_state_of(path, None) for path in host_files().binds)
+                return (state_of(".", fd),)
+            return state_of(".", fd), state_of("etc", fd) if self._etc is None else self._etc
+        return tuple(state_of(path, None, follow=True) for path in host_files().binds)
+
+    def seen(self, root: Root) -> Seen | None:
+        """What *root*, which this was made of, looked like; None where that could not be told from a later state of it."""
+        if isinstance(root, HostView):
+            return Seen.of_host()
+        fd = self.fds.get(_ROOT_SOURCE)
+        return None if fd is None else Seen.directory(root.path, fd, layered=self.layers is not None)
 
     @property
     def host_ops(self) -> tuple[Op, ...]:
@@ -205,7 +213,7 @@ class _Opener:
     scratch: ScratchDirectory | None = None
     uses: list[VolumeUse] = field(factory=list["VolumeUse"])
     layers: tuple[str, ...] | None = None
-    etc: tuple[int, ...] | None = None
+    etc: State | None = None
 
     def open(self, spec: FilesystemSpec, ids: int, only_id: int | None) -> FsPlan:
         self.layers = spec.root.names if isinstance(spec.root, Layers) else None
@@ -254,7 +262,7 @@ class _Opener:
     def _etc(self, directory: Directory | Layers, fd: int) -> tuple[int, int, int] | None:
         if isinstance(directory, Layers):
             return remembered(_look_at_layered_etc, fd, directory.names)
-        self.etc = state = _state_of("etc", fd)
+        self.etc = state = state_of("etc", fd)
         if state not in _etcs:  # it changes with its mode, its owner, and its access control list
             if len(_etcs) >= _MOST_REMEMBERED:
                 _etcs.clear()
@@ -351,14 +359,6 @@ def _has(directory: int, path: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _state_of(path: str, directory: int | None) -> tuple[int, ...]:
-    try:
-        found = os.stat(path, dir_fd=directory, follow_symlinks=directory is None)
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _look_at_layered_etc(root: int, names: tuple[str, ...]) -> tuple[int, int, int] | None:

@@ -138,7 +138,8 @@ def test_cpu_time_without_a_control_group_is_refused_or_named(monkeypatch: pytes
     def refuse(*_: object, **__: object) -> None:
         raise sandbox.UnsupportedError("no groups here", feature="cgroup", remedy="ask for one")
 
-    monkeypatch.setattr("sandbox._start.make_group", refuse)
+    for module in ("_start", "_started"):
+        monkeypatch.setattr(f"sandbox.{module}.make_group", refuse)
     with Container() as c, pytest.raises(sandbox.UnsupportedError, match="no groups here; ask for one"):
         c.exec(["true"], cpu_time=1.0)
     with Container(strict=False) as c:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
-from sandbox import Container, Tmpfs, _spares
+from sandbox import Container, Tmpfs, _spares, _start, fs
 from sandbox._spares import Kind, Spare, Spares
 from tests.support import needs, patience
 
@@ -143,6 +143,62 @@ def rootfs(directory: Path) -> Path:
 
 
 test_changes_of_the_root_directory_are_seen = needs("program:busybox")(test_changes_of_the_root_directory_are_seen)
+
+
+@needs("root", "program:busybox")
+def test_what_is_known_of_a_root_is_not_opened_again_and_is_looked_at_each_time(
+    watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    really = fs.ops
+
+    def opening(*given: object, **more: object) -> fs.FsPlan:
+        opened.append(given)
+        return really(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_start.fs, "ops", opening)
+    monkeypatch.setattr("sandbox.fs._seen._SETTLED_NS", 0)  # the root is as new as this test
+    root = rootfs(tmp_path)
+    (root / "etc" / "passwd").write_text("me:x:5:6::/:/bin/sh\n")
+    (tmp_path / "link").symlink_to(root)
+
+    def use() -> tuple[bytes, bool]:
+        before = len(opened)
+        with Container(tmp_path / "link", user="me") as c:
+            said = bytes(c.exec(["/bin/busybox", "sh", "-c", "busybox id -u; busybox id -G; busybox cat /data"]).stdout)
+            return said, len(opened) == before
+
+    def use_again() -> tuple[bytes, bool]:
+        settle()
+        return use()
+
+    warm_up(use)
+    use_again()  # the first that finds a spare: it notes what it saw
+    assert use_again() == (b"5\n6\nold", True)
+    assert watch.hits[-1] is True
+    (root / "etc" / "passwd").write_text("me:x:7:6::/:/bin/sh\n")  # in place: the directories' times stay
+    assert use_again() == (b"7\n6\nold", False)
+    (root / "etc" / "group").write_text("them:x:8:me\n")
+    assert use_again()[0] == b"7\n6 8\nold"
+    other = rootfs(tmp_path / "other")
+    (other / "data").write_text("other")
+    (other / "etc" / "passwd").write_text("me:x:9:9::/:/bin/sh\n")
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(other)
+    assert use_again() == (b"9\n9\nother", False)
+
+
+def test_a_directory_that_is_not_known_any_more_has_no_spare_made_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.fs._seen._SETTLED_NS", 0)
+    (tmp_path / "root").mkdir()
+    with fs.ops(fs.FilesystemSpec(root=fs.Directory(tmp_path / "root")), privileged=True) as plan:
+        seen = plan.seen(fs.Directory(tmp_path / "root"))
+    assert seen is not None
+    os.close(seen.open() or -1)
+    (tmp_path / "root").rename(tmp_path / "gone")
+    (tmp_path / "root").mkdir()
+    with pytest.raises(sandbox.UsageError, match="has changed"):
+        seen.open()
 
 
 @needs("root", "program:unshare")
