@@ -28,7 +28,9 @@ _MOST: Final = 64
 
 @frozen(eq=False)
 class Known:
-    """What a start of one spec found. All of it holds for the same *host*, *shape* and *is_limited*, and while `seen` is still so."""
+    """What a start of one spec found, which the host does without anything left out. It holds for the same *host*, *shape* and *is_limited*, and
+    while `seen` is still so.
+    """
 
     host: Host
     shape: Ids

@@ -89,10 +89,10 @@ class Starting:
 
     def start(self, stack: Undo) -> Steps[tuple[Session, Ids, Group | None]]:
         """Everything, in order; *stack* takes it back."""
-        self._check()
         again = yield from self._by_what_is_known(stack)
         if again is not None:
             return again
+        self._check()
         spec = self.spec
         # Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible.
         self.clones_into_group = self.host.clone3_exec or (self.is_limited and limits_need_v2(spec.limits))
@@ -124,7 +124,7 @@ class Starting:
         return started
 
     def _by_what_is_known(self, stack: Undo) -> Steps[tuple[Session, Ids, Group | None] | None]:
-        """Start it from a spare by what an earlier start found; None where nothing is known, or there is no spare."""
+        """Start it from a spare by what an earlier start found (this host does all of it, too); None where nothing is known, or there is no spare."""
         known = None if self.net_of is not None else _again.recall(self.spec, self.host, self.shape, is_limited=self.is_limited)
         if known is None:
             return None
