@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
+from sandbox.cli import health
 from sandbox.errors import UsageError
 
 DESCRIPTION: Final = """\
@@ -88,6 +89,7 @@ def build() -> Parser:
     _add_network(parser)
     _add_streams(parser)
     _add_detached(parser)
+    health.add(parser)
     _add_image(parser)
     _add_files(parser)
     _add_security(parser)

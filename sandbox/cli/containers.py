@@ -20,7 +20,7 @@ from sandbox.cli.relay import write_all
 from sandbox.keep import SHORT_ID, Config, ContainerStore, Kept, Record, State, containers, find, to_result
 
 Carry = Callable[[argparse.Namespace], int]
-_FILTERS: Final = ("exited", "id", "label", "name", "status")
+_FILTERS: Final = ("exited", "health", "id", "label", "name", "status")
 _WIDTH: Final = 20  # of COMMAND, as Docker cuts it
 _COLUMNS: Final = {
     "CONTAINER ID": "ID", "IMAGE": "Image", "COMMAND": "Command", "CREATED": "RunningFor", "STATUS": "Status", "PORTS": "Ports", "NAMES": "Names",
@@ -266,6 +266,7 @@ def _matches(config: Config, state: State, filters: Iterable[tuple[str, str]]) -
         wanted.setdefault(name, []).append(value)
     tests: dict[str, Callable[[str], bool]] = {
         "exited": lambda value: state.status == "exited" and _code(state) == int(value),
+        "health": lambda value: value == _health(state),
         "id": config.id.startswith,
         "name": lambda value: value in config.name,
         "status": lambda value: value == state.status,
@@ -305,11 +306,17 @@ def _ports(state: State) -> str:
 def _status(state: State) -> str:
     match state.status:
         case "running" | "paused":
-            return f"Up {tables.duration(time.time() - state.started)}{' (Paused)' if state.status == 'paused' else ''}"
+            word = _health(state)
+            told = "Paused" if state.status == "paused" else "health: starting" if word == "starting" else "" if word == "none" else word
+            return f"Up {tables.duration(time.time() - state.started)}{f' ({told})' if told else ''}"
         case "exited":
             return f"Exited ({_code(state)}) {tables.duration(time.time() - state.finished)} ago"
         case _:
             return state.status.capitalize()
+
+
+def _health(state: State) -> str:
+    return "none" if state.health is None else str(state.health.get("Status"))
 
 
 def _add_inspect(parser: Parser) -> Carry:
@@ -342,6 +349,7 @@ def inspected(kept: Kept) -> dict[str, Any]:
             "Error": state.error,
             "StartedAt": _time(state.started),
             "FinishedAt": _time(state.finished),
+            **({} if state.health is None else {"Health": state.health}),
             "Result": state.result,
         },
         "Image": config.image,
@@ -356,6 +364,7 @@ def inspected(kept: Kept) -> dict[str, Any]:
             "Env": [f"{name}={value}" for name, value in said.get("env", {}).items()],
             "Cmd": config.command,
             "Labels": config.labels,
+            **({"Healthcheck": said["healthcheck"]} if "healthcheck" in said else {}),
         },
         "HostConfig": {
             "AutoRemove": config.remove,

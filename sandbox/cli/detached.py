@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sandbox import ImageNotFoundError, Result, SandboxError, UnsupportedError, UsageError
-from sandbox.cli import options
+from sandbox.cli import health, options
 from sandbox.cli.arguments import Parser, WrongUseError, parse_words
 from sandbox.cli.outcome import one_line
 from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error, code_of_result
@@ -37,6 +37,7 @@ def run(parsed: Namespace, environ: Mapping[str, str]) -> list[str]:
         "entrypoint": parsed.entrypoint,
         "remove": parsed.rm,
         "tty": parsed.tty,
+        "health": health.wanted(parsed),
     }
     if parsed.log_size is not None:
         wishes["log_size"] = _log_size(parsed.log_size)

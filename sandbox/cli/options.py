@@ -11,7 +11,7 @@ from typing import Any, Final
 from attrs import fields, frozen
 
 from sandbox import Bind, Limits, Rlimits, Security, Tmpfs, UsageError, Volume
-from sandbox.cli import networks
+from sandbox.cli import health, networks
 from sandbox.fs import parse_mount, parse_tmpfs, parse_volume
 
 Mount = Bind | Tmpfs | Volume
@@ -45,6 +45,8 @@ def to_request(parsed: Namespace, environ: Mapping[str, str]) -> Request:
         raise UsageError("--output-limit: not with --tty, where there is no end to what a terminal shows")
     if parsed.label or parsed.log_size is not None:
         raise UsageError("--label and --log-size: only with --detach, of a container that others find")
+    if health.are_given(parsed):
+        raise UsageError("--health-... and --no-healthcheck: only with --detach; nobody looks at what runs in the foreground")
     return Request(
         program=tuple(parsed.program),
         container=container_options(parsed, environ),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sandbox import BrokenError, Container, UsageError
+from sandbox.keep._health import Health, to_check
 from sandbox.keep._keeper import Keeper
 from sandbox.keep._launch import LENGTH, MAX_WISHES, Wishes
 from sandbox.keep._links import with_links
@@ -81,6 +82,7 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
     options = _container_options(wishes)
     made = Container(**options)
     argv = _argv(made, wishes)
+    check = to_check(wishes.health, None if made.image is None else made.image.settings)
     ident = os.urandom(ID_DIGITS // 2).hex()
     config = Config(
         id=ident,
@@ -93,7 +95,7 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
         remove=wishes.remove,
         tty=wishes.tty,
         log_size=wishes.log_size,
-        options=_shown(made, wishes),
+        options={**_shown(made, wishes), **({} if check is None else {"healthcheck": check.document()})},
     )
     store = ContainerStore(wishes.store)
     place, listener = store.make(config, _prepare)
@@ -112,6 +114,7 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
             container = Container(**options)
             strict = bool(options.get("strict", True))
             keeper = Keeper(store, place, config, container, argv, wishes.options, strict, listener, Service(), networks.close)
+            keeper.health = None if check is None else Health(check)
             try:
                 keeper.start()
             except BaseException:

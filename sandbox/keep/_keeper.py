@@ -26,6 +26,7 @@ from typing import Any, Final
 from attrs import define, evolve, field
 
 from sandbox import BrokenError, Container, Result, SandboxError, UsageError
+from sandbox.keep._health import Health, watch
 from sandbox.keep._log import LogWriter
 from sandbox.keep._program import Program
 from sandbox.keep._record import Config, State, result_of
@@ -56,6 +57,7 @@ class Keeper:
     state: State = field(factory=State)
     lock: threading.RLock = field(factory=threading.RLock)
     program: Program | None = None
+    health: Health | None = None
     gone: threading.Event = field(factory=threading.Event)
     _log: LogWriter = field(init=False)
     _wake: int = field(init=False)
@@ -77,8 +79,26 @@ class Keeper:
                 return
             self.container.create()
             self.program = Program.start(self.container, self.argv, self.options, tty=self.config.tty, strict=self.strict)
+            self._begin_checks(self.program)
             self._tell(status="running", started=time.time(), finished=0.0, runs=self.state.runs + 1, error="")
         self.wake()
+
+    def _begin_checks(self, program: Program) -> None:
+        if self.health is None:
+            return
+        health = self.health
+        health.begin()
+
+        def tell(outcome: Mapping[str, Any], since_start: float) -> bool:
+            with self.lock:
+                if self.program is not program:
+                    return False
+                if self.state.status == "running":  # what stood still says nothing
+                    health.add(outcome, since_start=since_start)
+                    self._tell()
+            return True
+
+        watch(self.container, health, program.watch(), tell)
 
     def stop(self, timeout: float) -> None:
         """End the program as its image wants it, and wait until the state says so."""
@@ -174,6 +194,8 @@ class Keeper:
         with contextlib.suppress(SandboxError):
             if self.container.is_running:
                 changes |= {"init": self.container.pid, "networks": networks_of(self.container), "ports": ports_of(self.container)}
+        if self.health is not None:
+            changes["health"] = self.health.document()
         self.state = evolve(self.state, **changes)
         with contextlib.suppress(OSError):  # no room: the next change is written down again
             self.place.write(self.state)
@@ -273,6 +295,8 @@ class Keeper:
         self._notify()
         with self.lock:
             self.program = None
+            if self.health is not None:
+                self.health.status = "unhealthy"  # what does not run is not well, says Docker
             words: dict[str, Any] = {"status": "exited", "result": None if result is None else result_of(result)}
             if error is not None:
                 words = {"status": "dead", "error": str(error)}

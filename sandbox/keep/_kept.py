@@ -23,6 +23,7 @@ from sandbox.keep._wire import encode, request, to_error
 
 if TYPE_CHECKING:
     from sandbox import Result
+    from sandbox.image import Healthcheck
 
 STOP_S: Final = 10.0
 LOG_SIZE: Final = 16 << 20
@@ -48,6 +49,7 @@ def start(
     tty: bool = False,
     entrypoint: str | None = None,
     log_size: int = LOG_SIZE,
+    health: Healthcheck | None = None,
     timeout: float | None = None,
     cpu_time: float | None = None,
     **options: Any,  # noqa: ANN401 - Container's
@@ -57,6 +59,7 @@ def start(
     argv: the program; None: what the image says. name: None: one is made up. remove: the container, at the end of its program.
     network: ``"host"``, or names of kept networks, as of ``sandbox run --network``. ports, dns, extra_hosts: of `Container`.
     links: aliases, and the names of the containers that they mean.
+    health: a check, in place of the image's HEALTHCHECK; without a test, only what it says of times is; ``Healthcheck(("NONE",))`` is none.
     tty: the program has a terminal, whose output is the log. log_size: bytes of the log; the oldest go first. timeout, cpu_time: of the program.
     options: the others of `Container`: values that another process can be given.
 
@@ -76,7 +79,7 @@ def start(
     found, _ = start_wishes(
         name,
         program=program, container={"image": image, **options}, options={"timeout": timeout, "cpu_time": cpu_time}, network=words,
-        labels=dict(labels or {}), entrypoint=entrypoint, remove=remove, tty=tty, log_size=log_size,
+        labels=dict(labels or {}), entrypoint=entrypoint, remove=remove, tty=tty, log_size=log_size, health=health,
     )
     return found
 

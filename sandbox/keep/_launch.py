@@ -21,13 +21,16 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
 import sandbox
 from sandbox import BrokenError, UnsupportedError, UsageError
 from sandbox.keep._wire import decode, to_error
+
+if TYPE_CHECKING:
+    from sandbox.image import Healthcheck
 
 LENGTH: Final = struct.Struct("<I")
 MAX_WISHES: Final = 16 << 20
@@ -57,6 +60,7 @@ class Wishes:
     remove: bool = False
     tty: bool = False
     log_size: int = 16 << 20
+    health: Healthcheck | None = None  # None: what the image says
 
 
 def launch(wishes: Wishes) -> tuple[str, tuple[str, ...]]:

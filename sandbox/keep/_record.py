@@ -18,7 +18,7 @@ from sandbox import UsageError
 if TYPE_CHECKING:
     from sandbox import Result
 
-VERSION: Final = 1
+VERSION: Final = 2
 MAX_DOCUMENT: Final = 1 << 20
 ID_DIGITS: Final = 64
 SHORT_ID: Final = 12  # digits that are shown, as Docker does
@@ -70,6 +70,7 @@ class State:
     result: dict[str, Any] | None = None
     networks: dict[str, Any] = field(factory=dict[str, Any])
     ports: dict[str, Any] = field(factory=dict[str, Any])
+    health: dict[str, Any] | None = None  # by Docker's names; None: nothing is checked
 
     @property
     def is_up(self) -> bool:
