@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sandbox.image import Healthcheck
 
 _OPTIONS: Final = ("health_cmd", "health_interval", "health_timeout", "health_start_period", "health_retries")
-_TIME: Final = re.compile(r"(?:\d+(?:\.\d*)?(?:ns|us|µs|ms|s|m|h))+|0", re.ASCII)
+_TIME: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+|0", re.ASCII)
 _PIECE: Final = re.compile(r"([\d.]+)([a-zµ]+)")
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 

