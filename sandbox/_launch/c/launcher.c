@@ -528,6 +528,7 @@ static long clone_joined(struct create *k, int *pidfd, uint32_t *step) {
     joiner.pid = -1;
     joiner.pidfd = -1;
     joiner.step = 0;
+    joiner.error = ECHILD; // if it ends before it can say what happened
     int helper = clone(join_and_clone, joiner_stack + sizeof joiner_stack, CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, NULL);
     if (helper < 0)
         return -1;
@@ -923,11 +924,13 @@ static bool watch(int fd) {
     return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
+// Raw calls: the libc's wrapper refuses the signals that it keeps for its threads (32 and 33), and posix_spawn(3) of glibc has
+// left just those ignored.
 static void reset_signals(void) {
-    struct sigaction act = {.sa_handler = SIG_DFL};
+    static const unsigned long by_default[8]; // a struct sigaction of the kernel's, all zero, which is SIG_DFL
     sigset_t mask;
-    for (int sig = 1; sig < NSIG; sig++)
-        sigaction(sig, &act, NULL);
+    for (int sig = 1; sig <= 64; sig++)
+        syscall(__NR_rt_sigaction, sig, by_default, NULL, 8);
     sigemptyset(&mask);
     sigaddset(&mask, SIGCHLD);
     signals = sigprocmask(SIG_SETMASK, &mask, NULL) < 0 ? -1 : signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);

@@ -88,8 +88,10 @@ static int sweep(struct walk *w) {
                     return errno = EAGAIN, -1;
                 found = true; // some file systems pass entries over when others are removed: look again
                 int result = remove_one(w->at, e->name, e->type != DT_DIR);
+                if (result == 1 && strlen(e->name) >= sizeof w->child)
+                    return errno = ENAMETOOLONG, -1; // only a FUSE server tells such names
                 if (result == 1)
-                    memcpy(w->child, e->name, strnlen(e->name, sizeof w->child - 1) + 1);
+                    strcpy(w->child, e->name);
                 if (result)
                     return result;
             }
