@@ -220,6 +220,7 @@ _SHORTAGES = {
     "ENOMEM": "memory is short",
     "ETOOMANYREFS": "too many descriptors of this user are on their way between processes (RLIMIT_NOFILE, ulimit -n)",
     "ENOBUFS": "memory for sockets is short",
+    "EFBIG": "RLIMIT_FSIZE (ulimit -f) of this process counts for files in memory too: raise it; for programs there is rlimits=Rlimits(fsize=...)",
 }
 
 

@@ -10,6 +10,7 @@ from attrs import define, field
 
 from sandbox import _plan as plan
 from sandbox._files.inside import ROOT, Inside
+from sandbox._sys.fds import write_memory
 
 MOST_DATA: Final = 1 << 20
 MOST_OPS: Final = 512  # init has programs' deadlines to keep between two requests
@@ -56,7 +57,7 @@ class Batch:
         if self._memory is None:
             self._memory = os.memfd_create("sandbox-data", os.MFD_CLOEXEC)
         start, self._used = self._used, self._used + len(data)
-        os.pwrite(self._memory, data, start)
+        write_memory(self._memory, data, at=start, what=f"{self.inside.what}: {path}")
         self.add(plan.WriteFrom(path, self.at, _DATA, start, len(data), mode, self.uid, self.gid, offset))
 
     def flush(self) -> None:

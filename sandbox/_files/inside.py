@@ -24,6 +24,7 @@ _VERBS: Final[dict[type[plan.Op], str]] = {
 _HINTS: Final = {
     errno.ENOSPC: "the container's file system is full; give it a larger scratch= or Tmpfs",
     errno.EROFS: "it is read-only in this container; mount a Tmpfs there, or a Bind or Volume without read_only",
+    errno.EFBIG: "its file system has no larger files, or this process, whose limits init has, may not write them (RLIMIT_FSIZE, ulimit -f)",
     errno.EBUSY: "something is mounted there",
 }
 

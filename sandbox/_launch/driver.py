@@ -23,6 +23,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from sandbox._launch import codec, wire
+from sandbox._sys.fds import write_memory
 from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -201,8 +202,7 @@ def send_message(sock: socket.socket, kind: wire.Msg, body: bytes, fds: Sequence
         return
     memfd = os.memfd_create("sandbox-message", os.MFD_CLOEXEC)
     try:
-        with open(memfd, "wb", closefd=False) as file:
-            file.write(body)
+        write_memory(memfd, body, what="send a large request")
         rights = struct.pack(f"={len(fds) + 1}i", *fds, memfd)
         sock.sendmsg((wire.HEAD.pack(kind, wire.HEAD_MEMFD, len(body)),), ((_SOL_SOCKET, _SCM_RIGHTS, rights),))
     finally:
@@ -348,9 +348,12 @@ def _sealed_binary() -> int:
             f"the launcher is missing at {_BINARY}", feature="launcher", remedy="install the package with pip, which compiles it"
         ) from error
     fd = _executable_memfd()
-    with open(fd, "wb", closefd=False) as file:
-        file.write(program)
-    fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+    try:
+        write_memory(fd, program, what="start the launcher")
+        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -10,9 +10,9 @@ from typing import Self
 from attrs import define, field
 
 from sandbox._types import StrPath
-from sandbox.errors import ClosedError
+from sandbox.errors import ClosedError, raise_shortage
 
-__all__ = ["Fd"]
+__all__ = ["Fd", "write_memory"]
 
 
 def _take(fd: int) -> list[int]:
@@ -86,3 +86,18 @@ class Fd:
 
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
+
+
+def write_memory(fd: int, data: bytes | memoryview, *, at: int = 0, what: str) -> None:
+    """Write all of *data* to a file in memory; *what* says what for.
+
+    Raises: SetupError: EFBIG, as RLIMIT_FSIZE counts for files in memory as well (a write that only reaches beyond it is cut short).
+    """
+    rest = memoryview(data)
+    try:
+        while rest:
+            written = os.pwrite(fd, rest, at)
+            rest, at = rest[written:], at + written
+    except OSError as error:
+        raise_shortage(error, what)
+        raise
