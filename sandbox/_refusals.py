@@ -9,8 +9,10 @@ from typing import Final
 from sandbox import _plan as plan
 from sandbox._launch import codec, wire
 from sandbox._sys import features, outer
+from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER
 from sandbox.errors import ProtocolError, SandboxError, SetupError, UnsupportedError
 from sandbox.fs import no_overlay
+from sandbox.ns.namespace import FLAGS
 
 _HINTS: Final = {
     (wire.Phase.CLONE, errno.EPERM): "user namespaces are forbidden here; `sandbox doctor` says by what (else: by a chroot; use pivot_root)",
@@ -44,15 +46,28 @@ def setup_error(failed: codec.Failed, planned: plan.Plan, host_ops_before: int) 
         phase = wire.Phase(failed.phase)
     except ValueError:
         return ProtocolError(f"init reports a failure in the unknown phase {failed.phase}")
+    if phase is wire.Phase.CLONE and failed.index:
+        return _no_join(failed, planned)
     op = _operation(phase, failed.index, planned, host_ops_before)
     if (known := _unsupported(phase, op, failed.errno)) is not None:
         return known
     words = _WORDS.get(phase, "set up")
-    if phase is wire.Phase.CLONE and failed.index:
-        words = f"join namespace {failed.index} before the clone"
-    elif phase in (wire.Phase.HOST, wire.Phase.INIT):
+    if phase in (wire.Phase.HOST, wire.Phase.INIT):
         words = op.describe() if op is not None else f"{phase.name.lower()} operation {failed.index}"
     return SetupError(words, failed.errno, step=phase.name.lower(), hint=_hint(phase, op, failed.errno))
+
+
+def _no_join(failed: codec.Failed, planned: plan.Plan) -> SetupError:
+    """An existing namespace could not be joined; one of a container's own is not in its plan, and is a network's."""
+    kind = planned.joins[failed.index - 1][1] if failed.index <= len(planned.joins) else CLONE_NEWNET
+    name = next((name for name, flag in FLAGS.items() if flag == kind), hex(kind))
+    hint = ""
+    if failed.errno == errno.EPERM:
+        hint = "it takes CAP_SYS_ADMIN, also in the user namespace that owns it: run as root"
+        hint += ", or enter its user() together with it, if that is yours" if planned.joins and kind != CLONE_NEWUSER else ""
+    elif failed.errno == errno.EINVAL and kind in (CLONE_NEWUSER, CLONE_NEWPID):
+        hint = "the caller is in it already" if kind == CLONE_NEWUSER else "it does not lie below the caller's own"
+    return SetupError(f"join the {name} namespace", failed.errno, step="clone", hint=hint)
 
 
 def _operation(phase: wire.Phase, index: int, planned: plan.Plan, host_ops_before: int) -> plan.Op | None:

@@ -14,6 +14,7 @@ from sandbox._sys import outer
 from sandbox._sys.features import Obstacle
 from sandbox._sys.procfs import parse_mountinfo
 from sandbox.errors import ProtocolError
+from sandbox.ns.namespace import FLAGS
 
 pytestmark = pytest.mark.unprivileged
 UNSHARE, PROC, PIVOT = plan.Unshare(1), plan.NewFs("p", "proc"), plan.Pivot("root")
@@ -48,6 +49,17 @@ def test_other_failures_are_not_blamed_on_user_namespaces(op, number):
         error = failed(op, number)
     assert isinstance(error, SetupError)
     assert error.errno == number
+
+
+@pytest.mark.parametrize("kind", ["net", "user", "uts"])
+def test_a_namespace_that_cannot_be_joined_is_named_and_user_namespaces_are_not_blamed(kind):
+    joins = (("other", FLAGS["mount"]), ("it", FLAGS[kind]))
+    with features.pretend(userns_obstacle=OBSTACLE):
+        error = setup_error(codec.Failed(wire.Phase.CLONE, 2, 0, errno.EPERM), plan.Plan(joins=joins), 0)
+    assert isinstance(error, SetupError)
+    assert error.operation == f"join the {kind} namespace"
+    assert "CAP_SYS_ADMIN" in error.hint
+    assert "user namespaces are forbidden" not in str(error)
 
 
 def test_where_nothing_forbids_user_namespaces_the_errno_is_told():
