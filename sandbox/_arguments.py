@@ -13,7 +13,7 @@ from attrs import frozen
 
 from sandbox._run import Spec, Text, candidates_for
 from sandbox._spec import LEAST_MEMORY, NPROC, ContainerSpec, to_cwd, with_tmp
-from sandbox._types import Argument, Size, StrPath, to_argv, to_bool, to_count, to_env, to_items, to_seconds, to_size
+from sandbox._types import Argument, Env, Size, StrPath, to_argv, to_bool, to_count, to_env, to_items, to_seconds, to_size
 from sandbox._users import Identity
 from sandbox.cg import Limits
 from sandbox.errors import UsageError
@@ -36,7 +36,7 @@ class ExecOptions(NamedTuple):
     """What the caller said, as said, but for `as_key` on *argv* and *env*. A tuple: this is the hot path."""
 
     argv: Sequence[Argument]
-    env: Mapping[str, str] | Iterable[tuple[str, str]] | None
+    env: Env | Iterable[tuple[str, str]] | None
     cwd: StrPath | None
     user: int | str | None
     timeout: float | None
@@ -258,11 +258,59 @@ def _names() -> tuple[frozenset[str], frozenset[str]]:
     return mine, frozenset(inspect.signature(Container.exec).parameters) - {"self", "argv"}
 
 
+# What others have, and what it is here: subprocess's words, then docker-py's.
+_INSTEAD: Final = {
+    "capture_output": "stdout and stderr are captured unless told otherwise: leave it out, or give stdout=DEVNULL",
+    "shell": "give the shell as the program: ['sh', '-c', 'echo $HOME']",
+    "universal_newlines": "give text=True",
+    "args": "the program's arguments come first: run(['ls', '-l'])",
+    "executable": "name the program by its path as the first item of argv",
+    "preexec_fn": "nothing of the caller's runs in the program's process; see rlimits=, umask=, cwd=, user=",
+    "close_fds": "nothing is inherited but 0, 1, 2 and pass_fds=",
+    "start_new_session": "each program leads a session of its own",
+    "process_group": "each program leads a session of its own",
+    "group": "give user='1000:1000'",
+    "extra_groups": "give a user= who has them in /etc/group",
+    "bufsize": "give stdout=PIPE to Container.popen",
+    "command": "the program's arguments come first: run(['ls', '-l'])",
+    "environment": "give env=",
+    "working_dir": "give cwd=",
+    "workdir": "give cwd=",
+    "volumes": "give mounts=[Bind('./src', '/src'), Volume('cache', '/cache')]",
+    "binds": "give mounts=[Bind('./src', '/src')]",
+    "tmpfs": "give mounts=[Tmpfs('/tmp', size='64M')]",
+    "mem_limit": "give memory=",
+    "memswap_limit": "give swap=",
+    "nano_cpus": "give cpus=1.5",
+    "cpu_quota": "give cpus=1.5",
+    "pids_limit": "give pids=",
+    "shm_size": "give shm=",
+    "network": "give net=",
+    "network_mode": "give net=",
+    "network_disabled": "net=None is the default: loopback only",
+    "ulimits": "give rlimits=Rlimits(nofile=64)",
+    "cap_add": "give security=Security(cap_add=[...])",
+    "cap_drop": "give security=Security(cap_drop=[...])",
+    "privileged": "there is no such switch; open what is needed one by one with security=Security(...)",
+    "remove": "nothing is left behind in any case",
+    "detach": "use Container.popen, or sandbox.keep for what is to outlive this process",
+}
+
+
+def unknown_argument(name: str, known: Iterable[str]) -> str:
+    """Words for an argument that there is not: what is here in its place, or what it is close to."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, list(known), 1)
+    advice = _INSTEAD.get(name) or (f"did you mean {close[0]!r}?" if close else "see Container and Container.exec for those that there are")
+    return f"unknown argument {name!r}: {advice}"
+
+
 def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of `run` that are Container's, and those of exec; what both have is Container's."""
     mine, theirs = _names()
     if unknown := options.keys() - mine - theirs:
-        raise UsageError(f"run: unknown argument {min(unknown)!r}")
+        raise UsageError(f"run: {unknown_argument(min(unknown), mine | theirs)}")
     return {k: v for k, v in options.items() if k in mine}, {k: v for k, v in options.items() if k not in mine}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from attrs import field, frozen
 
 from sandbox import ns
-from sandbox._types import StrPath, to_bool, to_env, to_inside_path, to_items, to_text
+from sandbox._types import Env, StrPath, to_bool, to_env, to_inside_path, to_items, to_size, to_text
 from sandbox.cg import Limits
 from sandbox.errors import ImageError, UsageError
 from sandbox.fs import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_USER: Final = "1000:1000"  # of a view of the host; "sandbox" in its /etc/passwd
+_PAGE: Final = 4096
 LEAST_MEMORY: Final = 1 << 20  # bytes: what execve itself charges to a group, with room to spare
 NPROC: Final = 4096  # processes of one user in one container, when nothing else was said: RLIMIT_NPROC counts per user namespace
 Mount = Bind | Tmpfs | Volume
@@ -138,7 +139,7 @@ def filesystem(
 
 
 def to_environment(
-    env: Mapping[str, str] | Iterable[tuple[str, str]] | None, of_image: Iterable[tuple[str, str]] = ()
+    env: Env | Iterable[tuple[str, str]] | None, of_image: Iterable[tuple[str, str]] = ()
 ) -> tuple[tuple[str, str], ...]:
     """The container's variables: what the caller says over what the image says over PATH and LANG (HOME is added with the user)."""
     base = {"PATH": DEFAULT_PATH, "LANG": "C.UTF-8", **dict(of_image)}
@@ -334,7 +335,9 @@ def _build(
 
 
 def _to_scratch(value: Any) -> Scratch | None:  # noqa: ANN401 - of the caller's
-    return value if value is None or isinstance(value, Scratch) else Scratch(copy=True) if value == "copy" else Scratch(value)
+    if value is None or isinstance(value, Scratch):
+        return value
+    return Scratch(copy=True) if value == "copy" else Scratch(to_size(value, what="scratch", least=_PAGE))
 
 
 def _check_memory(memory: int | None) -> None:

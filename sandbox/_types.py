@@ -14,6 +14,7 @@ StrPath = str | os.PathLike[str]
 Size = int | str
 T = TypeVar("T")
 Argument = str | bytes | os.PathLike[str]
+Env = Mapping[str, Argument] | Mapping[bytes, Argument]  # subprocess's own type for it
 
 # subprocess's words for a program's standard streams, and its numbers.
 PIPE: Final = -1
@@ -98,20 +99,25 @@ def to_items(value: Iterable[T], *, what: str, like: str) -> tuple[T, ...]:
         raise UsageError(f"{what}: {value!r} is not a list; give such as {like}") from None
 
 
-def to_env(env: Mapping[str, str] | Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Check environment variables: names without ``=`` and NUL, values without NUL."""
-    pairs = cast("Iterable[tuple[str, str]]", env.items() if isinstance(env, Mapping) else env)
+def to_env(env: Env | Iterable[tuple[Argument, Argument]]) -> tuple[tuple[str, str], ...]:
+    """Check environment variables: names without ``=`` and NUL, values without NUL; as str, as os.environ would show them."""
+    pairs = cast("Iterable[tuple[Argument, Argument]]", env.items() if isinstance(env, Mapping) else env)
     items = to_items(pairs, what="env", like="{'LANG': 'C'}")
-    for item in items:
-        if not isinstance(item, tuple) or len(item) != 2:
-            raise UsageError(f"env: {item!r} is not a name and a value; give a mapping such as {{'LANG': 'C'}}")
-        name, value = item
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise UsageError(f"env: {name!r}={value!r}: names and values are str")
-        if not name or "=" in name or "\0" in name:
-            raise UsageError(f"env: {name!r} is not a variable's name; it must be non-empty, without '=' and NUL")
-        to_text(value, what=f"env[{name!r}]")
-    return items
+    return tuple(_to_variable(item) for item in items)
+
+
+def _to_variable(item: tuple[Argument, Argument]) -> tuple[str, str]:
+    if not isinstance(item, tuple) or len(item) != 2:
+        raise UsageError(f"env: {item!r} is not a name and a value; give a mapping such as {{'LANG': 'C'}}")
+    name, value = item
+    if not isinstance(name, (str, bytes)) or not isinstance(value, (str, bytes, os.PathLike)):
+        raise UsageError(f"env: {name!r}={value!r}: names are str or bytes, values str, bytes or paths")
+    name = os.fsdecode(name)
+    if not name or "=" in name or "\0" in name:
+        raise UsageError(f"env: {name!r} is not a variable's name; it must be non-empty, without '=' and NUL")
+    to_text(name, what="env")
+    raw = to_text(value, what=f"env[{name!r}]")
+    return name, value if isinstance(value, str) else os.fsdecode(raw)
 
 
 def to_inside_path(value: StrPath, *, what: str) -> str:

@@ -112,10 +112,17 @@ def _fileno(target: Any, what: str) -> int:  # noqa: ANN401
     try:
         fd: int = getattr(target, "fileno")()  # noqa: B009 - whatever it is, it is asked
     except (AttributeError, TypeError):
+        if what == "stdin" and (hasattr(target, "read") or isinstance(target, (str, bytes, bytearray))):
+            raise UsageError(f"stdin: {target!r} has no descriptor; give {_as_input(target)} to exec, or PIPE to popen and write to it") from None
         raise UsageError(f"{what}: {target!r} is not PIPE, DEVNULL, STDOUT, a descriptor, a file or (for output) a function") from None
     except (OSError, ValueError) as error:  # closed, or a file in memory
-        raise UsageError(f"{what}: {target!r} has no descriptor ({type(error).__name__}); use PIPE, or a real file") from None
+        advice = f"give {_as_input(target)} to exec, or a real file" if what == "stdin" else "use PIPE, or a real file"
+        raise UsageError(f"{what}: {target!r} has no descriptor ({type(error).__name__}); {advice}") from None
     return _open_one(fd, what)
+
+
+def _as_input(target: object) -> str:
+    return "input=file.read()" if hasattr(target, "read") else "input=data"
 
 
 def _open_one(fd: int, what: str) -> int:

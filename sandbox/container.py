@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from sandbox._files.face import MAX_READ, FileAccess
 from sandbox._imaged.face import ImageAccess
 from sandbox._networks.face import NetworkAccess
-from sandbox._types import PIPE, Argument, Size, StrPath, to_bool, to_signal
+from sandbox._types import PIPE, Argument, Env, Size, StrPath, to_bool, to_signal
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         ports: Iterable[int | str | Port] = (), publish_all: bool = False, links: Mapping[str, Container] | tuple[()] = (),
         dns: Iterable[str] = (), dns_search: Iterable[str] = (), extra_hosts: Mapping[str, str] | tuple[()] = (),
         mounts: Iterable[Mount | str] = (),
-        env: Mapping[str, str] | None = None,
+        env: Env | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,
         name: str | None = None, hostname: str = "sandbox",
@@ -213,7 +213,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         stdin: Any = None,  # noqa: ANN401
         stdout: Any = PIPE,  # noqa: ANN401
         stderr: Any = PIPE,  # noqa: ANN401
-        env: Mapping[str, str] | None = None,
+        env: Env | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,
         timeout: float | None = None,
@@ -297,7 +297,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         stdin: Any = None,  # noqa: ANN401
         stdout: Any = None,  # noqa: ANN401
         stderr: Any = None,  # noqa: ANN401
-        env: Mapping[str, str] | None = None,
+        env: Env | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,
         timeout: float | None = None,

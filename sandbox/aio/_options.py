@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from sandbox._files.limits import Progress
-from sandbox._types import Size, StrPath
+from sandbox._types import Env, Size, StrPath
 from sandbox.fs import Bind, Scratch, Tmpfs, Volume
 from sandbox.image import Store
 from sandbox.net import Port
@@ -20,7 +20,7 @@ class _Shared(TypedDict, total=False):
     swap: Size | None
     cpus: float | None
     pids: int | None
-    env: Mapping[str, str] | None
+    env: Env | None
     cwd: StrPath | None
     user: int | str | None
     rlimits: Rlimits | None

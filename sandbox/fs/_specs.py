@@ -86,6 +86,10 @@ def _to_tmpfs_size(value: Size) -> int:
     return to_size(value, what="size", least=PAGE)
 
 
+def _to_shm(value: Size) -> int:
+    return to_size(value, what="shm", least=PAGE)
+
+
 def _to_optional_size(value: Size | None) -> int | None:
     return None if value is None else _to_tmpfs_size(value)
 
@@ -344,7 +348,7 @@ class FilesystemSpec:
     root: Root = field(factory=HostView, converter=_to_root)
     scratch: Scratch | None = field(default=None, converter=_to_scratch)
     mounts: tuple[Mount, ...] = field(default=(), converter=_to_mounts)
-    shm: int = field(default=64 << 20, converter=_to_tmpfs_size)
+    shm: int = field(default=64 << 20, converter=_to_shm)
     mqueue: bool = field(default=True, converter=_to_flag)
     sysfs: bool | None = field(default=None, converter=_to_optional_flag)
     suid: bool = field(default=False, converter=_to_flag)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 
 import sandbox
-from sandbox import PIPE, Bind, Container, Security, Tmpfs, UsageError
+from sandbox import PIPE, Bind, Container, Security, Tmpfs, UsageError, _arguments
 from sandbox.cg import Cgroup
 from sandbox.ns import Namespace, enter
 
@@ -32,7 +35,15 @@ from sandbox.ns import Namespace, enter
         ({"share": ["pid"]}, "share"),
         ({"security": "lax"}, "profile"),
         ({"read_only": True, "scratch": "1M"}, "scratch"),
-        ({"scratch": -1}, "size"),
+        ({"scratch": -1}, "^scratch: -1"),
+        ({"scratch": "much"}, "^scratch: 'much'"),
+        ({"scratch": 0}, "^scratch: 0"),
+        ({"shm": "much"}, "^shm: 'much'"),
+        ({"shm": -1}, "^shm: -1"),
+        ({"env": {1: "a"}}, "^env: 1='a'"),
+        ({"env": {"A": 1}}, "^env: 'A'=1"),
+        ({"env": {b"A=B": b"c"}}, "^env: 'A=B'"),
+        ({"env": {b"A": b"b\0c"}}, r"env\['A'\].*NUL"),
         ({"time_offsets": (1e12, 0)}, "time offset"),
         ({"image": "/no/such/directory"}, "no such directory"),
         ({"image": ""}, "image"),
@@ -80,12 +91,36 @@ def test_a_mount_target_must_be_absolute() -> None:
         (["no-such-program"], {}, "no such program"),
         (["/etc/passwd"], {}, "may not execute"),
         (["true"], {"stdout": object()}, "PIPE"),
-        (["true"], {"colour": 1}, "unknown argument"),
+        (["true"], {"colour": 1}, "unknown argument 'colour': see Container"),
+        (["true"], {"capture_output": True}, "unknown argument 'capture_output': .*captured"),
+        (["true"], {"shell": True}, r"unknown argument 'shell': .*\['sh', '-c'"),
+        (["true"], {"volumes": {}}, "unknown argument 'volumes': .*mounts="),
+        (["true"], {"timout": 1}, "unknown argument 'timout': did you mean 'timeout'"),
+        (["true"], {"stdin": io.BytesIO(b"x")}, r"^stdin: .*input=file.read\(\)"),
+        (["true"], {"stdin": io.StringIO("x")}, r"^stdin: .*input=file.read\(\)"),
+        (["true"], {"stdin": b"data"}, "^stdin: .*input=data"),
+        (["true"], {"stdin": types.SimpleNamespace(read=bytes)}, r"^stdin: .*input=file.read\(\)"),
+        (["true"], {"stdout": io.BytesIO()}, "^stdout or stderr: .*PIPE"),
     ],
 )
 def test_a_wrong_run_is_refused(argv: list[str], options: dict[str, Any], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         sandbox.run(argv, **options)
+
+
+def test_every_word_of_others_that_is_explained_is_none_of_ours_and_names_ones_that_are() -> None:
+    mine, theirs = _arguments._names()
+    ours = mine | theirs
+    assert not ours & set(_arguments._INSTEAD)
+    for advice in _arguments._INSTEAD.values():
+        assert set(re.findall(r"\b([a-z_]+)=(?!None)", advice)) <= ours | {"size", "nofile", "cap_add", "cap_drop"}, advice
+
+
+def test_variables_may_be_bytes_and_paths_as_in_subprocess() -> None:
+    script = r'printf "%s|%s|%s" "$A" "$B" "$C"'
+    with Container(env={b"A": b"\xff1"}) as c:
+        for given in ({b"B": b"\xfe", b"C": Path("/x")}, {"B": "\udcfe", "C": "/x"}):
+            assert c.exec(["sh", "-c", script], env=given).stdout == b"\xff1|\xfe|/x"  # type: ignore[arg-type]
 
 
 def test_a_missing_program_is_also_the_error_that_subprocess_raises() -> None:
