@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from attrs import define, field, frozen
 
-from sandbox import Container, ImageError, Result, SandboxError, Status, UnsupportedError, UsageError
+from sandbox import Container, ImageError, Result, Status, UnsupportedError, UsageError
 from sandbox.image import Healthcheck, Settings
 
 EVERY_S: Final = 30.0  # Docker's defaults: between two checks, for one, and in the start period
@@ -30,6 +30,8 @@ CHECK_OUTPUT: Final = 4096
 LEAST_S: Final = 0.001
 _SHELL: Final = ("/bin/sh", "-c")
 _NO_CODE: Final = -1  # of a check that did not end, or did not begin
+_LONGEST_MS: Final = (1 << 31) - 1  # of poll(2): 24 days
+Tell = Callable[[object, Mapping[str, Any], float], bool]
 
 
 @frozen
@@ -132,8 +134,8 @@ def look(container: Container, check: Check) -> dict[str, Any]:
     try:
         result = _run(container, check)
         code, said = _said(result, check)
-    except (SandboxError, OSError) as error:
-        said = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is (no room, no thread): nobody else would tell, and the next check may be better
+        said = str(error) or type(error).__name__
     return {"Start": _when(began), "End": _when(time.time()), "ExitCode": code, "Output": said[:CHECK_OUTPUT]}
 
 
@@ -156,17 +158,34 @@ def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def watch(container: Container, health: Health, ended: int, tell: Callable[[Mapping[str, Any], float], bool]) -> None:
-    """Check in a thread of its own until *ended*, a descriptor that is ours from now on, hangs up, or *tell* says that this run has gone."""
+def watch(container: Container, health: Health, ended: int, turn: Callable[[], object], tell: Tell) -> None:
+    """Check in a thread of its own until *ended*, a descriptor that is ours from now on, hangs up, or *tell* says that this run has gone.
+
+    *turn*: None while the program stands still, and nothing is to be checked; *tell* gets what it said before the check.
+    Raises: RuntimeError: no thread is to be had.
+    """
 
     def work() -> None:
         began = time.monotonic()
         try:
-            while not select.select([ended], [], [], health.pause(since_start=time.monotonic() - began))[0]:
+            while not _hangs_up(ended, health.pause(since_start=time.monotonic() - began)):
+                now = turn()
+                if now is None:
+                    continue
                 outcome = look(container, health.check)
-                if select.select([ended], [], [], 0)[0] or not tell(outcome, time.monotonic() - began):
+                if _hangs_up(ended, 0) or not tell(now, outcome, time.monotonic() - began):
                     return
         finally:
             os.close(ended)
 
-    threading.Thread(target=work, daemon=True).start()
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except BaseException:
+        os.close(ended)
+        raise
+
+
+def _hangs_up(ended: int, timeout: float) -> bool:
+    poll = select.poll()  # a descriptor may have any number
+    poll.register(ended, select.POLLIN)
+    return bool(poll.poll(min(timeout * 1000, _LONGEST_MS)))

@@ -61,6 +61,7 @@ class Keeper:
     gone: threading.Event = field(factory=threading.Event)
     _log: LogWriter = field(init=False)
     _wake: int = field(init=False)
+    _pauses: int = 0
     _is_ending: bool = False
     _is_leaving: bool = False  # without a word to the store
     _followers: list[socket.socket] = field(factory=list[socket.socket])
@@ -79,7 +80,12 @@ class Keeper:
                 return
             self.container.create()
             self.program = Program.start(self.container, self.argv, self.options, tty=self.config.tty, strict=self.strict)
-            self._begin_checks(self.program)
+            try:
+                self._begin_checks(self.program)
+            except BaseException:  # no thread is to be had: the main thread sees its end
+                self.program.process.kill()
+                self.wake()
+                raise
             self._tell(status="running", started=time.time(), finished=0.0, runs=self.state.runs + 1, error="")
         self.wake()
 
@@ -89,16 +95,20 @@ class Keeper:
         health = self.health
         health.begin()
 
-        def tell(outcome: Mapping[str, Any], since_start: float) -> bool:
+        def turn() -> object:
+            with self.lock:
+                return self._pauses if self.state.status == "running" else None
+
+        def tell(before: object, outcome: Mapping[str, Any], since_start: float) -> bool:
             with self.lock:
                 if self.program is not program:
                     return False
-                if self.state.status == "running":  # what stood still says nothing
+                if turn() == before:  # what stood still in the meantime says nothing
                     health.add(outcome, since_start=since_start)
                     self._tell()
             return True
 
-        watch(self.container, health, program.watch(), tell)
+        watch(self.container, health, program.watch(), turn, tell)
 
     def stop(self, timeout: float) -> None:
         """End the program as its image wants it, and wait until the state says so."""
@@ -139,6 +149,7 @@ class Keeper:
                     raise
             else:
                 self.container.resume()
+            self._pauses += is_paused
             self._tell(status="paused" if is_paused else "running")
 
     def running(self) -> Program:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ pytestmark = [needs("userns"), pytest.mark.unprivileged]
 
 def await_health(kept: Kept, status: str) -> dict[str, object]:
     """Wait until it has that status; what `inspect` shows. Its keeper is asked each time: that is what we wait for."""
-    deadline = time.monotonic() + patience(10)
+    deadline = time.monotonic() + patience(30)
     while (found := kept.state.health or {}).get("Status") != status:
         assert time.monotonic() < deadline, found
         kept.exec(["true"])
@@ -62,12 +64,49 @@ def test_a_check_that_takes_too_long_or_is_not_there_is_a_failure_and_is_told() 
     log = await_health(slow, "unhealthy")["Log"]
     assert "exceeded timeout (0.05s)" in str(log)
     assert "'ExitCode': -1" in str(log)
-    deadline = time.monotonic() + patience(10)
+    deadline = time.monotonic() + patience(30)
     while "no such program" not in str(missing.state.health):
         assert time.monotonic() < deadline
         missing.exec(["true"])
     assert missing.state.health is not None
     assert (missing.state.health["Status"], missing.state.health["FailingStreak"]) == ("starting", 0)  # in its start period
+
+
+def outcomes(kept: Kept) -> list[dict[str, object]]:
+    return (kept.state.health or {})["Log"]
+
+
+ATTACK = "(setsid sleep 1000 &); (trap '' TERM; yes) & head -c 1000M /dev/zero | tail & f() { f | f & }; f; kill -STOP $$; exit 1"
+
+
+@pytest.mark.needs("cgroup:memory", "cgroup:pids")
+def test_a_check_that_floods_forks_hangs_and_fills_memory_harms_neither_keeper_nor_program() -> None:
+    check = Healthcheck(("CMD-SHELL", ATTACK), interval=0.01, timeout=0.3, retries=3)
+    kept = sleeper(health=check, memory="64M", pids=32)
+    before = os.listdir(f"/proc/{kept.config.keeper}/task")
+    found = await_health(kept, "unhealthy")
+    assert len(json.dumps(found)) < 40_000
+    assert kept.status == "running"
+    assert len(os.listdir(f"/proc/{kept.config.keeper}/task")) <= len(before) + 2  # that of the check, and of whoever asks
+    memory = next(line for line in Path(f"/proc/{kept.config.keeper}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert int(memory.split()[1]) < 80_000, memory
+
+
+@pytest.mark.needs("cgroup:memory")
+def test_a_check_that_a_pause_has_interrupted_says_nothing() -> None:
+    check = Healthcheck(("CMD-SHELL", "echo >/tmp/began; sleep 0.2"), interval=0.001, timeout=1, retries=1)
+    kept = sleeper(health=check, memory="64M")
+    await_health(kept, "healthy")
+    kept.exec(["sh", "-c", "rm -f /tmp/began; while ! test -e /tmp/began; do :; done"])
+    kept.pause()
+    select.select([], [], [], 1.1)  # so that its time is over
+    kept.resume()
+    ends = {str(outcome["End"]) for outcome in outcomes(kept)}
+    deadline = time.monotonic() + patience(30)
+    while ends >= {str(outcome["End"]) for outcome in outcomes(kept)}:
+        assert time.monotonic() < deadline
+        kept.exec(["true"])
+    assert {outcome["ExitCode"] for outcome in outcomes(kept)} == {0}
 
 
 @pytest.mark.needs("program:busybox", "overlay")
