@@ -193,6 +193,12 @@ class Network:
         """Refuse what a container could not have here now; nothing is touched. Raises: UsageError; ClosedError. For `Membership`, as `live`."""
         self._made().check(join)
 
+    def check_ports(self) -> None:
+        """Refuse published ports where they cannot be had. Raises: UnsupportedError; ClosedError. For `Membership`, as `live`."""
+        outlet = self._made().outlet
+        if outlet is not None:
+            outlet.check_ports()
+
     @property
     def live(self) -> Live:
         """What was made. Raises: ClosedError."""

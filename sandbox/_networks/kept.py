@@ -22,10 +22,12 @@ from sandbox._networks.directories import Directory, is_alive, pid_namespace
 from sandbox._networks.kept_by_users import check as check_users
 from sandbox._networks.kept_by_users import enter as enter_by_user
 from sandbox._networks.kept_names import SOCKETS, KeptNames
+from sandbox._networks.kept_outlet import KeptOutlet
 from sandbox._networks.kept_outside import carry_loopback, lead_on
 from sandbox._networks.kept_shaping import KeptShaping
 from sandbox._networks.live import Live, check_mac, check_place, cut_off
 from sandbox._networks.measures import stats_at
+from sandbox._networks.outlet import check_ports, find_program
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Switch
 from sandbox._sys.procfs import read_start_time
@@ -65,6 +67,7 @@ class KeptLive(Live):
 
     info: NetworkInfo = field(kw_only=True)
     directory: Directory = field(kw_only=True)
+    number: int = field(kw_only=True)  # of an outlet that is its own (`kept_outlet`); 0: it has none
     on_admitted: Callable[[], None] = field(kw_only=True)
     on_leave: Callable[[], None] = field(kw_only=True)
 
@@ -72,7 +75,7 @@ class KeptLive(Live):
     def open(cls, network: KeptNetwork, spec: NetworkSpec, stack: ExitStack) -> KeptLive:
         """Have a helper in the switch; *stack* takes it back. Raises: NetworkNotFoundError, UnsupportedError, SetupError."""
         info, directory = network.info, network.directory
-        switch = enter_by_user(info, spec, directory, stack) if info.users else _enter(directory, stack)
+        switch, number = enter_by_user(info, spec, directory, stack) if info.users else (_enter(directory, stack), 0)
         first, *others = switch.sockets((socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE), *SOCKETS)
         requests = Requests(first)
         stack.callback(requests.close)
@@ -86,15 +89,24 @@ class KeptLive(Live):
         made = addresses_of(info, State(0))
         return cls(
             spec, switch, requests, *made, names, None, uplink,
-            info=info, directory=directory, on_admitted=network.has_used, on_leave=network.tidy,
+            info=info, directory=directory, number=number, on_admitted=network.has_used, on_leave=network.tidy,
             shaping=KeptShaping(switch, requests, info.mtu, lambda: {lease.port for lease in directory.state().leases}),
         )  # fmt: skip
 
     def admit(self, *args: Any, **options: Any) -> Place:  # noqa: ANN401 - `Live`'s own
         try:
+            if self.number:
+                self._lead_outside()
             return super().admit(*args, **options)
         finally:
             self.on_admitted()
+
+    def _lead_outside(self) -> None:
+        """Have a program that leads outside, which is alive."""
+        with self.lock:
+            if not isinstance(self.outlet, KeptOutlet):
+                self.outlet = KeptOutlet(self.switch, self.requests, self.directory, number=self.number, mtu=self.info.mtu)
+            self.outlet.renew()
 
     def prepare(self, session: Session, *, plain: bool) -> None:
         """Nothing is made ahead: others give ports out, too."""
@@ -110,11 +122,15 @@ class KeptLive(Live):
             self._next_port = state.next_port
             place = super()._reserve(session, join, hostname, number, port=port, given=given)
             check_mac(place.endpoint.mac, self.info.name, [lease.mac for lease in state.leases])
+            if isinstance(self.outlet, KeptOutlet):
+                self.outlet.lead(place.address)
             self.directory.write_state(state.added(_lease_of(place, start)))
             return place
 
     def _release(self, place: Place) -> None:
         with self.lock, contextlib.suppress(NetworkNotFoundError), self.directory.held():  # it was removed by force
+            if isinstance(self.outlet, KeptOutlet):
+                self.outlet.lead_no_more(place.address)
             self.directory.write_state(self.directory.written_state().without(place.port))
 
     def _swept(self) -> State:
@@ -141,7 +157,9 @@ class KeptLive(Live):
             self.neighbours.close()
             self.guard.close()
             self.shaping.close()
-        stack.close()
+        with stack:
+            if self.outlet is not None:
+                stack.callback(self.outlet.close)
 
 
 def _enter(directory: Directory, stack: ExitStack) -> Switch:
@@ -263,6 +281,10 @@ class KeptNetwork(Network):
         check_place(join, self.name, addresses, addresses6)
         if join.mac is not None:
             check_mac(join.mac, self.name, [mac_of(addresses.gateway), *(lease.mac for lease in state.leases)])
+
+    def check_ports(self) -> None:
+        if self.info.users:
+            check_ports(find_program())
 
     def enter(self) -> Live:
         """A helper in its switch, at least until the `Live.admit` that must follow. Raises: NetworkNotFoundError, UnsupportedError, SetupError."""

@@ -7,6 +7,7 @@ down (subnet, gateway, allow-list, roster, leases), and of the namespace there i
 network makes it, as it is written, and it ends with the last. Each process that is in it holds a descriptor of it, and says which, in the file
 ``holders``, under the lock of the network's directory: others of the same user come in by /proc/PID/fd/N, and hold it themselves from then on.
 What is found there must be that namespace (its number is beside it), and the process that one (its start), so that nothing else is ever taken for it.
+Each has a way outside of its own (`kept_outlet`), whose number is written down, too: what a killed one leaves of it in the switch, the next removes.
 
 Refused: a process that holds it, as podman's pause: a daemon, which whoever ends all processes of a user's ends (systemd, with the session), and
 which `kill -9` of everybody else leaves behind.
@@ -19,13 +20,17 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from attrs import evolve
+
 from sandbox._networks import kept_names
 from sandbox._networks.directories import is_alive
+from sandbox._networks.kept_outlet import forget, number_of, wall_off
 from sandbox._networks.live import Live
 from sandbox._networks.switch import Switch
 from sandbox._sys.fds import Fd
 from sandbox._sys.procfs import read_start_time
 from sandbox.errors import NetworkNotFoundError, UnsupportedError, UsageError
+from sandbox.net.rtnetlink import Requests
 from sandbox.net.spec import Subnets
 
 if TYPE_CHECKING:
@@ -39,12 +44,13 @@ _MOST: Final = 1 << 20
 
 
 class Holder(NamedTuple):
-    """A process, its start, its descriptor of the namespace, and that one's number."""
+    """A process, its start, its descriptor of the namespace, and that one's number. *outlet*: that of its way outside; 0: the network is internal."""
 
     pid: int
     start: int
     fd: int
     inode: int
+    outlet: int = 0
 
 
 def user_namespace() -> int:
@@ -62,27 +68,44 @@ def check(info: NetworkInfo) -> None:
         )
 
 
-def enter(info: NetworkInfo, spec: NetworkSpec, directory: Directory, stack: ExitStack) -> Switch:
-    """Have a helper in the switch, which is made if nobody is in it; *stack* takes it back.
+def enter(info: NetworkInfo, spec: NetworkSpec, directory: Directory, stack: ExitStack) -> tuple[Switch, int]:
+    """Have a helper in the switch, which is made if nobody is in it, and the number of a way outside; *stack* takes it back.
 
     Raises: NetworkNotFoundError, UnsupportedError, UsageError (it is damaged), SetupError.
     """
     check(info)
+    number = 0
     with directory.held():
         holders = _read(directory)
         found = _open_any(info, holders)
         if found is None:
-            switch = Live.make(spec, Subnets(), stack, named=False).switch
+            # Each process makes a way outside of its own, later.
+            switch = Live.make(evolve(spec, internal=True), Subnets(), stack, named=False).switch
             kept_names.lead(info, switch)
+            if not info.internal:
+                wall_off(switch)
         else:
             with found:
                 switch = Switch(found)
             stack.callback(switch.close)
-        mine = Holder(os.getpid(), read_start_time(os.getpid()), switch.fileno(), os.fstat(switch.fileno()).st_ino)
+            _forget(switch, [holder.outlet for holder in holders if holder.outlet and not is_alive(holder)])
+        if not info.internal:
+            number = number_of(directory)
+        mine = Holder(os.getpid(), read_start_time(os.getpid()), switch.fileno(), os.fstat(switch.fileno()).st_ino, number)
         # Before it is closed: whoever comes then makes another one, and nobody is in this one any more.
         stack.callback(_withdraw, directory, mine)
         _write(directory, [*filter(is_alive, holders), mine])
-    return switch
+    return switch, number
+
+
+def _forget(switch: Switch, outlets: list[int]) -> None:
+    if outlets:
+        requests = Requests(switch.socket())
+        try:
+            for number in outlets:
+                forget(requests, number)
+        finally:
+            requests.close()
 
 
 def _withdraw(directory: Directory, mine: Holder) -> None:

@@ -68,82 +68,51 @@ def find_program(wanted: str | None = None) -> str:
     return os.path.abspath(found)
 
 
-class Outlet:
-    """Of one network. Ends with `close`, and with this process. The caller has a lock."""
+def check_ports(program: str) -> None:
+    """Refuse ports where they cannot be had. Raises: UnsupportedError: the *program* is pasta."""
+    if os.path.basename(program) == OTHER:
+        remedy = f"install the package {PROGRAM}, or give uplink={PROGRAM!r} if it is there"
+        raise UnsupportedError("pasta takes ports at its start only", feature=PROGRAM, remedy=remedy)
 
-    def __init__(self, switch: Switch, *, mtu: int, wanted: str | None = None) -> None:
-        """Start it, and have the switch pass on what goes there: it has `INTERFACE` then, with `ADDRESS` and a default route by `GATEWAY`.
 
-        wanted: which program; None: what there is. Raises: UnsupportedError; SetupError, with what the program said.
+class Program:
+    """The program, with its interface in a switch. Ends with `close`, and with this process. The caller has a lock."""
+
+    def __init__(self, switch: Switch, path: str, *, interface: str, mtu: int, configure: bool = True) -> None:
+        """Start it. *configure*: it gives the interface `ADDRESS` and a default route by `GATEWAY`; else that is neither up nor has any.
+
+        Raises: SetupError, with what the program said.
         """
-        program = find_program(wanted)
-        self._taken: set[tuple[str, int]] = set()
-        self._is_pasta = os.path.basename(program) == OTHER
+        self.path = path
         with ExitStack() as stack:
-            # First the rules: nothing is passed on without them.
-            self._passage = Passage(switch.filters(), interface=INTERFACE, beyond=NET)
-            stack.callback(self._passage.close)
             self._room = stack.enter_context(Fd(switch.room()))
             theirs, self._life = (stack.enter_context(Fd(fd)) for fd in os.pipe2(os.O_CLOEXEC))
             with ExitStack() as lent:
                 lent.enter_context(theirs)
                 owner = switch.owner()
                 user = None if owner is None else lent.enter_context(owner).fileno()
-                self._companion = self._start(program, switch.fileno(), theirs.fileno(), user, mtu)
-            stack.callback(self._companion.close)
-            switch.forward(BRIDGE, INTERFACE)
+                how = (interface, mtu, configure)
+                if os.path.basename(path) != OTHER:
+                    fds = {_EXIT: theirs.fileno(), _ROOM: self._room.fileno(), _NETNS: switch.fileno()}
+                    self._companion = Companion(_command(path, *how), fds, ready=_READY, user=user)
+                elif user is not None:
+                    self._companion = Companion(_pasta(path, *how), {_NETNS: switch.fileno(), _USERNS: user}, ready=_READY)
+                else:
+                    raise AssertionError("pasta is for ordinary users")
             stack.pop_all()
-
-    def _start(self, program: str, netns: int, life: int, user: int | None, mtu: int) -> Companion:
-        if self._is_pasta:
-            if user is None:
-                raise AssertionError("pasta is for ordinary users")
-            return Companion(_pasta(program, mtu), {_NETNS: netns, _USERNS: user}, ready=_READY)
-        fds = {_EXIT: life, _ROOM: self._room.fileno(), _NETNS: netns}
-        return Companion(_command(program, mtu), fds, ready=_READY, user=user)
 
     @property
     def is_alive(self) -> bool:
-        """Whether the program runs."""
+        """Whether it runs."""
         return self._companion.is_alive
 
     @property
     def pid(self) -> int:
-        """The program's."""
+        """Its own."""
         return self._companion.pid
 
-    def check_ports(self) -> None:
-        """Refuse ports where they cannot be had. Raises: UnsupportedError: the program is pasta."""
-        if self._is_pasta:
-            remedy = f"install the package {PROGRAM}, or give uplink={PROGRAM!r} if it is there"
-            raise UnsupportedError("pasta takes ports at its start only", feature=PROGRAM, remedy=remedy)
-
-    def publish(self, protocol: str, host: tuple[IPv4Address, int], to: tuple[IPv4Address, int]) -> Callable[[], None]:
-        """Have what comes to *host*, an address of the host's and a port, go *to* a container's; gives what ends that.
-
-        Connections of other hosts come from where they come from; the host's own from `GATEWAY`. What is connected when it ends stays so.
-        Raises: SetupError: why it cannot listen there, as EADDRINUSE, EACCES; UnsupportedError: the program is pasta; BrokenError.
-        """
-        self.check_ports()
-        with ExitStack() as stack:
-            inside = self._take(protocol, host[1])
-            stack.callback(self._taken.discard, (protocol, inside))
-            self._passage.publish(protocol, inside, *to)
-            stack.callback(self._passage.withdraw, protocol, inside)
-            number = self._listen(protocol, *host, inside)
-            stack.callback(self._ask_to_end, number)
-            return stack.pop_all().close
-        raise AssertionError("unreachable")
-
-    def _take(self, protocol: str, wanted: int) -> int:
-        """A port of `ADDRESS`: the host's number, where another of the host's addresses has not taken it."""
-        for port in chain((wanted,), range(1, 65536)):
-            if (protocol, port) not in self._taken:
-                self._taken.add((protocol, port))
-                return port
-        raise UsageError(f"ports: all 65,535 of {protocol} are published; use another network")
-
-    def _listen(self, protocol: str, address: IPv4Address, port: int, inside: int) -> int:
+    def listen(self, protocol: str, address: IPv4Address, port: int, inside: int) -> int:
+        """Have it pass on what comes to a port of the host's to *inside* of `ADDRESS`; gives a number, for `end`. Raises: SetupError, BrokenError."""
         said = self._ask("add_hostfwd", proto=protocol, host_addr=str(address), host_port=port, guest_addr=str(ADDRESS), guest_port=inside)
         if "error" in said:
             why = _why_not(protocol, address, port)
@@ -153,7 +122,8 @@ class Outlet:
             raise ProtocolError(f"{PROGRAM} answers {said!r:.200}")
         return int(number)
 
-    def _ask_to_end(self, number: int) -> None:
+    def end(self, number: int) -> None:
+        """Have it listen there no more. Raises: BrokenError."""
         if self.is_alive and "error" in (said := self._ask("remove_hostfwd", id=number)):
             raise ProtocolError(f"{PROGRAM} answers {said!r:.200}")
 
@@ -181,6 +151,77 @@ class Outlet:
         self._life.close()
         self._room.close()
         self._companion.close()
+
+
+class Outlet:
+    """Of one network. Ends with `close`, and with this process. The caller has a lock."""
+
+    _passage: Passage
+    _program: Program
+
+    def __init__(self, switch: Switch, *, mtu: int, wanted: str | None = None) -> None:
+        """Start it, and have the switch pass on what goes there: it has `INTERFACE` then, with `ADDRESS` and a default route by `GATEWAY`.
+
+        wanted: which program; None: what there is. Raises: UnsupportedError; SetupError, with what the program said.
+        """
+        program = find_program(wanted)
+        self._listening: dict[tuple[str, int], tuple[IPv4Address, int, int]] = {}  # by protocol and port of `ADDRESS`: the host's, and its number
+        with ExitStack() as stack:
+            # First the rules: nothing is passed on without them.
+            self._passage = Passage(switch.filters(), interface=INTERFACE, beyond=NET)
+            stack.callback(self._passage.close)
+            self._program = Program(switch, program, interface=INTERFACE, mtu=mtu)
+            stack.callback(self._program.close)
+            switch.forward(BRIDGE, INTERFACE)
+            stack.pop_all()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the program runs."""
+        return self._program.is_alive
+
+    @property
+    def pid(self) -> int:
+        """The program's."""
+        return self._program.pid
+
+    def check_ports(self) -> None:
+        """Refuse ports where they cannot be had. Raises: UnsupportedError: the program is pasta."""
+        check_ports(self._program.path)
+
+    def publish(self, protocol: str, host: tuple[IPv4Address, int], to: tuple[IPv4Address, int]) -> Callable[[], None]:
+        """Have what comes to *host*, an address of the host's and a port, go *to* a container's; gives what ends that.
+
+        Connections of other hosts come from where they come from; the host's own from `GATEWAY`. What is connected when it ends stays so.
+        Raises: SetupError: why it cannot listen there, as EADDRINUSE, EACCES; UnsupportedError: the program is pasta; BrokenError.
+        """
+        self.check_ports()
+        with ExitStack() as stack:
+            inside = self._take(protocol, host, to)
+            stack.callback(self._give_back, protocol, inside)
+            self._passage.publish(protocol, inside, *to)
+            stack.callback(self._passage.withdraw, protocol, inside)
+            self._listening[protocol, inside] = *host, self._program.listen(protocol, *host, inside)
+            stack.callback(self._end, protocol, inside)
+            return stack.pop_all().close
+        raise AssertionError("unreachable")
+
+    def _take(self, protocol: str, host: tuple[IPv4Address, int], to: tuple[IPv4Address, int]) -> int:  # noqa: ARG002 - others heed it
+        """A port of `ADDRESS`: the host's number, where another of the host's addresses has not taken it."""
+        for port in chain((host[1],), range(1, 65536)):
+            if (protocol, port) not in self._listening:
+                return port
+        raise UsageError(f"ports: all 65,535 of {protocol} are published; use another network")
+
+    def _give_back(self, protocol: str, inside: int) -> None:
+        """Have a port of `ADDRESS` stand for nothing."""
+
+    def _end(self, protocol: str, inside: int) -> None:
+        self._program.end(self._listening.pop((protocol, inside))[2])
+
+    def close(self) -> None:
+        """End it, with what is connected through it. In a forked child its copies only are closed. May be called twice."""
+        self._program.close()
         self._passage.close()
 
 
@@ -195,21 +236,21 @@ def _why_not(protocol: str, address: IPv4Address, port: int) -> int:
     return errno.EADDRINUSE  # it has become free since
 
 
-def _command(program: str, mtu: int) -> tuple[str, ...]:
+def _command(program: str, interface: str, mtu: int, configure: bool) -> tuple[str, ...]:
     return (
-        program, "--configure", f"--mtu={mtu}", f"--cidr={NET}",
+        program, *(("--configure",) if configure else ()), f"--mtu={mtu}", f"--cidr={NET}",
         # Not --disable-host-loopback: what comes by UDP from the host's 127.0.0.1 to a published port would get no answer. See `passage`.
         "--disable-dns", "--enable-sandbox", "--enable-seccomp",
         f"--ready-fd={_READY}", f"--exit-fd={_EXIT}", f"--api-socket=/proc/self/fd/{_ROOM}/{_SOCKET}",
-        "--netns-type=path", f"/proc/self/fd/{_NETNS}", INTERFACE,
+        "--netns-type=path", f"/proc/self/fd/{_NETNS}", interface,
     )  # fmt: skip
 
 
-def _pasta(program: str, mtu: int) -> tuple[str, ...]:
+def _pasta(program: str, interface: str, mtu: int, configure: bool) -> tuple[str, ...]:
     nothing = [word for option in ("-t", "-u", "-T", "-U") for word in (option, "none")]  # what it publishes by itself: either side's listeners
     return (
-        program, "--foreground", "--quiet", "--config-net", "--ipv4-only", "--no-map-gw", *nothing,
+        program, "--foreground", "--quiet", *(("--config-net",) if configure else ()), "--ipv4-only", "--no-map-gw", *nothing,
         "--no-dhcp", "--no-ndp", "--no-dhcpv6", "--no-ra", "--no-netns-quit",
-        "--ns-ifname", INTERFACE, "--address", str(ADDRESS), "--netmask", str(NET.prefixlen), "--gateway", str(GATEWAY), "--mtu", str(mtu),
+        "--ns-ifname", interface, "--address", str(ADDRESS), "--netmask", str(NET.prefixlen), "--gateway", str(GATEWAY), "--mtu", str(mtu),
         "--pid", f"/proc/self/fd/{_READY}", "--userns", f"/proc/self/fd/{_USERNS}", "--netns", f"/proc/self/fd/{_NETNS}",
     )  # fmt: skip

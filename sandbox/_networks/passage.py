@@ -44,6 +44,27 @@ _FROM_HERE = Chain(_TABLE, "from-here", hook="output")
 _PORTS = Set(_TABLE, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
 
 
+def walls(interface: str, beyond: IPv4Network) -> Transaction:
+    """What passes between the bridge and *interface* (``"outlet*"``: each of several), and what does not. *beyond*: as of `Passage`."""
+    work = Transaction().add(_TABLE)
+    for chain in (_OUT, _THROUGH, _HERE, _FROM_HERE):
+        work.add(chain)
+    rules = [
+        rule(_OUT, [oifname(interface), masquerade()]),
+        rule(_THROUGH, [iifname(BRIDGE), oifname(BRIDGE), accept]),  # with br_netfilter, between containers of the network
+        rule(_THROUGH, [ip_daddr(beyond), ct_state("established"), ct_status("dnat"), accept]),
+        rule(_THROUGH, [ip_daddr(beyond), drop_it]),
+        rule(_THROUGH, [ct_state("established", "related"), accept]),
+        rule(_THROUGH, [iifname(BRIDGE), oifname(interface), accept]),
+        rule(_THROUGH, [iifname(interface), oifname(BRIDGE), ct_status("dnat"), accept]),
+        rule(_HERE, [iifname(interface), drop_it]),  # the switch's own sockets, as those of a name server, are for containers
+        rule(_FROM_HERE, [oifname(interface), drop_it]),
+    ]
+    for one in rules:
+        work.add(one)
+    return work
+
+
 class Passage:
     """The rules of one switch, which go with it. The caller has a lock."""
 
@@ -52,24 +73,11 @@ class Passage:
 
         Raises: UnsupportedError; SetupError.
         """
-        self._kernel = kernel
-        work = Transaction().add(_TABLE).add(_PORTS)
-        for chain in (_IN, _OUT, _THROUGH, _HERE, _FROM_HERE):
-            work.add(chain)
-        rules = [
-            rule(_IN, [iifname(interface), dnat_to(_PORTS, l4proto, th_dport)]),
-            rule(_OUT, [oifname(interface), masquerade()]),
-            rule(_THROUGH, [iifname(BRIDGE), oifname(BRIDGE), accept]),  # with br_netfilter, between containers of the network
-            rule(_THROUGH, [ip_daddr(beyond), ct_state("established"), ct_status("dnat"), accept]),
-            rule(_THROUGH, [ip_daddr(beyond), drop_it]),
-            rule(_THROUGH, [ct_state("established", "related"), accept]),
-            rule(_THROUGH, [iifname(BRIDGE), oifname(interface), accept]),
-            rule(_THROUGH, [iifname(interface), oifname(BRIDGE), ct_status("dnat"), accept]),
-            rule(_HERE, [iifname(interface), drop_it]),  # the switch's own sockets, as those of a name server, are for containers
-            rule(_FROM_HERE, [oifname(interface), drop_it]),
-        ]
-        for one in rules:
-            work.add(one)
+        self._kernel, self._ports = kernel, _PORTS
+        work = walls(interface, beyond).add(_PORTS).add(_IN).add(rule(_IN, [iifname(interface), dnat_to(_PORTS, l4proto, th_dport)]))
+        self._begin(work)
+
+    def _begin(self, work: Transaction) -> None:
         try:
             self._kernel.commit(work)
         except BaseException:
@@ -79,11 +87,11 @@ class Passage:
     def publish(self, protocol: str, inside: int, address: IPv4Address, number: int) -> None:
         """Have what comes to the port *inside* of the outlet go to *number* of a container. Raises: SetupError."""
         element = Element((PROTOCOLS[protocol], inside), (address, number))
-        self._kernel.commit(Transaction().add_elements(_PORTS, [element]))
+        self._kernel.commit(Transaction().add_elements(self._ports, [element]))
 
     def withdraw(self, protocol: str, inside: int) -> None:
         """No more. Raises: SetupError."""
-        self._kernel.commit(Transaction().delete_elements(_PORTS, [Element((PROTOCOLS[protocol], inside))]))
+        self._kernel.commit(Transaction().delete_elements(self._ports, [Element((PROTOCOLS[protocol], inside))]))
 
     def close(self) -> None:
         """Close the socket; the rules go with the switch."""

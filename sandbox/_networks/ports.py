@@ -41,8 +41,7 @@ class Ports:
         networks = tuple(network for network in networks if not network.is_internal)
         if not networks:
             raise UsageError("ports: nothing leads into an internal network; give one with internal=False as well, or leave ports out")
-        if not networks[0].is_kept and (outlet := networks[0].live.outlet) is not None:
-            outlet.check_ports()
+        networks[0].check_ports()
         self._check_ipv6([network.live for network in networks if not network.is_kept])
         reserve(self._wanted, self._owner, ipv6=self._ipv6)[1]()
 

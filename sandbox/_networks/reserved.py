@@ -17,7 +17,7 @@ import struct
 import threading
 from array import array
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -144,7 +144,10 @@ def _deafen(sock: socket.socket) -> None:
     """Attach a filter (bpf(4)) of one instruction: return 0, keep nothing."""
     program = array("B", struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K
     at, _ = program.buffer_info()
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, at))  # struct sock_fprog
+    # Some kernels (6.18.44, where it was seen) ask for CAP_NET_ADMIN over the host. An ordinary user's socket holds the port for a moment only, until
+    # it is lent: who connects just then is reset.
+    with suppress(PermissionError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, at))  # struct sock_fprog
 
 
 def _raise_failure(error: OSError, port: Port, address: Address, number: int) -> None:

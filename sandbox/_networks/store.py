@@ -167,7 +167,8 @@ class NetworkStore:
         with ExitStack() as stack:
             directory = stack.enter_context(directories.make(store, self.path))
             try:
-                live = Live.make(spec, Subnets(), stack, named=False)
+                # An ordinary user's has ways outside while somebody is in it.
+                live = Live.make(spec if _host.host().privileged else evolve(spec, internal=True), Subnets(), stack, named=False)
                 info = _info_of(spec, live)
                 directory.write_document(encode_info(info))
                 directory.write_state(State(FIRST_PORT))
@@ -274,12 +275,6 @@ def _to_file_name(name: str) -> str:
 
 def _check(spec: NetworkSpec) -> None:
     """Refuse what cannot be done, before anything is touched."""
-    if not _host.host().privileged and not spec.internal:
-        raise UnsupportedError(
-            "networks that are kept reach outside as root only",
-            feature="uplink",
-            remedy="give internal=True, or run as root; or use a Network of this process, which reaches outside for ordinary users too",
-        )
     if spec.ipv6 and not spec.internal:
         raise UnsupportedError(
             "networks that are kept reach outside by IPv4 only",

@@ -258,10 +258,15 @@ class Switch:
         """The user namespace that it belongs to, which the caller closes; None: it is the caller's own."""
         return Fd(ioctl(self._namespace.fileno(), NS_GET_USERNS)) if self.is_ordinary else None
 
-    def forward(self, *interfaces: str) -> None:
-        """Have what comes by these interfaces passed on. Raises: SetupError, ClosedError."""
+    def forward(self, *interfaces: str, from_anywhere: bool = False) -> None:
+        """Have what comes by these interfaces passed on. *from_anywhere*: whether or not what is sent to who sent it leaves by the same one.
+
+        Raises: SetupError, ClosedError.
+        """
         # Each by itself: a new namespace may have ``ip_forward`` from the first one, and to set what is set changes no interface.
         ops = [plan.WriteProc(f"/proc/sys/net/ipv4/conf/{name}/forwarding", b"1\n", plan.HOST) for name in interfaces]
+        if from_anywhere:  # what counts is the stricter one of "all" and the interface
+            ops += [plan.WriteProc(f"/proc/sys/net/ipv4/conf/{name}/rp_filter", b"0\n", plan.HOST) for name in ("all", *interfaces)]
         self._session.request([*self._home, *ops], [], self._home_fds)
 
     def room(self) -> int:

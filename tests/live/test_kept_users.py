@@ -78,10 +78,13 @@ def test_what_a_holder_has_under_that_number_by_now_is_not_taken_for_the_network
         pass
 
 
-def test_what_is_not_there_is_refused_before_anything_is_touched(store: NetworkStore) -> None:
-    with pytest.raises(UnsupportedError, match="as root only") as caught:
+def test_what_is_not_there_is_refused_before_anything_is_touched(store: NetworkStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox._networks.outlet.shutil.which", lambda _: None)
+    with pytest.raises(UnsupportedError, match="apt install slirp4netns") as caught:
         store.create("shop")
     assert "internal=True" in str(caught.value)
+    with pytest.raises(UnsupportedError, match="by IPv4 only"):
+        store.create("shop", ipv6=True)
     assert not os.path.exists(store.path)
 
 
