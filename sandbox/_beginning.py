@@ -38,20 +38,26 @@ class _Ending:
 class Beginning:
     """One container until it is ready; `Session` goes on from there."""
 
+    pidfd = -1
+    _opened: Sequence[int] = ()  # what the launcher has opened for us
+
     def __init__(self, compiled: Compiled) -> None:
         self.owner = os.getpid()
         self.compiled = compiled
         self.launcher: driver.Launcher | None = None
         self._host_ops_before = 0
         self.pid = 0
-        self.pidfd = -1
-        self._opened: list[int] = []  # what the launcher has opened for us
         self.skipped: tuple[tuple[int, int], ...] = ()
         self._starting: Channel | None = None
         self._closed = False
         self._failure: SandboxError | None = None
         self._is_ready = False
         self._is_gone = False
+
+    def __del__(self) -> None:
+        # Not the plan: for one that an interrupt has kept its caller from taking over. Its channels close themselves likewise, and so it ends.
+        if self.pidfd >= 0 and self.owner == os.getpid():
+            close_all((self.pidfd, *self._opened))
 
     def _take_over(self, channel: Channel) -> None:
         """Go on, on the channel on which init has said that it is ready."""
@@ -116,7 +122,7 @@ class Beginning:
             self._await_clone(channel)
             if len(self._opened) != count:
                 raise BrokenError("the launcher could not make the control groups ahead")
-        found, self._opened = self._opened, []
+        found, self._opened = list(self._opened), ()
         return found
 
     def await_ready(self) -> None:
@@ -218,12 +224,12 @@ class Beginning:
         return self._is_gone
 
     def _drop_pidfd(self, *, kill: bool) -> None:
-        close_all(self._opened)
-        self._opened = []
+        opened, self._opened = self._opened, ()
+        close_all(opened)
         try:
             if kill:
                 self.kill()
         finally:
-            if self.pidfd >= 0:
-                os.close(self.pidfd)
-                self.pidfd = -1
+            fd, self.pidfd = self.pidfd, -1  # first: an interrupt in between shall not have it closed twice
+            if fd >= 0:
+                os.close(fd)

@@ -131,6 +131,7 @@ class Session(Beginning):
             # With a control group there is work to do meanwhile, which shall not keep the program waiting for this CPU.
             body, fds = encode(spec, wiring, leaf, apart=leaf is not None)
             begin = time.perf_counter()
+            channel.last = b""
             channel.send(wire.Msg.EXEC, body, fds)
             wiring.close_lent(outputs=False)
             if leaf is not None:
@@ -178,6 +179,8 @@ class Session(Beginning):
     def _abandon(self, channel: Channel) -> bool:
         """Kill what runs on a channel and wait for its end, so that nothing outlives an interrupted call; whether it came."""
         with contextlib.suppress(SandboxError, TimeoutError):
+            if channel.heard_end() is not None:  # interrupted when it had come
+                return True
             channel.send(*KILL_RUN)
             deadline = time.monotonic() + GRACE_S
             while got := channel.receive(max(0.0, deadline - time.monotonic())):
@@ -218,6 +221,7 @@ class Session(Beginning):
 
         try:
             body, fds = encode(spec, wiring, leaf, flags=wire.EXEC_REPORT_START)
+            channel.last = b""
             channel.send(wire.Msg.EXEC, body, fds)
             wiring.close_lent()
             leaves.tidy(lambda: False)

@@ -35,10 +35,11 @@ class Undo:
         first: BaseException | None = None
         calls = self._calls
         while calls:
-            call, arguments = calls.pop()
-            try:
-                call(*arguments)
-            except BaseException as error:  # noqa: BLE001 - Ctrl-C as well: the rest has to be taken back all the same
+            try:  # around both: whatever comes between two calls, Ctrl-C as well, the rest has to be taken back all the same
+                while calls:
+                    call, arguments = calls.pop()
+                    call(*arguments)
+            except BaseException as error:  # noqa: BLE001
                 first = first or error
         if first is not None:
             raise first

@@ -160,7 +160,7 @@ class Process:
         if self._is_lost:
             raise BrokenError("the container ended while the program ran")
         try:
-            return self._next_end(timeout)
+            return self._channel.heard_end() or self._next_end(timeout)  # the former: an interrupt has come between it and us
         except (BrokenError, ProtocolError):
             self._is_lost = True
             self._finish(False)

@@ -40,7 +40,7 @@ _ALL_SEALS: Final = 0x1F  # seal, shrink, grow, write, future write
 _RECEIVE: Final = 4096
 _EXPECTED_FDS: Final = 16
 _LEAVE_S: Final = 10.0
-_MSG_DONTWAIT: Final = 0x40  # <linux/socket.h>
+_MSG_PEEK, _MSG_DONTWAIT = 0x02, 0x40  # <linux/socket.h>
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1  # <asm-generic/socket.h>, <linux/socket.h>: `socket` itself is imported late
 LOOK_S: Final = 0.001  # how long a caller looks for an answer before it sleeps; measured: docs/design/architecture.md
 LOOKS: Final = 64
@@ -52,7 +52,7 @@ Poll = Callable[..., list[tuple[int, int]]]  # select.poll's, in milliseconds
 class Channel:
     """One conversation with an init (or, while it is being created, with the launcher). Not for two threads at once."""
 
-    __slots__ = ("_ancillary", "_flags", "_has_slept", "_poll", "looks", "sock")
+    __slots__ = ("_ancillary", "_flags", "_has_slept", "_poll", "last", "looks", "sock")
     first_looks: ClassVar[int] = 0  # what the last sleep in any channel has taught
 
     def __init__(self, sock: socket.socket) -> None:
@@ -61,6 +61,8 @@ class Channel:
 
         self.sock = sock
         self.looks = Channel.first_looks  # how many waits are to look for the answer before they sleep
+        #: the last message, as it came: what an interrupt has kept somebody from taking note of
+        self.last = b""
         self._has_slept = False
         self._flags = socket_module.MSG_CMSG_CLOEXEC
         self._ancillary = socket_module.CMSG_SPACE(4 * _EXPECTED_FDS)
@@ -104,6 +106,7 @@ class Channel:
             raw, ancillary, _, _ = self.sock.recvmsg(_RECEIVE, self._ancillary, self._flags)
         except ConnectionResetError:
             return None
+        self.last = raw
         fds = _unpack_fds(ancillary) if ancillary else []
         if not raw:
             return None
@@ -122,10 +125,15 @@ class Channel:
         if timeout is not None and not self._poll.poll(max(0.0, timeout * 1000)):
             raise TimeoutError
         try:
-            raw = self.sock.recv(_RECEIVE)
+            self.last = raw = self.sock.recv(_RECEIVE)
         except ConnectionResetError:
             return None
         return codec.decode(raw) if raw else None
+
+    def heard_end(self) -> codec.End | None:
+        """The END that came last on it, if one did; clear `last` before the program is asked for."""
+        event = codec.decode(self.last) if self.last else None
+        return event if isinstance(event, codec.End) else None
 
     def wait(self, timeout: float | None) -> bool:
         """Wait at most *timeout* seconds until `receive` has something to give; whether it has."""
@@ -226,7 +234,7 @@ class Launcher:
         """
         with self._lock:
             if not self._own_pid:
-                said = self._sock.recv(4)
+                said = self._sock.recv(4, _MSG_PEEK)  # whoever is interrupted here can ask again
                 if len(said) != 4:
                     raise BrokenError("the launcher of this process died at its start")
                 self._own_pid = int.from_bytes(said, "little")

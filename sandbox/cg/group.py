@@ -44,20 +44,28 @@ class Group:
 
         *controllers*: what leaves shall account for, as far as the host has it; the limits' own are added.
         """
-        self._name = files.check_name(name)
-        self._limits = limits
-        self._wished = frozenset(controllers)
-        self._bundle: Bundle | None = None
         self._fds: dict[str, int] = {}  # mount point -> the directory that leaves are made in
         self._tasks: dict[str, int] = {}  # v1: mount point -> `tasks` of the container's own group
         self._shapes: dict[tuple[Limits | None, frozenset[str]], Shape] = {}
         self._aheads: dict[Limits | None, Ahead | None] = {}
         self._leaves: set[Leaf] = set()
+        #: v2: the directory that init is cloned into; None when the group is on v1 alone
+        self.init_fd: int | None = None
+        self._name = files.check_name(name)
+        self._limits = limits
+        self._wished = frozenset(controllers)
+        self._bundle: Bundle | None = None
         self._container: str | None = None  # v2: the directory that holds init and payload
         self._uid: int | None = None
         self._lock = threading.Lock()
-        #: v2: the directory that init is cloned into; None when the group is on v1 alone
-        self.init_fd: int | None = None
+
+    def __del__(self) -> None:
+        # Not the plan: for the leaf of a program that was started and then forgotten, which nobody gives back. (Nearly always there is
+        # nothing to do, and an interrupt that comes in here is lost.)
+        if getattr(self, "_fds", None):
+            for leaf in self._leaves:
+                leaf.close()
+            self._close()
 
     def __repr__(self) -> str:
         return f"Group({self._name!r}, {'live' if self._bundle else 'not created'})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sandbox._undo import Undo
@@ -55,3 +57,27 @@ def test_a_failure_on_the_way_back_tells_what_it_came_after() -> None:
 
 def _raise(error: BaseException) -> None:
     raise error
+
+
+class Interrupted(list[Any]):
+    """A list in which Ctrl-C comes once, when something has been taken from it."""
+
+    def __init__(self, items: list[Any]) -> None:
+        super().__init__(items)
+        self.interrupts = 1
+
+    def pop(self, index: Any = -1) -> Any:
+        item = super().pop(index)
+        if len(self) == 1 and self.interrupts:
+            self.interrupts = 0
+            raise KeyboardInterrupt
+        return item
+
+
+def test_an_interrupt_between_two_calls_does_not_keep_the_rest_from_being_taken_back() -> None:
+    done: list[str] = []
+    stack = Undo()
+    stack._calls = Interrupted([(done.append, ("first",)), (done.append, ("second",)), (done.append, ("last",))])
+    with pytest.raises(KeyboardInterrupt):
+        stack.close()
+    assert done[::len(done) - 1] == ["last", "first"]
