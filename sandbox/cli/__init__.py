@@ -17,6 +17,7 @@ USAGE: Final = """\
 usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
        sandbox run --detach ...                           the same, beyond the end of this command; and what there is to be done with it:
        sandbox ps|inspect|logs|stats|exec|cp|port|rename  look at it, and into it
+       sandbox attach                                     its streams are ours, for a while
        sandbox start|stop|restart|kill|pause|unpause|wait|rm
        sandbox commit | diff | export                     what has become of its files
        sandbox container prune                            remove all that do not run
@@ -88,6 +89,8 @@ def _dispatch(arguments: list[str]) -> int:
 def _main_of(command: str) -> Callable[[list[str]], int] | None:  # noqa: PLR0912 - a table
     """What carries *command* out; None for what is none."""
     match command:
+        case "attach":
+            from sandbox.cli.attach import main as found
         case "bench":
             from sandbox.cli.bench import main as found
         case "build":

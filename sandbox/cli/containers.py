@@ -35,7 +35,7 @@ def main_of(word: str) -> Callable[[list[str]], int]:
 def container(arguments: Sequence[str]) -> int:
     """``sandbox container ...``: the same commands, and ``ls`` and ``prune``."""
     word = arguments[0] if arguments else ""
-    if word in ("run", "exec", "commit", "cp", "diff"):
+    if word in ("attach", "run", "exec", "commit", "cp", "diff"):
         from sandbox.cli import main
 
         return main(arguments)
@@ -84,8 +84,9 @@ def _several(parser: Parser) -> None:
 
 
 def _add_start(parser: Parser) -> Carry:
-    _several(parser)
-    return lambda parsed: _each("start", parsed.containers, lambda kept: kept.start())
+    from sandbox.cli.attach import add_start
+
+    return add_start(parser, lambda parsed: _each("start", parsed.containers, lambda kept: kept.start()))
 
 
 def _add_stop(parser: Parser) -> Carry:
@@ -361,6 +362,7 @@ def inspected(kept: Kept) -> dict[str, Any]:
             "User": said.get("user", ""),
             "WorkingDir": said.get("cwd", ""),
             "Tty": config.tty,
+            "OpenStdin": config.interactive,
             "Env": [f"{name}={value}" for name, value in said.get("env", {}).items()],
             "Cmd": config.command,
             "Labels": config.labels,

@@ -8,8 +8,8 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sandbox import ImageNotFoundError, Result, SandboxError, UnsupportedError, UsageError
-from sandbox.cli import health, options
+from sandbox import ImageNotFoundError, Result, SandboxError, UsageError
+from sandbox.cli import health, keys, options
 from sandbox.cli.arguments import Parser, WrongUseError, parse_words
 from sandbox.cli.outcome import one_line
 from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error, code_of_result
@@ -37,6 +37,7 @@ def run(parsed: Namespace, environ: Mapping[str, str]) -> list[str]:
         "entrypoint": parsed.entrypoint,
         "remove": parsed.rm,
         "tty": parsed.tty,
+        "interactive": bool(parsed.interactive),
         "health": health.wanted(parsed),
     }
     if parsed.log_size is not None:
@@ -55,10 +56,6 @@ def run(parsed: Namespace, environ: Mapping[str, str]) -> list[str]:
 
 
 def _check(parsed: Namespace) -> None:
-    if parsed.interactive:
-        raise UnsupportedError(
-            "--interactive: the input of a detached program is empty", feature="attach", remedy="leave it out; `sandbox exec -i` has one"
-        )
     for option in ("output_limit", "json", "report"):
         if getattr(parsed, option):
             hint = "the log is bounded by --log-size" if option == "output_limit" else "`sandbox inspect` shows the result"
@@ -109,7 +106,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog=_EXEC,
         usage="sandbox exec [options] CONTAINER PROGRAM [ARGUMENT...]",
-        description="Run one more program in a container that runs. Its exit code is this command's; when this command is killed, so is the program.",
+        description="Run one more program in a container that runs. Its exit code is this command's. "
+        "When this command is killed, so is the program; the keys that detach let it go on.",
         allow_abbrev=False,
     )
     parser.add_argument("--interactive", "-i", action="store_true", help="pass standard input on; without, it is empty")
@@ -119,6 +117,7 @@ def _parser() -> Parser:
     parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="variables, NAME[=VALUE] a line")
     parser.add_argument("--workdir", "-w", metavar="DIR", default="", help="working directory inside")
     parser.add_argument("--user", "-u", metavar="USER[:GROUP]", default="", help="name or number inside")
+    keys.add(parser)
     parser.add_argument("container", metavar="CONTAINER")
     parser.add_argument("program", nargs="...", metavar="PROGRAM", help="and its arguments")
     return parser
@@ -135,7 +134,10 @@ def _exec(parsed: Namespace) -> int:
         return 0
     with Forwarding() as forwarding:
         if parsed.tty:
-            return code_of_result(_with_terminal(parsed, forwarding, words))
+            result = _with_terminal(parsed, forwarding, words)
+            if result is None:
+                print(keys.DETACHED, file=sys.stderr)
+            return 0 if result is None else code_of_result(result)
         with (
             Streams(interactive=parsed.interactive) as streams,
             kept.popen(parsed.program, fds=streams.theirs, **words) as execution,
@@ -146,14 +148,18 @@ def _exec(parsed: Namespace) -> int:
             return code_of_result(execution.wait())
 
 
-def _with_terminal(parsed: Namespace, forwarding: Forwarding, words: Mapping[str, Any]) -> Result:
+def _with_terminal(parsed: Namespace, forwarding: Forwarding, words: Mapping[str, Any]) -> Result | None:
+    """Its result; None: the keys came, and it goes on without us."""
     from sandbox.cli.terminal import Terminal
 
+    typed = keys.Keys(keys.to_keys(parsed.detach_keys) if os.isatty(0) else b"")
     with (
-        Terminal(interactive=parsed.interactive) as terminal,
+        Terminal(interactive=parsed.interactive, keys=typed) as terminal,
         find(parsed.container).popen(parsed.program, size=terminal.size, **words) as execution,
         forwarding.to(execution, terminal.resize),
     ):
         terminal.relay(execution)
+        if typed.were_typed:
+            execution.detach()
+            return None
         return execution.wait()
-

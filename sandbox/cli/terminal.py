@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, Self
 
 from attrs import define, field
 
+from sandbox.cli.keys import Keys
 from sandbox.cli.relay import write_all
 
 CHUNK: Final = 65536
@@ -45,9 +46,11 @@ class Terminal:
 
     Standard input need not be a terminal: then it is passed on as if typed, and its end ends the program's input. That end
     is typed again when the program shows something: a shell that has changed the terminal's mode since has lost it.
+    *keys*: end the `relay` when they are typed; None: nothing does but the program.
     """
 
     interactive: bool = True
+    keys: Keys | None = None
     _saved: list[Any] | None = None
     _pending: bytes = field(default=b"", init=False)
     _in_line: bool = field(default=False, init=False)
@@ -100,6 +103,9 @@ class Terminal:
                     return
                 if ready == 0:
                     reads_input = self._type()
+                    if self.keys is not None and self.keys.were_typed:
+                        self._feed(fd)
+                        return
                     continue
                 if events & select.POLLOUT:
                     self._feed(fd)
@@ -123,9 +129,10 @@ class Terminal:
         except OSError:  # EIO: our terminal was hung up; SIGHUP is on its way to the program
             data = b""
         if data:
-            self._pending, self._in_line = data, data[-1:] not in (b"\r", b"\n")
+            self._in_line = data[-1:] not in (b"\r", b"\n")
+            self._pending = data if self.keys is None else self.keys.take(data)
         else:  # within a line, the first one only ends the line
-            self._pending = END_OF_INPUT * (2 if self._in_line else 1)
+            self._pending = (b"" if self.keys is None else self.keys.rest()) + END_OF_INPUT * (2 if self._in_line else 1)
             self._repeats = REPEATS
         return bool(data)
 

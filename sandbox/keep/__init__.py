@@ -3,6 +3,7 @@
 `start` starts one, `find` and `containers` give those that there are, as `Kept`. ``sandbox run -d`` and its companions are made of these.
 """
 
+from sandbox.keep._attached import Attachment
 from sandbox.keep._kept import Execution, Kept, containers, find, start, start_wishes
 from sandbox.keep._links import namespace_of, with_links
 from sandbox.keep._log import LEAST, Record
@@ -12,6 +13,7 @@ from sandbox.keep._store import ContainerStore
 __all__ = [
     "LEAST",
     "SHORT_ID",
+    "Attachment",
     "Config",
     "ContainerStore",
     "Execution",

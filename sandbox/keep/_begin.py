@@ -94,6 +94,7 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
         labels={**made.labels, **wishes.labels},
         remove=wishes.remove,
         tty=wishes.tty,
+        interactive=wishes.interactive,
         log_size=wishes.log_size,
         options={**_shown(made, wishes), **({} if check is None else {"healthcheck": check.document()})},
     )

@@ -79,7 +79,8 @@ class Keeper:
             if self.program is not None:
                 return
             self.container.create()
-            self.program = Program.start(self.container, self.argv, self.options, tty=self.config.tty, strict=self.strict)
+            tty, interactive = self.config.tty, self.config.interactive
+            self.program = Program.start(self.container, self.argv, self.options, tty=tty, interactive=interactive, strict=self.strict)
             try:
                 self._begin_checks(self.program)
             except BaseException:  # no thread is to be had: the main thread sees its end
@@ -158,6 +159,14 @@ class Keeper:
         if self.program is None:
             raise UsageError(f"container {self.config.name} is not running; start it first")
         return self.program
+
+    def attachable(self) -> Program:
+        """The run that goes on, for one who wants to be attached to it; the caller has the lock. Raises: UsageError."""
+        if self.program is None and not self._is_ending and self.state.status != "dead":
+            raise UsageError("you cannot attach to a stopped container, start it first")
+        if self.state.status == "paused":
+            raise UsageError("you cannot attach to a paused container, unpause it first")
+        return self.running()
 
     def remove(self, *, force: bool) -> None:
         """Have the container removed; the caller waits for `gone`. Raises: UsageError: it runs."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from attrs import field, frozen
 
 from sandbox import BrokenError, ContainerNotFoundError, NameInUseError, ProtocolError, UsageError
+from sandbox.keep._attached import Attachment
 from sandbox.keep._launch import Wishes, launch
 from sandbox.keep._log import LEAST, LogReader, Record, tail
 from sandbox.keep._record import SHORT_ID, Config, State, to_name, to_result
@@ -47,6 +48,7 @@ def start(
     extra_hosts: Mapping[str, str] | None = None,
     links: Mapping[str, str] | None = None,
     tty: bool = False,
+    interactive: bool = False,
     entrypoint: str | None = None,
     log_size: int = LOG_SIZE,
     health: Healthcheck | None = None,
@@ -60,7 +62,8 @@ def start(
     network: ``"host"``, or names of kept networks, as of ``sandbox run --network``. ports, dns, extra_hosts: of `Container`.
     links: aliases, and the names of the containers that they mean.
     health: a check, in place of the image's HEALTHCHECK; without a test, only what it says of times is; ``Healthcheck(("NONE",))`` is none.
-    tty: the program has a terminal, whose output is the log. log_size: bytes of the log; the oldest go first. timeout, cpu_time: of the program.
+    tty: the program has a terminal, whose output is the log. interactive: it has an input, for those who `attach`.
+    log_size: bytes of the log; the oldest go first. timeout, cpu_time: of the program.
     options: the others of `Container`: values that another process can be given.
 
     Raises: as `Container` and `Container.popen`; NameInUseError.
@@ -79,7 +82,7 @@ def start(
     found, _ = start_wishes(
         name,
         program=program, container={"image": image, **options}, options={"timeout": timeout, "cpu_time": cpu_time}, network=words,
-        labels=dict(labels or {}), entrypoint=entrypoint, remove=remove, tty=tty, log_size=log_size, health=health,
+        labels=dict(labels or {}), entrypoint=entrypoint, remove=remove, tty=tty, interactive=interactive, log_size=log_size, health=health,
     )
     return found
 
@@ -265,11 +268,21 @@ class Kept:
             socket.send_fds(client, [encode(wanted)], fds, socket.MSG_NOSIGNAL)
             line = self._line(client)
             answer, got = line.receive(1)
-            _answer_of(answer)
+            answer_of(answer)
         except BaseException:
             client.close()
             raise
         return Execution(client, line, got[0] if got else None)
+
+    def attach(self, *, start: bool = False) -> Attachment:
+        """What its program writes from now on, and what it reads. *start*: start it, if it does not run. Raises: UsageError: it does not run."""
+        place = self._place()
+        try:
+            line = self._line(connect(place))
+        except BaseException:
+            place.close()
+            raise
+        return Attachment.begin(line, place, encode(request("attach", start=bool(start))), answer_of)
 
     # ---- Its output and its files ----
 
@@ -307,7 +320,7 @@ class Kept:
                     yield turn
                     turn += 1
                 if message is not None:
-                    _answer_of(message)
+                    answer_of(message)
         except BrokenError as error:
             silence = error
         yield turn
@@ -366,12 +379,12 @@ class Kept:
             line = self._line(client)
             while (message := line.receive()[0]) is not None and "more" in message:
                 more += message["more"]
-        return {**_answer_of(message), **({"more": more} if verb == "diff" else {})}
+        return {**answer_of(message), **({"more": more} if verb == "diff" else {})}
 
 
 @frozen(eq=False)
 class Execution:
-    """A program that was started in a container, beside its own. Closing it kills the program, unless that is detached; use ``with``."""
+    """A program that was started in a container, beside its own. Closing it kills the program, unless that is detached by then; use ``with``."""
 
     _client: socket.socket
     _line: Line
@@ -385,6 +398,11 @@ class Execution:
         """Send a signal to the program's first process."""
         with contextlib.suppress(BrokenPipeError):  # it has just ended
             self._client.send(encode({"signal": int(signal)}), socket.MSG_NOSIGNAL)
+
+    def detach(self) -> None:
+        """Let it go on without us; what it shows from now on is dropped."""
+        with contextlib.suppress(BrokenPipeError):  # it has just ended
+            self._client.send(encode({"detach": True}), socket.MSG_NOSIGNAL)
 
     def resize(self, rows: int, columns: int) -> None:
         """Tell the terminal its new size; the program gets SIGWINCH."""
@@ -400,7 +418,7 @@ class Execution:
         message, _ = self._line.receive()
         if message is not None and isinstance(message.get("ended"), dict):
             return to_result(message["ended"])
-        _answer_of(message)
+        answer_of(message)
         raise ProtocolError("a keeper's answer makes no sense")
 
     def close(self) -> None:
@@ -416,7 +434,8 @@ class Execution:
         self.close()
 
 
-def _answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
+def answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a keeper answers. Raises: what it raised."""
     if message is None:
         raise BrokenError("the container's keeper has ended, or was asked by too many at once, before it answered")
     if "error" in message:

@@ -59,6 +59,7 @@ class Wishes:
     entrypoint: str | None = None
     remove: bool = False
     tty: bool = False
+    interactive: bool = False
     log_size: int = 16 << 20
     health: Healthcheck | None = None  # None: what the image says
 

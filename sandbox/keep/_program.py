@@ -26,12 +26,13 @@ class Program:
     ended: int = field(init=False)
     _ending: int = field(init=False)
     owned: list[int] = field(factory=list[int])
+    input: int | None = None  # where what it reads is written to: one of *owned*, or the terminal
 
     def __attrs_post_init__(self) -> None:
         self.ended, self._ending = os.pipe()
 
     @classmethod
-    def start(cls, container: Container, argv: Sequence[Any], options: Mapping[str, Any], *, tty: bool, strict: bool) -> Program:
+    def start(cls, container: Container, argv: Sequence[Any], options: Mapping[str, Any], *, tty: bool, interactive: bool, strict: bool) -> Program:
         """Start it. Raises: as `Container.popen`."""
         if tty:
             process = _popen(container, argv, {**options, "tty": True}, strict=strict)
@@ -47,7 +48,7 @@ class Program:
                 process.kill()
                 process.close()
                 raise
-            return cls(process, {terminal: 1}, owned=[peer])
+            return cls(process, {terminal: 1}, owned=[peer], input=terminal)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             ends: list[int] = []
             words: dict[str, Any] = {}
@@ -57,9 +58,15 @@ class Program:
                 theirs.callback(os.close, words[name])
                 os.set_blocking(reader, False)
                 ends.append(reader)
+            feed = None
+            if interactive:  # open as long as it runs, as Docker's: whoever is attached may go, and another one come
+                words["stdin"], feed = os.pipe()
+                undo.callback(os.close, feed)
+                theirs.callback(os.close, words["stdin"])
+                os.set_blocking(feed, False)
             process = _popen(container, argv, {**options, **words}, strict=strict)
             undo.pop_all()
-        return cls(process, {ends[0]: 1, ends[1]: 2}, owned=ends)
+        return cls(process, {ends[0]: 1, ends[1]: 2}, owned=[*ends, *([] if feed is None else [feed])], input=feed)
 
     def move(self, fd: int, log: LogWriter) -> bool:
         """Take what is there into the log, once; whether anything came."""
@@ -94,6 +101,10 @@ class Program:
     def watch(self) -> int:
         """A descriptor of the caller's own that hangs up at the end of the run."""
         return os.dup(self.ended)
+
+    def dup_input(self) -> int | None:
+        """A descriptor of the caller's own: of the terminal, or of what its input is written to; None: it is empty."""
+        return None if self.input is None else os.dup(self.input)
 
     def forget(self) -> None:
         """Close `ended`; nobody asks for it any more."""

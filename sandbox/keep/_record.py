@@ -50,6 +50,7 @@ class Config:
     tty: bool = False
     log_size: int = 0
     options: dict[str, Any] = field(factory=dict[str, Any])
+    interactive: bool = False
 
     def has_label(self, wanted: str) -> bool:
         """Whether it has the label ``NAME``, or ``NAME=TEXT``."""

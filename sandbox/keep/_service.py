@@ -17,15 +17,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from sandbox import BrokenError, ProtocolError, UsageError
+from sandbox import BrokenError, Process, ProtocolError, UsageError
 from sandbox.keep._keeper import LAST_WORDS_S, Keeper
+from sandbox.keep._log import CHUNK
 from sandbox.keep._record import result_of
 from sandbox.keep._wire import MAX_FDS, MAX_MESSAGE, Request, decode, encode, error_of, parts, to_request
 
 REQUEST_S: Final = 10.0
 MOST: Final = 64  # clients at once that may take long: some eight descriptors each, of the 1,024 that a process usually may have
 RESERVE: Final = 16  # beside them, so that a container can always be stopped and removed
-_LONG: Final = frozenset({"exec", "wait", "follow", "export", "copy_in", "copy_out", "commit", "diff"})
+_LONG: Final = frozenset({"exec", "wait", "follow", "attach", "export", "copy_in", "copy_out", "commit", "diff"})
 _CREDENTIALS: Final = struct.Struct("iII")
 Answer = Mapping[str, Any] | None  # None: it was answered already
 
@@ -181,6 +182,34 @@ def _follow(keeper: Keeper, client: socket.socket, _request: Request, _fds: list
             os.close(watch)
 
 
+def _attach(keeper: Keeper, client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(client.dup())
+        told.setblocking(False)
+        with keeper.lock:  # its end is nobody's business before we follow it
+            if request.fields["start"]:
+                keeper.start()
+            fd = keeper.attachable().dup_input()
+            if fd is not None:
+                stack.callback(os.close, fd)
+            # Before we follow: then the answer comes first. There is room for it, and for the next one.
+            _send(told, {"ok": {"tty": keeper.config.tty, "interactive": keeper.config.interactive}}, () if fd is None else (fd,))
+            _send(told, {"log": 1})
+            watch = keeper.follow(told)
+        if watch is None:
+            raise AssertionError("what is attachable runs")
+        stack.callback(os.close, watch)
+        stack.callback(keeper.unfollow, told)
+        if not _await_end(client, watch):
+            return None
+        with keeper.lock:
+            if keeper.state.result is None:
+                raise BrokenError(f"container {keeper.config.name} has no result: {keeper.state.error or 'it has ended in some way'}")
+            result = keeper.state.result
+        _send(client, {"ended": result})
+    return None
+
+
 def _await_end(client: socket.socket, watch: int) -> bool:
     """Wait until *watch* hangs up; False: the client has gone first."""
     poll = select.poll()
@@ -209,19 +238,18 @@ def _exec(keeper: Keeper, client: socket.socket, request: Request, fds: list[int
             os.close(fds.pop())
         terminal = () if process.terminal is None or fields["detach"] else (process.terminal,)
         _send(client, {"ok": {"pid": process.pid}}, terminal)
-        if fields["detach"]:
+        if fields["detach"] or not _accompany(client, process):
             client.close()
-            process.wait()
+            _let_run(process)
             return None
-        _accompany(client, process)
         _send(client, {"ended": result_of(process.wait())})
     finally:
         process.close()
     return None
 
 
-def _accompany(client: socket.socket, process: Any) -> None:  # noqa: ANN401 - a Process
-    """Until the program ends, pass the client's signals on; without the client, kill it."""
+def _accompany(client: socket.socket, process: Process) -> bool:
+    """Until the program ends, pass the client's signals on; without the client, kill it. False: it is to go on by itself."""
     poll = select.poll()
     poll.register(client, select.POLLIN)
     poll.register(process.fileno(), select.POLLIN)
@@ -229,11 +257,34 @@ def _accompany(client: socket.socket, process: Any) -> None:  # noqa: ANN401 - a
         raw = client.recv(MAX_MESSAGE)
         if not raw:
             process.kill()
-            return
-        number = decode(raw).get("signal")
+            return True
+        message = decode(raw)
+        if message == {"detach": True}:
+            return False
+        number = message.get("signal")
         if type(number) is not int or not 0 < number < 65:
             raise ProtocolError("a message to a program that is no signal")
         process.send_signal(number)
+    return True
+
+
+def _let_run(process: Process) -> None:
+    """Wait for its end, and drop what it shows: nobody else reads it."""
+    poll = select.poll()
+    poll.register(process.fileno(), select.POLLIN)
+    terminal = process.terminal
+    if terminal is not None:
+        os.set_blocking(terminal, False)
+        poll.register(terminal, select.POLLIN)
+    while process.fileno() not in (ready := {fd for fd, _ in poll.poll()}):
+        try:
+            if terminal in ready and not os.read(terminal, CHUNK):
+                break
+        except BlockingIOError:
+            continue
+        except OSError:  # EIO: all have closed it
+            break
+    process.wait()
 
 
 # ---- Its files ----
@@ -296,6 +347,7 @@ def _stats(keeper: Keeper, _client: socket.socket, _request: Request, _fds: list
 
 Doer = Callable[[Keeper, socket.socket, Request, list[int]], Answer]
 _DOERS: Final[Mapping[str, Doer]] = {
+    "attach": _attach,
     "commit": _commit,
     "connect": _connect,
     "copy_in": _copy_in,

@@ -71,10 +71,14 @@ class Line:
     def _wait(self) -> None:
         pause = FIRST_LOOK_S
         while not is_readable(self.client, pause):
-            pid = keeper_of(self.client)
-            if not self._answers(pid) and not is_readable(self.client, 0.0):
-                raise _silent(self.ident, pid)
+            self.check()
             pause = min(pause * 2, LOOKS_S)
+
+    def check(self) -> None:
+        """Ask whether it is there. Raises: BrokenError: it is not, and has said nothing."""
+        pid = keeper_of(self.client)
+        if not self._answers(pid) and not is_readable(self.client, 0.0):
+            raise _silent(self.ident, pid)
 
     def _answers(self, pid: int) -> bool:
         """Whether the keeper says anything; that it closes the connection, as it has too many, is an answer, too."""

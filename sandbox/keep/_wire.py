@@ -6,13 +6,14 @@ A client connects to the keeper's socket (SOCK_SEQPACKET) and sends one request:
 with the descriptors that the verb takes. What comes back, each a message of its own:
 
     {"more": [...]}       a part of a long answer
-    {"log": 1}            "follow": there is more in the log
+    {"log": 1}            "follow", "attach": there is more in the log
     {"ok": {...}}         the answer; for "exec", that the program has started
-    {"ended": {...}}      "exec": how the program ended
+    {"ended": {...}}      "exec", "attach": how the program ended
     {"error": {...}}      instead of "ok": what was raised (`error_of`, `to_error`)
 
-While an "exec" runs, the client may send ``{"signal": N}``. The end of the connection is the end of what was asked: an exec that is not detached
-is killed. A request has exactly the fields of VERBS, of their types; everything else is a ProtocolError, and the connection ends.
+While an "exec" runs, the client may send ``{"signal": N}``, or ``{"detach": true}``, and go. The end of the connection is the end of what was
+asked: an exec that is not detached is killed. A request has exactly the fields of VERBS, of their types; everything else is a ProtocolError, and
+the connection ends.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ VERBS: Final[Mapping[str, Mapping[str, Kind]]] = {
     "resume": {},
     "wait": {},
     "follow": {},
+    "attach": {"start": bool},
     "remove": {"force": bool},
     "rename": {"name": str},
     "commit": {"name": str, "author": str, "message": str, "changes": _TEXTS, "pause": bool},

@@ -284,14 +284,16 @@ def test_a_signal_that_the_program_does_not_catch_ends_both() -> None:
 
 
 class Session:
-    """`sandbox run` on a terminal of its own, whose other end we hold."""
+    """`sandbox run`, or another *command*, on a terminal of its own, whose other end we hold."""
+
+    command: tuple[str, ...] = ("run",)
 
     def __init__(self, *arguments: str, rows: int = 30, columns: int = 90) -> None:
         self.master, self.slave = pty.openpty()
         self.resize(rows, columns)
         self.before = termios.tcgetattr(self.slave)
         self.seen = b""
-        command = [*COMMAND, "run", *arguments]
+        command = [*COMMAND, *self.command, *arguments]
         # A session of its own, with the terminal as the controlling one, as under a shell.
         wrapper = ["setsid", "--ctty", "--wait", *command]
         self.process = subprocess.Popen(wrapper, stdin=self.slave, stdout=self.slave, stderr=self.slave)

@@ -31,7 +31,7 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["-d", "-i", "true"], "attach|interactive"), (["-d", "--json", "-", "true"], "--json"), (["-d", "--report", "true"], "--report"),
+        (["-d", "--json", "-", "true"], "--json"), (["-d", "--report", "true"], "--report"),
         (["-d", "--output-limit", "1M", "true"], "--output-limit"), (["-d", "--label", "=x", "true"], "--label"),
         (["-d", "--log-size", "1K", "true"], "least"), (["-d", "--name", "a/b", "true"], "name"), (["--label", "a", "true"], "only with --detach"),
         (["--log-size", "1M", "true"], "only with --detach"),
