@@ -57,6 +57,7 @@ class Run:
 
     def _begin(self) -> None:
         body, fds = encode(self._spec, self._wiring, self._leaf, apart=self._leaf is not None)
+        self._channel.last = b""
         self._channel.send(wire.Msg.EXEC, body, fds)
         self._is_sent = True
         self._wiring.close_lent(outputs=False)
@@ -144,7 +145,11 @@ class Run:
 
     def kill(self) -> None:
         """Kill the program and all that it started; its end comes as ever."""
-        if not self.is_over:
+        if self.is_over:
+            return
+        if (end := self._channel.heard_end()) is not None:  # it has come, and an interrupt right after it
+            self._conclude(end)
+        else:
             with contextlib.suppress(SandboxError):  # its end is on the way then
                 self._channel.send(*KILL_RUN)
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from sys import modules
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from attrs import field, frozen
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entered", "Spawner", "bind_spawner", "carry_out", "create", "create_plan", "enter"]
 
+N = TypeVar("N", bound=Namespace)
 _CHILDREN: Final = {"time": "time_for_children"}  # unshare(CLONE_NEWTIME) moves children only
 
 
@@ -124,8 +125,8 @@ def create_plan(kind: str) -> plan.Plan:
     return plan.Plan(clone_flags=sys.CLONE_NEWPID, init_ops=ops)
 
 
-def create(kind: str) -> int:
-    """Make a new namespace of *kind*; the descriptor of it is the caller's.
+def create(kind: str, adopt: Callable[[int], N]) -> N:
+    """Make a new namespace of *kind*; *adopt* takes the descriptor over, at once: before an interrupt amid the helper's end could lose it.
 
     Raises: as `create_plan`; UnsupportedError without privileges; SetupError.
     """
@@ -139,6 +140,7 @@ def create(kind: str) -> int:
     with _bound().helper(planned) as pid:
         path = f"/proc/{pid}/ns/{_CHILDREN.get(kind, 'mnt' if kind == 'mount' else kind)}"
         try:
-            return os.open(path, os.O_RDONLY)
+            fd = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise SetupError(f"open {path}", error.errno or 0) from error
+        return adopt(fd)

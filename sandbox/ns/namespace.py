@@ -122,7 +122,7 @@ class Namespace:
         """
         from sandbox.ns.entry import create
 
-        return cls.adopt(create(kind))
+        return create(kind, cls.adopt)
 
     def enter(self) -> Entered:
         """Get a handle that runs programs inside this namespace, in children of the launcher; the caller stays where it is."""

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Self
 
 import sandbox
-from sandbox import PIPE, Container, _spares
+from sandbox import PIPE, Container, Party, _spares, interact
 from sandbox._launch import driver
 from tests.leak.snapshot import descendants, describe
 from tests.support import patience
@@ -77,6 +77,12 @@ def limit() -> Iterator[Container]:
         container.exec(["true"], memory="32M")
         container.pause()
         container.resume()
+
+
+def talk() -> Iterator[Container]:
+    with Container() as container:
+        yield container
+        interact(Party(container, ["sh", "-c", "echo hi; read x"]), Party(container, ["sh", "-c", "read x; echo $x"]))
 
 
 def once() -> Iterator[Container]:

@@ -23,7 +23,7 @@ POINTS = 40  # of each scenario
 SOON_S = patience(2.0)
 
 
-@pytest.mark.parametrize("scenario", ["execute", "start", pytest.param("limit", marks=needs("cgroup:memory", "cgroup:pids")), "once"])
+@pytest.mark.parametrize("scenario", ["execute", "start", pytest.param("limit", marks=needs("cgroup:memory", "cgroup:pids")), "once", "talk"])
 def test_an_interrupt_anywhere_is_soon_the_callers_and_leaves_nothing_alive(scenario: str) -> None:
     command = [sys.executable, "-W", "ignore::ResourceWarning", "-m", "tests.live.interrupting", scenario, str(POINTS)]
     environment = {**os.environ, "PYTHONPATH": import_path()}
@@ -49,6 +49,16 @@ def test_an_interrupt_after_the_programs_end_has_come_neither_waits_for_it_nor_c
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             container.exec(["true"])
+        assert time.monotonic() - began < SOON_S
+        assert container.exec(["true"]).ok
+
+
+def test_so_it_is_when_two_programs_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Container() as container:
+        once_interrupted(monkeypatch, Pump, "finish")
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.interact(sandbox.Party(container, ["true"]), sandbox.Party(container, ["true"]))
         assert time.monotonic() - began < SOON_S
         assert container.exec(["true"]).ok
 
