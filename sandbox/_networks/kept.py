@@ -21,7 +21,7 @@ from attrs import define, field
 from sandbox._networks.directories import Directory, is_alive, pid_namespace
 from sandbox._networks.kept_by_users import check as check_users
 from sandbox._networks.kept_by_users import enter as enter_by_user
-from sandbox._networks.kept_names import SOCKETS, KeptNames
+from sandbox._networks.kept_names import KeptNames, sockets_for
 from sandbox._networks.kept_outlet import KeptOutlet
 from sandbox._networks.kept_outside import carry_loopback, lead_on
 from sandbox._networks.kept_shaping import KeptShaping
@@ -76,7 +76,7 @@ class KeptLive(Live):
         """Have a helper in the switch; *stack* takes it back. Raises: NetworkNotFoundError, UnsupportedError, SetupError."""
         info, directory = network.info, network.directory
         switch, number = enter_by_user(info, spec, directory, stack) if info.users else (_enter(directory, stack), 0)
-        first, *others = switch.sockets((socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE), *SOCKETS)
+        first, *others = switch.sockets((socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE), *sockets_for(info))
         requests = Requests(first)
         stack.callback(requests.close)
         names = KeptNames(info, directory, others)

@@ -25,8 +25,9 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from sandbox._networks.names import PORT as ASKED
-from sandbox._networks.names import NetworkNames, listen
+from sandbox._networks.names import NetworkNames, be_heard_knocking, listen
 from sandbox.errors import NetworkNotFoundError, SetupError
+from sandbox.net.allow import groups_of, to_allow
 from sandbox.net.nft import (
     IPV4,
     NETLINK_NETFILTER,
@@ -62,11 +63,13 @@ if TYPE_CHECKING:
 NAMES: Final = "names"
 _FILE: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _DESTINATION: Final = -100  # nft's dstnat
-SOCKETS: Final = (  # of the switch, that it takes
+_FILTERS: Final = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+_KNOCKS: Final = (socket.AF_INET, socket.SOCK_DGRAM, 0)
+_SOCKETS: Final = (
+    _FILTERS,
     (socket.AF_INET, socket.SOCK_DGRAM, 0),
     (socket.AF_INET, socket.SOCK_STREAM, 0),
     (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE),
-    (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER),
 )
 _TABLE: Final = Table("ip", "names")
 _SERVERS: Final = Set(_TABLE, "servers", (IPV4, PROTOCOL), data=(IPV4, PORT))  # who asks, and how: who answers
@@ -88,13 +91,21 @@ def lead(info: NetworkInfo, switch: Switch) -> None:
         kernel.commit(work)
 
 
+def sockets_for(info: NetworkInfo) -> tuple[tuple[int, int, int], ...]:
+    """Those of the switch that `KeptNames` takes, each as domain, kind and protocol."""
+    return (*_SOCKETS, _KNOCKS) if _only(info) else _SOCKETS
+
+
+def _only(info: NetworkInfo) -> dict[str, int] | None:
+    """The names that alone are asked for outside, with what each opens; None: all are. A question is a message to whoever answers for its name."""
+    return None if info.allow is None else groups_of(to_allow(info.allow) or ())[0]
+
+
 def make(directory: Directory, info: NetworkInfo) -> None:
     """Begin the roster of a network on its way."""
     writer = SharedWriter(os.open(NAMES, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE, 0o600, dir_fd=directory.fd), list)
     try:
-        # A question is a message to whoever answers for its name: with an allow-list, none goes out.
-        only: dict[str, int] | None = None if info.allow is None else {}
-        writer.begin(info.name, filter(None, (info.subnet, info.subnet6)), forwards=not info.internal, only=only)
+        writer.begin(info.name, filter(None, (info.subnet, info.subnet6)), forwards=not info.internal, only=_only(info))
     finally:
         writer.close()
 
@@ -113,17 +124,22 @@ def known(directory: Directory) -> dict[int, tuple[str, ...]]:
 
 
 class KeptNames(NetworkNames):
-    """The names of a kept network, while this process has containers in it. *fds*: `SOCKETS`, ours from now on. Thread-safe. Raises: SetupError."""
+    """The names of a kept network, while this process has containers in it. Thread-safe.
+
+    *fds*: of `sockets_for`, ours from now on. Raises: SetupError.
+    """
 
     def __init__(self, info: NetworkInfo, directory: Directory, fds: Iterable[int]) -> None:
         self._directory, self._gateway = directory, IPv4Address(info.gateway)
         with ExitStack() as stack:
-            *first, filters = fds
+            filters, *others = fds
             self._kernel = Nftables(filters)
             stack.callback(self._kernel.close)
-            udp, tcp, links = (socket.socket(fileno=fd) for fd in first)
-            for sock in (udp, tcp, links):
+            udp, tcp, links, *knocks = (socket.socket(fileno=fd) for fd in others)
+            for sock in (udp, tcp, links, *knocks):
                 stack.callback(sock.close)
+            for sock in knocks:
+                be_heard_knocking(sock)
             listen((udp, tcp), info.gateway, BRIDGE, 0)
             links.bind((0, GROUP_LINKS))
             self._reading = os.open(NAMES, os.O_RDONLY | _FILE, dir_fd=directory.fd)
@@ -132,7 +148,7 @@ class KeptNames(NetworkNames):
             stack.callback(roster.close)
             self.ports = {number: sock.getsockname()[1] for number, sock in ((socket.IPPROTO_UDP, udp), (socket.IPPROTO_TCP, tcp))}
             stack.pop_all()
-        self._begin([udp, tcp, links], roster)
+        self._begin([udp, tcp, links, *knocks], roster)
 
     def _living(self, members: Iterable[Member]) -> list[Member]:
         """Those that are in there still; who asks has the directory's lock."""

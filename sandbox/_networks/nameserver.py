@@ -127,7 +127,7 @@ class Zone:
         self._udp, self._tcp, *more = (socket.socket(fileno=fd) for fd in fds[1:])
         presence = next((sock.detach() for sock in more if sock.family == socket.AF_NETLINK), None)
         self.roster = Roster(fds[0]) if presence is None else SharedRoster(fds[0], presence)
-        self.opener = Opener(next((sock for sock in more if sock.fileno() >= 0), None))
+        self.opener = Opener(next((sock for sock in more if sock.fileno() >= 0), None), is_shared=presence is not None)
         self._clients: dict[str, Client] = {}
         self._connections: set[Connection] = set()
         self.questions: set[Question] = set()

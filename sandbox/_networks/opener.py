@@ -82,10 +82,14 @@ class Quota:
 
 
 class Opener:
-    """Of one network. *sock*: to knock by, connected, and this object's from now on; None: nothing is opened by name."""
+    """Of one network. *sock*: to knock by, connected, and this object's from now on; None: nothing is opened by name.
 
-    def __init__(self, sock: socket.socket | None) -> None:
+    *is_shared*: other processes' servers knock there, too. What they have told their containers is not known here: all is open for the longest time.
+    """
+
+    def __init__(self, sock: socket.socket | None, *, is_shared: bool = False) -> None:
         self._sock = sock
+        self._least_s = openings.MOST_S if is_shared else 0
         self._until: dict[Key, float] = {}
         if self._sock is not None:
             self._sock.setblocking(False)
@@ -99,7 +103,7 @@ class Opener:
 
     def _open(self, quota: Quota, key: Key, now: float, time_s: float) -> bool:
         # The kernel takes the new time, be it shorter: nobody's answer may take from what another container was told.
-        number = class_of(max(time_s, self._until.get(key, now) - now))
+        number = class_of(max(self._least_s, time_s, self._until.get(key, now) - now))
         until = now + openings.TIMES_S[number]
         before = quota.until(key)
         if self._sock is None or not quota.takes(key, now, until):

@@ -281,13 +281,6 @@ def _check(spec: NetworkSpec) -> None:
             feature="ipv6",
             remedy="leave ipv6 out, or give internal=True; or use a Network of this process",
         )
-    name = next((entry for entry in spec.allow or () if entry.network is None), None)
-    if name is not None:
-        raise UnsupportedError(
-            f"allow: {str(name)!r}: names are not followed for networks that are kept",
-            feature="allow by name",
-            remedy="give the host's addresses, or its network; or use a Network of this process",
-        )
     check_possible(spec)
 
 

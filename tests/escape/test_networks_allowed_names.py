@@ -296,12 +296,18 @@ threading.Thread(target=owner, daemon=True).start()
 """
 ORDINARY = """
 import tempfile
+from sandbox import NetworkStore
 from sandbox._networks import names
 with tempfile.NamedTemporaryFile("w") as file:
     file.write(f"nameserver {THEIRS}\\n"); file.flush(); os.chmod(file.name, 0o644)
     names.RESOLV_CONF = file.name
     with Network(allow=["web.org:7", "host.org:7"]) as net, Container(net=net) as c:
         for name in (THEIRS, "web.org", "host.org", "other.org", OURS): found[name] = ask(c, TCP, name, 7)
+    with tempfile.TemporaryDirectory() as home:  # and in one that is kept
+        store = NetworkStore(home + "/networks")
+        store.create("shop", allow=["web.org:7", "host.org:7"])
+        with Container(net=store.open("shop")) as c: found["kept"] = [ask(c, TCP, name, 7) for name in (THEIRS, "web.org", "host.org", "other.org")]
+        store.remove("shop")
 """
 
 
@@ -310,4 +316,5 @@ def test_an_ordinary_users_names_are_followed_too() -> None:
     paths = [str(Path(dnslib.__file__).parents[1])]
     found = in_world(ORDINARY, beyond=f"import socket{OWNER}".replace("PATHS", repr(paths)))
     refused, nobody = "OSError", "socket.gaierror"
+    assert found.pop("kept") == [refused, "192.0.2.2", nobody, nobody]
     assert found == {"192.0.2.1": refused, "web.org": "192.0.2.2", "host.org": nobody, "other.org": nobody, "192.0.2.2": refused}

@@ -323,6 +323,16 @@ def test_what_the_kernel_refuses_to_open_counts_for_nobody() -> None:
     opener.close()
 
 
+def test_where_several_servers_open_none_takes_from_what_another_has_told() -> None:
+    for is_shared, number in ((False, 0), (True, 6)):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        opener = Opener(ours, is_shared=is_shared)
+        assert opener.open(Quota(), Found(bytes((8, 1, 2, 3)), 9), [7])
+        assert theirs.recv(100) == bytes((4, number, 0, 7, 8, 1, 2, 3))
+        theirs.close()
+        opener.close()
+
+
 def test_connections_are_bounded_and_idle_ones_end(make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nameserver, "_IDLE_S", 0.3)
     names, _ = make()
