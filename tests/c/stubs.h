@@ -112,6 +112,16 @@ static int stub_fstatat(int fd, const char *path, struct stat *st, int flags) {
     return stub_call("fstatat", fd, path, NULL);
 }
 
+// Relative, absolute, to itself; or no link.
+static ssize_t stub_readlinkat(int fd, const char *path, char *buffer, size_t size) {
+    static const char *const targets[] = {"", "d", "/d/e", "..", "a-name-that-is-somewhat-longer/../x"};
+    const char *target = targets[stub_seed ? stub_random() % (sizeof targets / sizeof *targets) : 0];
+    if (stub_call("readlinkat", fd, path, NULL) < 0)
+        return -1;
+    memcpy(buffer, target, strlen(target) < size ? strlen(target) : size);
+    return *target ? (ssize_t)strlen(target) : (errno = ENOENT, -1);
+}
+
 static int stub_statx(int fd, const char *path, int flags, unsigned mask, struct statx *st) {
     (void)flags, (void)mask;
     memset(st, 0, sizeof *st);
@@ -240,6 +250,7 @@ int copy_tree(int from, int to) {
 #define close stub_close
 #define fstat stub_fstat
 #define fstatat stub_fstatat
+#define readlinkat stub_readlinkat
 #define statx(...) stub_statx(__VA_ARGS__)
 #define write stub_write
 #define pwrite(fd, data, size, offset) ((void)(offset), stub_write(fd, data, size))
@@ -269,6 +280,7 @@ int copy_tree(int from, int to) {
 #define ioctl(fd, code, argument) ((void)(argument), stub_call("ioctl", fd, NULL, NULL))
 #define prctl(option, cap, ...) stub_capabilities(option, (unsigned long)(cap))
 
+#include "below.c"
 #include "ops.c"
 #include "tree.c"
 

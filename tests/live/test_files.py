@@ -97,6 +97,27 @@ def test_exists_and_listdir(box: Container) -> None:
     assert error.value.limit == "max_entries"
 
 
+def test_what_a_program_left_where_all_may_write_is_like_anywhere(box: Container) -> None:
+    """Also where fs.protected_symlinks and fs.protected_regular are set, as systemd does, and root is refused what is not his."""
+    sh(box, "cd /work; mkdir d; echo 1 >d/f; echo 2 >f; ln -s d dl; ln -s f fl; ln -s /work/dl/../fl long; ln -s dl/f far; ln -s long/x in; chmod 600 f d/f")
+    assert [box.read_bytes(f"/work/{name}") for name in ("f", "fl", "long", "dl/f", "far")] == [b"2\n", b"2\n", b"2\n", b"1\n", b"1\n"]
+    box.write_bytes("/work/f", b"3")
+    box.write_bytes("/work/dl/f", b"4")
+    box.write_bytes("/work/dl/new", b"5")
+    assert sh(box, "cat /work/f /work/d/f /work/d/new") == b"345"
+    for refused in ("fl", "long"):
+        with pytest.raises(SetupError, match="ELOOP"):
+            box.write_bytes(f"/work/{refused}", b"6")
+    with pytest.raises(SetupError, match="ENOTDIR"):
+        box.stat("/work/in")
+    sh(box, "ln -s /proc/1/root/etc/passwd /work/magic; ln -s ../../../../etc/hostname /work/out")
+    assert box.read_bytes("/work/out") == box.read_bytes("/etc/hostname")
+    with pytest.raises(SetupError):
+        box.read_bytes("/work/magic")
+    box.remove("/work/dl/f")
+    assert sorted(box.listdir("/work/dl")) == ["new"]
+
+
 def test_remove_takes_a_file_a_link_an_empty_directory_or_a_tree(box: Container) -> None:
     sh(box, "cd /work; mkdir -p full/a/b empty; touch file full/a/b/c full/x; ln -s full link; ln -s nowhere full/a/dangling")
     for name in ("file", "link", "empty"):

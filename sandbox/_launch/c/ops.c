@@ -5,6 +5,7 @@
 // openat2: below a slot they cannot leave it, whatever links lie inside; without a slot they are the process's own.
 #define _GNU_SOURCE
 #include "ops.h"
+#include "below.h"
 #include "copy.h"
 #include "sys.h"
 #include "tree.h"
@@ -51,13 +52,6 @@ static int slot_put(struct ops *o, uint16_t slot, int fd) {
         close(o->slots[slot]);
     o->slots[slot] = fd;
     return 0;
-}
-
-// Opens `path` below `dir`; confined to it unless dir is the process's own view or `resolve` says otherwise.
-static int open_below(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
-    if (!resolve && dir != AT_FDCWD)
-        resolve = X_RESOLVE_IN_ROOT | X_RESOLVE_NO_MAGICLINKS;
-    return openat2(dir, *path ? path : ".", flags, mode, resolve);
 }
 
 static void forget_parent(struct ops *o) {
@@ -495,16 +489,19 @@ static int write_all(int fd, struct content c, uint64_t at) {
     return 0;
 }
 
-// The file itself, new or emptied. *fresh: it is new, with the mode that was asked for.
+// The file itself, new or emptied. *fresh: it is new, with the mode that was asked for. What is there is opened without O_CREAT:
+// with it, the kernel refuses another's file in a sticky directory that all may write to, where fs.protected_regular is set as
+// systemd does.
 static int open_new(int parent, const char *name, uint32_t mode, bool *fresh) {
-    const int flags = O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    int fd = openat(parent, name, flags | O_EXCL, mode);
+    const int flags = O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    int fd = openat(parent, name, flags | O_CREAT | O_EXCL, mode);
     *fresh = fd >= 0;
     if (fd >= 0 || errno != EEXIST)
         return fd;
-    fd = openat(parent, name, flags, 0600);
-    if (fd < 0 && errno == ETXTBSY && unlinkat(parent, name, 0) == 0) { // it runs; whoever runs it keeps the old one
-        fd = openat(parent, name, flags | O_EXCL, mode);
+    fd = openat(parent, name, flags);
+    // Gone meanwhile, or it runs: whoever runs it keeps the old one.
+    if (fd < 0 && (errno == ENOENT || (errno == ETXTBSY && unlinkat(parent, name, 0) == 0))) {
+        fd = openat(parent, name, flags | O_CREAT | O_EXCL, mode);
         *fresh = fd >= 0;
     }
     return fd;
