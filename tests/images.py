@@ -42,7 +42,12 @@ def layer(files: dict[str, bytes]) -> Layer:
             member.size, member.mode, member.mtime = len(content), 0o755 if name.endswith("/") else 0o644, 1_700_000_000
             member.uid = member.gid = owner
             archive.addfile(member, io.BytesIO(content))
-    return Layer(buffer.getvalue(), gzip.compress(buffer.getvalue(), 1, mtime=0))
+    return layer_of(buffer.getvalue())
+
+
+def layer_of(tar: bytes) -> Layer:
+    """A layer that is *tar*."""
+    return Layer(tar, gzip.compress(tar, 1, mtime=0))
 
 
 def layers(seed: str, count: int = 2, size: int = 100) -> list[Layer]:

@@ -38,7 +38,7 @@ class Origin:
 def of_image(image: Image) -> Origin:
     """What *image* gives. Raises: ImageError: it says something that no container can be."""
     settings = image.settings
-    names = tuple(f"{diff_id.hex}/tree" for diff_id in image.config.diff_ids)
+    names = tuple(f"{diff_id.hex}/tree" for diff_id in image.stack)
     shown = image.names[0] if image.names else image.id.short
     try:
         return Origin(

@@ -13,7 +13,7 @@ from typing import Final
 from attrs import frozen
 
 from sandbox.errors import ImageError, ImageNotFoundError, UsageError
-from sandbox.image import _layers
+from sandbox.image import _folds, _layers
 from sandbox.image._blobs import read_document
 from sandbox.image._disk import Root, blob_name
 from sandbox.image.digest import Digest
@@ -33,14 +33,20 @@ class Record:
     manifest: Digest
     built_here: bool
     size: int
+    folds: tuple[_folds.Span, ...] = ()
 
     def encode(self) -> bytes:
-        return encode({"manifest": str(self.manifest), "built_here": self.built_here, "size": self.size})
+        folds = {"folds": [list(span) for span in self.folds]} if self.folds else {}
+        return encode({"manifest": str(self.manifest), "built_here": self.built_here, "size": self.size, **folds})
 
     @classmethod
     def decode(cls, data: bytes, what: str) -> Record:
         fields = decode(data, what=what)
-        return cls(Digest.parse(fields.get("manifest")), bool(fields.get("built_here")), int(fields.get("size", 0)))
+        try:
+            folds = tuple((int(first), int(count)) for first, count in fields.get("folds", []))
+        except (TypeError, ValueError):
+            raise ImageError(f"{what}: its folds are {fields['folds']!r}") from None
+        return cls(Digest.parse(fields.get("manifest")), bool(fields.get("built_here")), int(fields.get("size", 0)), folds)
 
 
 @frozen(order=True)
@@ -178,19 +184,25 @@ def read_config(root: Root, manifest: Manifest) -> Config:
     return config
 
 
-def require_complete(root: Root, manifest: Manifest, config: Config) -> int:
-    """See that all of an image is there; return the bytes that its unpacked layers take. Raises: ImageError."""
+def require_complete(root: Root, manifest: Manifest, config: Config) -> dict[Digest, _layers.Facts]:
+    """See that all of an image is there; return what is known of its unpacked layers. Raises: ImageError."""
     for blob in (manifest.config, *manifest.layers):
         size = root.size(blob_name(blob.digest))
         if size != blob.size:
             raise ImageError(f"blob {blob.digest}: {'it is not in the store' if size is None else f'{size} bytes instead of {blob.size}'}")
-    sizes: dict[Digest, int] = {}
+    found: dict[Digest, _layers.Facts] = {}
     for diff_id in config.diff_ids:
         known = _layers.facts(root, diff_id)
         if known is None:
             raise ImageError(f"layer {diff_id}: it is not in the store, unpacked")
-        sizes[diff_id] = known.disk
-    return sum(sizes.values())
+        found[diff_id] = known
+    return found
+
+
+def folds_there(root: Root, folds: Iterable[_folds.Span], config: Config) -> tuple[_folds.Span, ...]:
+    """Those of *folds* that can be used: one may have been the newest directory in a power cut, and its image works without."""
+    ends = [(first, count, first + count) for first, count in folds]
+    return tuple((first, count) for first, count, end in ends if _layers.has(root, _folds.digest_of(config.diff_ids[:end], first)))
 
 
 # ---- Looking up ----
@@ -209,6 +221,7 @@ def load(root: Root, path: str, found: Named, all_names: Names) -> Image:
         config=config,
         size=known.size,
         built_here=known.built_here,
+        folds=folds_there(root, known.folds, config),
         links=tuple(_layers.link_of(root, diff_id) for diff_id in config.diff_ids),
     )
 
@@ -304,10 +317,10 @@ def require_there(root: Root, image: Image) -> None:
     # To look at 120 layers takes as long as to mount them. They never change, and one that goes leaves their directory with another time;
     # but not within one tick of the clock, so a directory that was changed a moment ago is looked at again.
     now = root.status("layers")
-    key = (str(image.id), now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns)
+    key = (str(image.id), image.folds, now.st_dev, now.st_ino, now.st_mtime_ns, now.st_ctime_ns)
     if key in _THERE:
         return
-    for diff_id in image.config.diff_ids:
+    for diff_id in dict.fromkeys((*image.config.diff_ids, *image.stack)):
         if not _layers.has(root, diff_id):
             raise ImageNotFoundError(f"image {image.id}: its layer {diff_id} has been removed")
     if time.time_ns() - max(now.st_mtime_ns, now.st_ctime_ns) > _SETTLED_NS:

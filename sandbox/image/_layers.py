@@ -18,6 +18,7 @@ from sandbox.image.documents import encode
 
 _SHORTEST: Final = 12  # digits of a link's name; 120 of them and their colons are 1560 bytes of the 4096 that mount options may have
 _FACTS_LIMIT: Final = 4096
+_FOLDED: Final = "folded"  # beside the tree of a fold
 
 
 class Unpacked(Protocol):
@@ -31,6 +32,26 @@ class Unpacked(Protocol):
     def entries(self) -> int: ...
     @property
     def bytes_on_disk(self) -> int: ...
+
+
+@frozen
+class Folded:
+    """What a fold (see `_folds`) was made of: the layers ``chain[first:]``, over the others of *chain*, the lowest first."""
+
+    first: int
+    chain: tuple[Digest, ...]
+
+    def encode(self) -> bytes:
+        return "".join(f"{line}\n" for line in (self.first, *self.chain)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Folded:
+        """What was written; of something else, a fold of nothing, which is none of the digest that it has."""
+        first, *chain = data.decode("ascii", "replace").splitlines() or [""]
+        try:
+            return cls(int(first), tuple(map(Digest.parse, chain)))
+        except ValueError:
+            return cls(0, ())
 
 
 @frozen
@@ -58,9 +79,16 @@ def _raw_facts(root: Root, diff_id: Digest) -> bytes | None:
     return data if data is not None and data.startswith(b"{") and data.endswith(b"}") else None
 
 
-def add(root: Root, lease: Lease, diff_id: Digest, unpack: Callable[[int], Unpacked]) -> bool:
+def folded(root: Root, diff_id: Digest) -> Folded | None:
+    """Of a fold, what it was made of; None for a layer."""
+    data = root.read(f"{layer_name(diff_id)}/{_FOLDED}")
+    return None if data is None else Folded.decode(data)
+
+
+def add(root: Root, lease: Lease, diff_id: Digest, unpack: Callable[[int], Unpacked], *, folded: Folded | None = None) -> bool:
     """Have *unpack* fill a directory that becomes the layer; False: the layer was there, or somebody else was at it, and has done it meanwhile.
 
+    *folded*: it is no layer, but a fold of some.
     Raises: ImageError: the content is not what *diff_id* says; nothing of it is kept.
     """
     lease.add(diff_id)
@@ -69,7 +97,7 @@ def add(root: Root, lease: Lease, diff_id: Digest, unpack: Callable[[int], Unpac
     stage = Stage.claim(root, f"layer-{diff_id.algorithm}-{diff_id.hex}")
     try:
         if not has(root, diff_id):
-            _fill(root, stage, diff_id, unpack)
+            _fill(root, stage, diff_id, unpack, folded)
             return True
     finally:
         with contextlib.suppress(OSError):
@@ -77,7 +105,7 @@ def add(root: Root, lease: Lease, diff_id: Digest, unpack: Callable[[int], Unpac
     return False
 
 
-def _fill(root: Root, stage: Stage, diff_id: Digest, unpack: Callable[[int], Unpacked]) -> None:
+def _fill(root: Root, stage: Stage, diff_id: Digest, unpack: Callable[[int], Unpacked], folded: Folded | None) -> None:
     from sandbox.image._removal import empty
 
     empty(stage.fileno())  # of what somebody who was killed has left
@@ -90,7 +118,10 @@ def _fill(root: Root, stage: Stage, diff_id: Digest, unpack: Callable[[int], Unp
         os.close(tree)
     if found.diff_id != diff_id:
         raise ImageError(f"layer {diff_id}: unpacked, it is {found.diff_id}; it was damaged or exchanged")
-    _write_facts(stage, Facts(found.size, found.entries, found.bytes_on_disk))
+    if folded is not None:
+        _write(stage, _FOLDED, folded.encode())
+    known = Facts(found.size, found.entries, found.bytes_on_disk)
+    _write(stage, "facts", encode({"size": known.size, "entries": known.entries, "disk": known.disk}))
     with root.locked():
         _link(root, diff_id)
         if root.exists(layer_name(diff_id)):  # a broken one, see `has`
@@ -98,11 +129,11 @@ def _fill(root: Root, stage: Stage, diff_id: Digest, unpack: Callable[[int], Unp
         root.move(stage.path, layer_name(diff_id))
 
 
-def _write_facts(stage: Stage, known: Facts) -> None:
-    fd = os.open("facts", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=stage.fileno())
+def _write(stage: Stage, name: str, data: bytes) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=stage.fileno())
     try:
         os.fchmod(fd, 0o600)
-        write_all(fd, encode({"size": known.size, "entries": known.entries, "disk": known.disk}))
+        write_all(fd, data)
     finally:
         os.close(fd)
 

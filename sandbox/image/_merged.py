@@ -19,9 +19,9 @@ from attrs import define, field, frozen
 from sandbox._sys.calls import openat2
 from sandbox._sys.constants import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _OVERLAY = ("user.overlay.", "trusted.overlay.")
 
 
@@ -36,7 +36,9 @@ class _Found:
 
 
 @frozen
-class _Directory:
+class Directory:
+    """A directory that some of the layers have."""
+
     path: str  # "" is the root
     layers: tuple[int, ...]  # positions in the list of layers, the uppermost first
 
@@ -51,35 +53,36 @@ def write_merged(
     with ExitStack() as stack:
         roots: list[int] = [] if upper is None else [upper]
         for path in reversed(layers):
-            roots.append(os.open(path, _DIRECTORY))
+            roots.append(os.open(path, DIRECTORY))
             stack.callback(os.close, roots[-1])
         writer = _Writer(tar, owner, shift=0 if upper is None else shift)
-        pending = [_Directory("", tuple(range(len(roots))))] if roots else []
+        pending = [Directory("", tuple(range(len(roots))))] if roots else []
         while pending:
             directory = pending.pop()
             pending += reversed(_visit(roots, directory, writer))
 
 
-def _visit(roots: Sequence[int], directory: _Directory, writer: _Writer) -> list[_Directory]:
+def _visit(roots: Sequence[int], directory: Directory, writer: _Writer) -> list[Directory]:
     """Write *directory* and what is in it but its directories, which are given back."""
     with ExitStack() as stack:
         fds: dict[int, int] = {}
         for layer in directory.layers:
-            fds[layer] = openat2(directory.path or ".", _DIRECTORY, dir_fd=roots[layer], resolve=_RESOLVE)
+            fds[layer] = openat2(directory.path or ".", DIRECTORY, dir_fd=roots[layer], resolve=RESOLVE)
             stack.callback(os.close, fds[layer])
         writer.directory(directory.path, fds[directory.layers[0]], directory.layers[0])
-        found = _merge(fds)
-        below: list[_Directory] = []
+        found = merge(fds)
+        below: list[Directory] = []
         for name in sorted(found):
             entry, path = found[name], f"{directory.path}/{name}" if directory.path else name
             if stat.S_ISDIR(entry.status.st_mode):
-                below.append(_Directory(path, tuple(entry.layers)))
-            elif not _is_whiteout(entry.status):
+                below.append(Directory(path, tuple(entry.layers)))
+            elif not is_whiteout(entry.status):
                 writer.leaf(path, name, fds[entry.layer], entry)
         return below
 
 
-def _merge(fds: dict[int, int]) -> dict[str, _Found]:
+def merge(fds: dict[int, int]) -> dict[str, _Found]:
+    """What the directories *fds*, the uppermost first, have together: whiteouts too, for there may be more layers below."""
     found: dict[str, _Found] = {}
     for layer, fd in fds.items():
         for name in os.listdir(fd):
@@ -95,24 +98,27 @@ def _merge(fds: dict[int, int]) -> dict[str, _Found]:
                 continue
             entry = found.setdefault(name, _Found(layer, status))
             entry.layers.append(layer)
-            entry.closed = _is_opaque(fd, name)
+            entry.closed = is_opaque(fd, name)
     return found
 
 
-def _is_whiteout(status: os.stat_result) -> bool:
+def is_whiteout(status: os.stat_result) -> bool:
+    """Whether it stands for a name that is gone."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def _is_opaque(parent: int, name: str) -> bool:
-    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+def is_opaque(parent: int, name: str) -> bool:
+    """Whether the directory *name* in *parent* hides what is below it."""
+    fd = os.open(name, DIRECTORY, dir_fd=parent)
     try:
-        names = _xattr_names(fd)
+        names = xattr_names(fd)
         return any(f"{prefix}opaque" in names and os.getxattr(fd, f"{prefix}opaque") == b"y" for prefix in _OVERLAY)
     finally:
         os.close(fd)
 
 
-def _xattr_names(fd: int) -> list[str]:
+def xattr_names(fd: int) -> list[str]:
+    """The names of its extended attributes."""
     try:
         return os.listxattr(fd)
     except OSError as error:
@@ -153,7 +159,7 @@ class _Writer:
         elif stat.S_ISFIFO(status.st_mode):
             self.tar.addfile(self._info(path, status, tarfile.FIFOTYPE, found.layer))
         elif stat.S_ISREG(status.st_mode):
-            with open(os.open(name, _FILE, dir_fd=parent), "rb") as file:
+            with open(os.open(name, FILE, dir_fd=parent), "rb") as file:
                 info = self._info(path, status, tarfile.REGTYPE, found.layer)
                 info.size = status.st_size
                 info.pax_headers = _kept_xattrs(file.fileno())
@@ -168,5 +174,5 @@ class _Writer:
 
 
 def _kept_xattrs(fd: int) -> dict[str, str]:
-    names = [name for name in _xattr_names(fd) if name == "security.capability" or (name.startswith("user.") and not name.startswith(_OVERLAY))]
+    names = [name for name in xattr_names(fd) if name == "security.capability" or (name.startswith("user.") and not name.startswith(_OVERLAY))]
     return {f"SCHILY.xattr.{name}": os.getxattr(fd, name).decode("utf-8", "surrogateescape") for name in sorted(names)}

@@ -56,6 +56,12 @@ class Reached:
         self.blobs.update([step.layer.digest] if step.layer is not None else [])
         self.layers.update([step.diff_id] if step.diff_id is not None else [])
 
+    def add_folds(self, root: Root) -> None:
+        """The folds of layers that are all needed: a fold goes when one of them goes."""
+        for digest in layers_of(root):
+            if (folded := _layers.folded(root, digest)) is not None and self.layers.issuperset(folded.chain):
+                self.layers.add(digest)
+
     def add_leased(self, root: Root, digest: Digest) -> None:
         """Whatever it is: a blob, a layer, or a document and what that names."""
         self.blobs.add(digest)
@@ -93,6 +99,7 @@ def reached(root: Root, alive: Live) -> Reached:
         found.add_step(step)
     for digest in alive.kept:
         found.add_leased(root, digest)
+    found.add_folds(root)
     return found
 
 
@@ -111,6 +118,7 @@ def remove(root: Root, name: str | Reference | Digest, *, force: bool) -> Remove
         going = own if key is None else [key, *_pinned_alike(key, own)]
         candidates = Reached()
         candidates.add_manifest(root, named.manifest)
+        candidates.add_folds(root)
         if set(going) == set(own):
             _check_free(named.image, own, alive, by_id=key is None, force=force)
         for one in going:

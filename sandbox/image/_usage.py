@@ -42,10 +42,13 @@ def count(root: Root, images: Iterable[Image]) -> Usage:
             by_images.add_manifest(root, image.manifest)
         for digest in alive.kept:
             by_used.add_leased(root, digest)
+        by_images.add_folds(root)
+        by_used.add_folds(root)
         pieces = sum(root.size(f"staging/{name}/data") or 0 for name in root.names("staging") if name.startswith(("blob-", "new-")))
     cached = _sweep.Reached()
     for _, step in steps:
         cached.add_step(step)
+    cached.add_folds(root)
     cached.blobs -= by_images.blobs
     cached.layers -= by_images.layers
     return Usage(

@@ -6,6 +6,7 @@ Others may work in the store meanwhile: what is looked at is on a lease first, a
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 from collections.abc import Callable, Generator
@@ -14,7 +15,7 @@ from typing import Final
 from attrs import define, field
 
 from sandbox.errors import ImageError, UsageError
-from sandbox.image import _cache, _catalog, _layers, _sweep
+from sandbox.image import _cache, _catalog, _folds, _layers, _sweep
 from sandbox.image._blobs import chunks_of
 from sandbox.image._disk import OPEN_DIRECTORY, Root, Stage, blob_name, layer_name
 from sandbox.image._leases import Lease
@@ -117,38 +118,42 @@ class Verification:
                 return
             _layers.link_of(self._root, diff_id)
             source = self._sources.get(diff_id)
-            if source is not None and self._root.exists(blob_name(source[0])):
-                self._compare(diff_id, *source)
+            if (folded := _layers.folded(self._root, diff_id)) is not None:
+                self._fold(diff_id, folded)
+            elif source is not None and self._root.exists(blob_name(source[0])):
+                self._compare(diff_id, functools.partial(self._unpack_again, *source))
 
-    def _compare(self, diff_id: Digest, blob: Digest, media_type: str) -> None:
+    def _fold(self, digest: Digest, folded: _layers.Folded) -> None:
+        first, chain = folded.first, folded.chain
+        if _folds.digest_of(chain, first) != digest:
+            raise ImageError("it is a fold of other layers; remove its images and pull them again")
+        if all(_layers.has(self._root, one) for one in chain):  # otherwise nothing uses it, and the next prune takes it
+            from sandbox.image._folding import fold
+
+            self._compare(digest, functools.partial(fold, self._root, digest, chain[:first], chain[first:]))
+
+    def _compare(self, diff_id: Digest, fill: Callable[[int], object]) -> None:
+        """Compare a layer with what *fill* makes in an empty directory."""
         stage = Stage.fresh(self._root)
         try:
-            fresh = self._unpacked(stage, blob, media_type)
-            try:
+            os.mkdir("tree", 0o700, dir_fd=stage.fileno())
+            with contextlib.ExitStack() as opened:
+                fresh = os.open("tree", OPEN_DIRECTORY, dir_fd=stage.fileno())
+                opened.callback(os.close, fresh)
+                os.fchmod(fresh, 0o755)
+                fill(fresh)
                 found = self._root.open_directory(f"{layer_name(diff_id)}/tree")
-                try:
-                    _require_same(found, fresh)
-                finally:
-                    os.close(found)
-            finally:
-                os.close(fresh)
+                opened.callback(os.close, found)
+                _require_same(found, fresh)
         finally:
             stage.discard(self._root)
 
-    def _unpacked(self, stage: Stage, blob: Digest, media_type: str) -> int:
-        """A directory with what the blob holds; the caller's to close."""
-        os.mkdir("tree", 0o700, dir_fd=stage.fileno())
-        tree = os.open("tree", OPEN_DIRECTORY, dir_fd=stage.fileno())
+    def _unpack_again(self, blob: Digest, media_type: str, directory: int) -> None:
         source = self._root.open_file(blob_name(blob))
         try:
-            os.fchmod(tree, 0o755)
-            self._unpack(source, tree, media_type)
-        except BaseException:
-            os.close(tree)
-            raise
+            self._unpack(source, directory, media_type)
         finally:
             os.close(source)
-        return tree
 
 
 # ---- Two trees ----

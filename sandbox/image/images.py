@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
+from sandbox.image import _folds
 from sandbox.image.digest import Digest
 from sandbox.image.documents import Config, Descriptor, History, Settings, decode
 from sandbox.image.reference import Reference
@@ -24,6 +25,8 @@ class Image:
     built_here: bool
     links: tuple[str, ...] = field(repr=False)  # for each layer, the name of a link to it in `short`
 
+    folds: tuple[tuple[int, int], ...] = field(default=(), repr=False)  # of its layers, which are mounted as one: the first, and how many
+
     @property
     def settings(self) -> Settings:
         """What it says of the containers that are made of it."""
@@ -33,6 +36,11 @@ class Image:
     def layers(self) -> tuple[str, ...]:
         """The paths of its unpacked layers, the lowest first."""
         return tuple(f"{self.store}/layers/{diff_id.hex}/tree" for diff_id in self.config.diff_ids)
+
+    @property
+    def stack(self) -> tuple[Digest, ...]:
+        """What a container mounts, the lowest first: its layers, some of which are there in one directory besides (see `folds`)."""
+        return _folds.stack(self.config.diff_ids, self.folds)
 
     @property
     def short(self) -> str:

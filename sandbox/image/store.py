@@ -9,7 +9,7 @@ from typing import Self
 
 from sandbox._types import StrPath, to_bool
 from sandbox.errors import ImageError, ImageNotFoundError
-from sandbox.image import _blobs, _cache, _catalog, _layers, _sweep, _usage, _verify
+from sandbox.image import _blobs, _cache, _catalog, _folds, _layers, _sweep, _usage, _verify
 from sandbox.image._blobs import BlobWriter
 from sandbox.image._disk import Disk, blob_name, layer_name
 from sandbox.image._layers import Unpacked
@@ -159,12 +159,15 @@ class Store:
         lease.add(manifest)  # and with it all that it names
         with self._disk.opened("add an image") as root:
             found = _catalog.read_manifest(root, manifest)
-            size = _catalog.require_complete(root, found, _catalog.read_config(root, found))
+            config = _catalog.read_config(root, found)
+            known = _catalog.require_complete(root, found, config)
+            size = sum(layer.disk for layer in known.values())
+            folds = _folds.make(root, lease, config.diff_ids, [known[diff_id] for diff_id in config.diff_ids])
             named = _catalog.Named(manifest, found.config.digest)
             for algorithm in {found.config.digest.algorithm, manifest.algorithm}:
                 root.sync(f"blobs/{algorithm}")  # a name lasts no less than what it names
             with root.locked():
-                root.replace(_catalog.image_name(named.image), _catalog.Record(manifest, built_here, size).encode())
+                root.replace(_catalog.image_name(named.image), _catalog.Record(manifest, built_here, size, folds).encode())
                 for key in keys:
                     root.replace(_catalog.name_file(key), named.encode(key))
             return _catalog.load(root, self.path, named, _catalog.names(root))

@@ -88,7 +88,8 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     with FaultyRegistry() as registry:
-        registry.put_image("app", "1", [tar_of({f"f{number}": os.urandom(400_000)}) for number in range(4)])
+        # so many layers that some are folded, too
+        registry.put_image("app", "1", [tar_of({f"f{number}": os.urandom(400_000 if number < 4 else 100)}) for number in range(20)])
         yield Scene(tmp_path, registry.host)
     shutil.rmtree(tmp_path / "store", ignore_errors=True)
 
