@@ -183,6 +183,7 @@ def _add_detached(parser: Parser) -> None:
     group.add_argument("--detach", "-d", action="store_true", help="print its id when the program has started, and let it run; see sandbox ps")
     group.add_argument("--name", metavar="NAME", help="to know it by; without --detach: for others of its networks")
     group.add_argument("--rm", action="store_true", help="remove it at the end of its program; without --detach that is so anyway")
+    group.add_argument("--restart", metavar="POLICY", default="no", help="when it has ended: no, on-failure[:N], always or unless-stopped (no)")
     group.add_argument("--label", "-l", metavar="NAME[=TEXT]", action="append", default=[], help="something to know it by")
     group.add_argument("--log-size", metavar="SIZE", help="how much of its output is kept (16M); the oldest goes first")
 

@@ -9,22 +9,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from sandbox import ContainerNotFoundError, SandboxError, UnsupportedError, UsageError
+from sandbox import ContainerNotFoundError, SandboxError, UsageError
+from sandbox.cli import figures, looking, tables
 from sandbox.cli import kept as by_name
-from sandbox.cli import tables
 from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.outcome import FAILED, complain, one_line, outcome
 from sandbox.cli.relay import write_all
-from sandbox.keep import SHORT_ID, Config, ContainerStore, Kept, Record, State, containers, find, to_result
+from sandbox.keep import ContainerStore, Kept, Record, containers, find
 
 Carry = Callable[[argparse.Namespace], int]
-_FILTERS: Final = ("exited", "health", "id", "label", "name", "status")
-_WIDTH: Final = 20  # of COMMAND, as Docker cuts it
-_COLUMNS: Final = {
-    "CONTAINER ID": "ID", "IMAGE": "Image", "COMMAND": "Command", "CREATED": "RunningFor", "STATUS": "Status", "PORTS": "Ports", "NAMES": "Names",
-}
 
 
 def main_of(word: str) -> Callable[[list[str]], int]:
@@ -216,232 +211,6 @@ def _prune(parsed: argparse.Namespace) -> int:
     return 0
 
 
-# ---- Looking at them ----
-
-
-def _add_ps(parser: Parser) -> Carry:
-    parser.add_argument("--all", "-a", action="store_true", help="also those that do not run")
-    parser.add_argument("--quiet", "-q", action="store_true", help="ids only")
-    parser.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
-    parser.add_argument("--filter", "-f", metavar="WHAT=VALUE", action="append", default=[], help=f"one of {', '.join(_FILTERS)}")
-    tables.add_format(parser)
-    return _ps
-
-
-def _ps(parsed: argparse.Namespace) -> int:
-    filters = [_to_filter(text) for text in parsed.filter]
-    shows_all = parsed.all or any(name in ("exited", "status") for name, _ in filters)
-    rows: list[dict[str, str]] = []
-    for kept in containers():
-        try:
-            config, state = kept.config, kept.state
-        except ContainerNotFoundError:  # it has just gone
-            continue
-        except UsageError as error:
-            complain("sandbox ps", str(error))
-            continue
-        if (shows_all or state.is_up) and _matches(config, state, filters):
-            rows.append(_row(config, state, whole=parsed.no_trunc))
-    if parsed.quiet:
-        print("".join(f"{row['ID']}\n" for row in rows), end="")
-    else:
-        tables.show(rows, _COLUMNS, form=parsed.format)
-    return 0
-
-
-def _to_filter(text: str) -> tuple[str, str]:
-    name, value = by_name.pair("--filter", text, needs_value=True)
-    if name not in _FILTERS:
-        raise WrongUseError(f"--filter: {name!r} is unknown; there are {', '.join(_FILTERS)}")
-    if name == "exited":
-        from sandbox.cli.options import to_whole
-
-        to_whole("--filter exited", value)
-    return name, value
-
-
-def _matches(config: Config, state: State, filters: Iterable[tuple[str, str]]) -> bool:
-    """Docker's rule: of a kind, one value is enough; labels must all be there."""
-    wanted: dict[str, list[str]] = {}
-    for name, value in filters:
-        wanted.setdefault(name, []).append(value)
-    tests: dict[str, Callable[[str], bool]] = {
-        "exited": lambda value: state.status == "exited" and _code(state) == int(value),
-        "health": lambda value: value == _health(state),
-        "id": config.id.startswith,
-        "name": lambda value: value in config.name,
-        "status": lambda value: value == state.status,
-    }
-    labels = wanted.pop("label", [])
-    return all(map(config.has_label, labels)) and all(any(map(tests[name], values)) for name, values in wanted.items())
-
-
-def _code(state: State) -> int:
-    from sandbox.cli.run import code_of_result
-
-    return 0 if state.result is None else code_of_result(to_result(state.result))
-
-
-def _row(config: Config, state: State, *, whole: bool) -> dict[str, str]:
-    """What ``docker ps --format json`` says."""
-    command = " ".join(config.command)
-    return {
-        "Command": f'"{command if whole or len(command) <= _WIDTH else command[: _WIDTH - 1] + "…"}"',
-        "CreatedAt": datetime.fromtimestamp(config.created, UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC"),
-        "ID": config.id if whole else config.id[:SHORT_ID],
-        "Image": config.image or "<host>",
-        "Labels": ",".join(f"{name}={text}" for name, text in config.labels.items()),
-        "Names": config.name,
-        "Networks": ",".join(state.networks or config.options.get("network", ())),
-        "Ports": _ports(state),
-        "RunningFor": f"{tables.duration(time.time() - config.created)} ago",
-        "State": state.status,
-        "Status": _status(state),
-    }
-
-
-def _ports(state: State) -> str:
-    return ", ".join(f"{place['HostIp']}:{place['HostPort']}->{port}" for port, places in state.ports.items() for place in places)
-
-
-def _status(state: State) -> str:
-    match state.status:
-        case "running" | "paused":
-            word = _health(state)
-            told = "Paused" if state.status == "paused" else "health: starting" if word == "starting" else "" if word == "none" else word
-            return f"Up {tables.duration(time.time() - state.started)}{f' ({told})' if told else ''}"
-        case "exited":
-            return f"Exited ({_code(state)}) {tables.duration(time.time() - state.finished)} ago"
-        case _:
-            return state.status.capitalize()
-
-
-def _health(state: State) -> str:
-    return "none" if state.health is None else str(state.health.get("Status"))
-
-
-def _add_inspect(parser: Parser) -> Carry:
-    _several(parser)
-
-    def carry_out(parsed: argparse.Namespace) -> int:
-        return by_name.inspect(parsed.containers, lambda name: inspected(find(name)), partial(complain, "sandbox inspect"))
-
-    return carry_out
-
-
-def inspected(kept: Kept) -> dict[str, Any]:
-    """All that is known of a container, by Docker's names where it has one."""
-    config, state = kept.config, kept.state
-    said: Mapping[str, Any] = config.options
-    return {
-        "Id": config.id,
-        "Name": config.name,
-        "Created": _time(config.created),
-        "Path": config.command[0] if config.command else "",
-        "Args": config.command[1:],
-        "State": {
-            "Status": state.status,
-            "Running": state.is_up,
-            "Paused": state.status == "paused",
-            "OOMKilled": bool(state.result and state.result["oom_killed"]),
-            "Dead": state.status == "dead",
-            "Pid": state.init,
-            "ExitCode": _code(state),
-            "Error": state.error,
-            "StartedAt": _time(state.started),
-            "FinishedAt": _time(state.finished),
-            **({} if state.health is None else {"Health": state.health}),
-            "Result": state.result,
-        },
-        "Image": config.image,
-        "KeeperPid": config.keeper if state.status != "dead" else 0,
-        "RunCount": state.runs,
-        "Mounts": said.get("mounts", []),
-        "Config": {
-            "Hostname": said.get("hostname", "sandbox"),
-            "User": said.get("user", ""),
-            "WorkingDir": said.get("cwd", ""),
-            "Tty": config.tty,
-            "OpenStdin": config.interactive,
-            "Env": [f"{name}={value}" for name, value in said.get("env", {}).items()],
-            "Cmd": config.command,
-            "Labels": config.labels,
-            **({"Healthcheck": said["healthcheck"]} if "healthcheck" in said else {}),
-        },
-        "HostConfig": {
-            "AutoRemove": config.remove,
-            "ReadonlyRootfs": said.get("read_only", False),
-            "LogConfig": {"MaxSize": config.log_size},
-            **{key: said[name] for key, name in (("Memory", "memory"), ("Swap", "swap"), ("Cpus", "cpus"), ("PidsLimit", "pids")) if name in said},
-        },
-        "NetworkSettings": {"Ports": state.ports, "Networks": state.networks or {word: {} for word in said.get("network", [])}},
-    }
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z") if seconds else "0001-01-01T00:00:00Z"
-
-
-def _add_port(parser: Parser) -> Carry:
-    parser.add_argument("container", metavar="CONTAINER")
-    parser.add_argument("port", metavar="PORT[/PROTOCOL]", nargs="?", help="where this one leads from")
-    return _port
-
-
-def _port(parsed: argparse.Namespace) -> int:
-    kept = find(parsed.container)
-    found = kept.state.ports
-    if parsed.port is None:
-        print("".join(f"{name} -> {_host_port(place)}\n" for name, places in found.items() for place in places), end="")
-        return 0
-    wanted = parsed.port if "/" in parsed.port else f"{parsed.port}/tcp"
-    if wanted not in found:
-        raise UsageError(f"port {wanted} of {kept.name} is not published")
-    print("".join(f"{_host_port(place)}\n" for place in found[wanted]), end="")
-    return 0
-
-
-def _host_port(place: Mapping[str, str]) -> str:
-    address = place["HostIp"]
-    return f"{f'[{address}]' if ':' in address else address}:{place['HostPort']}"
-
-
-def _add_stats(parser: Parser) -> Carry:
-    parser.add_argument("--no-stream", action="store_true", help="say it once; the only way so far")
-    tables.add_format(parser)
-    parser.add_argument("containers", metavar="CONTAINER", nargs="*", help="without: all that run")
-    return _stats
-
-
-def _stats(parsed: argparse.Namespace) -> int:
-    if not parsed.no_stream:
-        raise UnsupportedError("figures are said once, not again and again", feature="stats as a stream", remedy="give --no-stream")
-    rows: list[dict[str, str]] = []
-    code = 0
-    for name in parsed.containers or [kept.id for kept in containers()]:
-        try:
-            kept = find(name)
-            if parsed.containers or kept.state.is_up:
-                rows.append(_figures(kept))
-        except SandboxError as error:  # it has just ended, or has no control group
-            complain("sandbox stats", str(error))
-            code = FAILED
-    tables.show(rows, {"CONTAINER ID": "ID", "NAME": "Name", "CPU TIME": "CPUTime", "MEM USAGE": "MemUsage", "PIDS": "PIDs"}, form=parsed.format)
-    return code
-
-
-def _figures(kept: Kept) -> dict[str, str]:
-    found = kept.stats()
-    cpu, memory, pids = (found.get(name) for name in ("cpu_time", "memory", "pids"))
-    return {
-        "CPUTime": "--" if cpu is None else f"{cpu:.2f}s",
-        "ID": kept.id[:SHORT_ID],
-        "MemUsage": "--" if memory is None else tables.size(memory),
-        "Name": kept.name,
-        "PIDs": "--" if pids is None else str(pids),
-    }
-
-
 # ---- What they wrote ----
 
 
@@ -477,18 +246,18 @@ def stamped(record: Record, is_within: dict[int, bool]) -> bytes:
 
 
 _COMMANDS: Final[Mapping[str, tuple[Callable[[Parser], Carry], str]]] = {
-    "inspect": (_add_inspect, "print all that is known of containers, as JSON"),
+    "inspect": (looking.add_inspect, "print all that is known of containers, as JSON"),
     "kill": (_add_kill, "send a signal to the programs of containers"),
     "logs": (_add_logs, "print what the program of a container wrote"),
     "pause": (_add_pause, "freeze the programs of containers"),
-    "port": (_add_port, "say where the host leads to the ports of a container"),
+    "port": (looking.add_port, "say where the host leads to the ports of a container"),
     "prune": (_add_prune, "remove all containers that do not run"),
-    "ps": (_add_ps, "list containers"),
+    "ps": (looking.add_ps, "list containers"),
     "rename": (_add_rename, "give a container another name"),
     "restart": (_add_restart, "stop containers, and start their programs again"),
     "rm": (_add_remove, "remove containers"),
     "start": (_add_start, "start the programs of containers that were stopped"),
-    "stats": (_add_stats, "say what the programs of containers use"),
+    "stats": (figures.add_stats, "say what the programs of containers use"),
     "stop": (_add_stop, "end the programs of containers, and keep what they wrote"),
     "unpause": (_add_unpause, "let the programs of containers go on"),
     "wait": (_add_wait, "wait for the end of the programs of containers, and print their exit codes"),

@@ -38,6 +38,7 @@ def run(parsed: Namespace, environ: Mapping[str, str]) -> list[str]:
         "remove": parsed.rm,
         "tty": parsed.tty,
         "interactive": bool(parsed.interactive),
+        "restart": parsed.restart,
         "health": health.wanted(parsed),
     }
     if parsed.log_size is not None:

@@ -45,6 +45,8 @@ def to_request(parsed: Namespace, environ: Mapping[str, str]) -> Request:
         raise UsageError("--output-limit: not with --tty, where there is no end to what a terminal shows")
     if parsed.label or parsed.log_size is not None:
         raise UsageError("--label and --log-size: only with --detach, of a container that others find")
+    if parsed.restart != "no":
+        raise UsageError("--restart: only with --detach; what runs in the foreground ends with its command")
     if health.are_given(parsed):
         raise UsageError("--health-... and --no-healthcheck: only with --detach; nobody looks at what runs in the foreground")
     return Request(

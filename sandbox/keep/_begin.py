@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import pickle
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from sandbox.keep._keeper import Keeper
 from sandbox.keep._launch import LENGTH, MAX_WISHES, Wishes
 from sandbox.keep._links import with_links
 from sandbox.keep._record import ID_DIGITS, Config
+from sandbox.keep._restarts import Policy, to_policy
 from sandbox.keep._service import Service
 from sandbox.keep._store import ERRORS, SOCKET, ContainerStore, Place
 from sandbox.keep._wire import encode, error_of
@@ -83,6 +85,7 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
     made = Container(**options)
     argv = _argv(made, wishes)
     check = to_check(wishes.health, None if made.image is None else made.image.settings)
+    policy = _policy(wishes)
     ident = os.urandom(ID_DIGITS // 2).hex()
     config = Config(
         id=ident,
@@ -95,6 +98,7 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
         remove=wishes.remove,
         tty=wishes.tty,
         interactive=wishes.interactive,
+        restart=str(policy),
         log_size=wishes.log_size,
         options={**_shown(made, wishes), **({} if check is None else {"healthcheck": check.document()})},
     )
@@ -116,6 +120,7 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
             strict = bool(options.get("strict", True))
             keeper = Keeper(store, place, config, container, argv, wishes.options, strict, listener, Service(), networks.close)
             keeper.health = None if check is None else Health(check)
+            keeper.restarts.policy, keeper.stop_signal = policy, _stop_signal(made)
             try:
                 keeper.start()
             except BaseException:
@@ -128,6 +133,21 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
         undo.pop_all()
     keeper = keepers[0]
     return keeper, [] if keeper.strict else list(keeper.container.degraded)
+
+
+def _policy(wishes: Wishes) -> Policy:
+    policy = to_policy(wishes.restart)
+    if wishes.remove and policy.name != "no":
+        raise UsageError("conflicting options: cannot specify both --restart and --rm")
+    return policy
+
+
+def _stop_signal(container: Container) -> int:
+    """As `Container.stop` reads it, which refuses what is none."""
+    text = "" if container.image is None else container.image.settings.stop_signal
+    word, _, more = (text or "TERM").upper().removeprefix("SIG").partition("+")
+    number = int(word) if word.isdigit() else int(getattr(signal, f"SIG{word}", signal.SIGTERM))
+    return number + (int(more) if more.isdigit() else 0)
 
 
 def _shown(container: Container, wishes: Wishes) -> dict[str, Any]:

@@ -5,8 +5,9 @@ Theory of operation
 A keeper is an ordinary user of this library. Its main thread waits for the program's output, which it takes into the log, for the program's end,
 and for clients; each client is served by a thread of its own (`_service`). What they change is guarded by one lock, that nobody holds while he waits.
 
-A container is `created` until its program has started, then `running` (or `paused`) until that ends, and `exited` from then on: container, writable
-layer and the keeper stay until somebody removes them, or until the end of the program with ``remove``. At SIGTERM a keeper stops its container and
+A container is `created` until its program has started, then `running` (or `paused`) until that ends, and `exited` from then on, or `restarting`, when
+the main thread is to run it again after a pause (`_restarts`): container, writable layer and the keeper stay until somebody removes them, or until
+the end of the program with ``remove``. At SIGTERM a keeper stops its container and
 ends; what is written down remains, as that of a dead one. However a keeper ends, the launcher's janitor removes the container.
 """
 
@@ -30,6 +31,7 @@ from sandbox.keep._health import Health, watch
 from sandbox.keep._log import LogWriter
 from sandbox.keep._program import Program
 from sandbox.keep._record import Config, State, result_of
+from sandbox.keep._restarts import Restarts
 from sandbox.keep._store import ContainerStore, Place
 
 STOP_S: Final = 10.0
@@ -58,10 +60,15 @@ class Keeper:
     lock: threading.RLock = field(factory=threading.RLock)
     program: Program | None = None
     health: Health | None = None
+    restarts: Restarts = field(factory=Restarts)
+    stop_signal: int = signal.SIGTERM  # as its image wants to be stopped
     gone: threading.Event = field(factory=threading.Event)
     _log: LogWriter = field(init=False)
     _wake: int = field(init=False)
     _pauses: int = 0
+    _began: float = 0.0
+    _again: float | None = None  # when to run the program again
+    _is_stopped: bool = False  # by somebody: then it is not run again
     _is_ending: bool = False
     _is_leaving: bool = False  # without a word to the store
     _followers: list[socket.socket] = field(factory=list[socket.socket])
@@ -78,17 +85,26 @@ class Keeper:
             self._check_here()
             if self.program is not None:
                 return
-            self.container.create()
-            tty, interactive = self.config.tty, self.config.interactive
-            self.program = Program.start(self.container, self.argv, self.options, tty=tty, interactive=interactive, strict=self.strict)
-            try:
-                self._begin_checks(self.program)
-            except BaseException:  # no thread is to be had: the main thread sees its end
-                self.program.process.kill()
-                self.wake()
-                raise
-            self._tell(status="running", started=time.time(), finished=0.0, runs=self.state.runs + 1, error="")
+            self.restarts.begin()
+            if self.state.status == "restarting":  # now, or not at all
+                self._tell(status="exited")
+            self._run()
         self.wake()
+
+    def _run(self) -> None:
+        self._again, self._is_stopped = None, False
+        self.container.create()
+        tty, interactive = self.config.tty, self.config.interactive
+        self.program = Program.start(self.container, self.argv, self.options, tty=tty, interactive=interactive, strict=self.strict)
+        self._began = time.monotonic()
+        try:
+            self._begin_checks(self.program)
+        except BaseException:  # no thread is to be had: the main thread sees its end
+            self._is_stopped = True
+            self.program.process.kill()
+            self.wake()
+            raise
+        self._tell(status="running", started=time.time(), finished=0.0, runs=self.state.runs + 1, error="", restarts=self.restarts.count)
 
     def _begin_checks(self, program: Program) -> None:
         if self.health is None:
@@ -115,9 +131,12 @@ class Keeper:
         """End the program as its image wants it, and wait until the state says so."""
         with self.lock:
             self._check_here()
+            self._is_stopped, self._again = True, None
             watch = None if self.program is None else self.program.watch()
             if self.state.status == "paused":
                 self.pause(is_paused=False)
+            if self.state.status == "restarting":
+                self._tell(status="exited")
         if watch is None:
             return
         try:
@@ -127,9 +146,10 @@ class Keeper:
             os.close(watch)
 
     def kill(self, number: int) -> None:
-        """Send a signal to the program's first process; SIGKILL ends all of it."""
+        """Send a signal to the program's first process; SIGKILL ends all of it. What is sent to stop it keeps it from being restarted."""
         with self.lock:
             process = self.running().process
+            self._is_stopped = self._is_stopped or number in (signal.SIGKILL, self.stop_signal)
             if number == signal.SIGKILL:
                 process.kill()
             else:
@@ -156,13 +176,15 @@ class Keeper:
     def running(self) -> Program:
         """The run that goes on; the caller has the lock. Raises: UsageError."""
         self._check_here()
+        if self.state.status == "restarting":
+            raise UsageError(f"container {self.config.name} is restarting; wait until it runs")
         if self.program is None:
             raise UsageError(f"container {self.config.name} is not running; start it first")
         return self.program
 
     def attachable(self) -> Program:
         """The run that goes on, for one who wants to be attached to it; the caller has the lock. Raises: UsageError."""
-        if self.program is None and not self._is_ending and self.state.status != "dead":
+        if self.program is None and not self._is_ending and self.state.status not in ("dead", "restarting"):
             raise UsageError("you cannot attach to a stopped container, start it first")
         if self.state.status == "paused":
             raise UsageError("you cannot attach to a paused container, unpause it first")
@@ -171,8 +193,8 @@ class Keeper:
     def remove(self, *, force: bool) -> None:
         """Have the container removed; the caller waits for `gone`. Raises: UsageError: it runs."""
         with self.lock:
-            if self.program is not None and not force:
-                raise UsageError(f"container {self.config.name} is running; stop it first, or remove it with force")
+            if not force and (self.program is not None or self.state.status == "restarting"):
+                raise UsageError(f"container {self.config.name} is {self.state.status}; stop it first, or remove it with force")
             self._is_ending = True
         self.wake()
 
@@ -233,9 +255,10 @@ class Keeper:
             with self.lock:
                 program = self.program
                 mine = {} if program is None else dict.fromkeys([program.process.fileno(), *program.streams], program)
+                pause_ms = None if self._again is None else max(self._again - time.monotonic(), 0.0) * 1000
             for fd in mine:
                 poll.register(fd, select.POLLIN)
-            ready = {fd for fd, _ in poll.poll()}
+            ready = {fd for fd, _ in poll.poll(pause_ms)}
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
@@ -245,6 +268,8 @@ class Keeper:
                 self._accept()
             if program is not None:
                 self._move(program, ready)
+            else:
+                self._run_again()
         self._end()
 
     def _take_signals(self) -> int:
@@ -318,14 +343,34 @@ class Keeper:
             if self.health is not None:
                 self.health.status = "unhealthy"  # what does not run is not well, says Docker
             words: dict[str, Any] = {"status": "exited", "result": None if result is None else result_of(result)}
+            self._is_ending = self._is_ending or self.config.remove or error is not None
             if error is not None:
                 words = {"status": "dead", "error": str(error)}
-            self._tell(finished=time.time(), **words)
-            self._is_ending = self._is_ending or self.config.remove or error is not None
+            elif self._is_due(failed=result is None or result.exit_code != 0, ran_s=time.monotonic() - self._began):
+                words["status"] = "restarting"
+            self._tell(finished=time.time(), restarts=self.restarts.count, **words)
             self._is_leaving = self._is_leaving or error is not None
             with contextlib.suppress(SandboxError, OSError):
                 program.close()
             program.forget()
+
+    def _is_due(self, *, failed: bool, ran_s: float) -> bool:
+        """Whether it is to be run again; then `_again` says when."""
+        pause = None if self._is_stopped or self._is_ending or self._is_leaving else self.restarts.after(failed=failed, ran_s=ran_s)
+        self._again = None if pause is None else time.monotonic() + pause
+        return pause is not None
+
+    def _run_again(self) -> None:
+        """If it is time to. What cannot be started is a run that has failed."""
+        with self.lock:
+            if self._again is None or time.monotonic() < self._again:
+                return
+            try:
+                self._run()
+            except (SandboxError, OSError, RuntimeError) as error:
+                if self.program is None:  # else the main thread sees its end
+                    status = "restarting" if self._is_due(failed=True, ran_s=0.0) else "exited"
+                    self._tell(status=status, error=str(error), restarts=self.restarts.count)
 
     def _end(self) -> None:
         """Remove the container, and what is written down of it if it is to go."""

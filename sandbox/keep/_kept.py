@@ -49,6 +49,7 @@ def start(
     links: Mapping[str, str] | None = None,
     tty: bool = False,
     interactive: bool = False,
+    restart: str = "no",
     entrypoint: str | None = None,
     log_size: int = LOG_SIZE,
     health: Healthcheck | None = None,
@@ -63,6 +64,7 @@ def start(
     links: aliases, and the names of the containers that they mean.
     health: a check, in place of the image's HEALTHCHECK; without a test, only what it says of times is; ``Healthcheck(("NONE",))`` is none.
     tty: the program has a terminal, whose output is the log. interactive: it has an input, for those who `attach`.
+    restart: whether it is run again when it has ended by itself: ``"on-failure"``, ``"on-failure:5"``, ``"always"``, ``"unless-stopped"``.
     log_size: bytes of the log; the oldest go first. timeout, cpu_time: of the program.
     options: the others of `Container`: values that another process can be given.
 
@@ -82,7 +84,8 @@ def start(
     found, _ = start_wishes(
         name,
         program=program, container={"image": image, **options}, options={"timeout": timeout, "cpu_time": cpu_time}, network=words,
-        labels=dict(labels or {}), entrypoint=entrypoint, remove=remove, tty=tty, interactive=interactive, log_size=log_size, health=health,
+        labels=dict(labels or {}), entrypoint=entrypoint, remove=remove, tty=tty, interactive=interactive, restart=restart, log_size=log_size,
+        health=health,
     )
     return found
 
@@ -159,7 +162,7 @@ class Kept:
 
     @property
     def status(self) -> str:
-        """``"created"``, ``"running"``, ``"paused"``, ``"exited"`` or ``"dead"``."""
+        """``"created"``, ``"running"``, ``"paused"``, ``"restarting"``, ``"exited"`` or ``"dead"``."""
         return self.state.status
 
     @property

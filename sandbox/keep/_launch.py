@@ -60,6 +60,7 @@ class Wishes:
     remove: bool = False
     tty: bool = False
     interactive: bool = False
+    restart: str = "no"
     log_size: int = 16 << 20
     health: Healthcheck | None = None  # None: what the image says
 

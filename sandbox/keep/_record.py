@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from attrs import asdict, evolve, field, fields, frozen
 
 from sandbox import UsageError
+from sandbox.keep._restarts import to_policy
 
 if TYPE_CHECKING:
     from sandbox import Result
@@ -24,7 +25,7 @@ ID_DIGITS: Final = 64
 SHORT_ID: Final = 12  # digits that are shown, as Docker does
 NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)  # Docker's rule, and the length of a host name
 ID: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
-STATUSES: Final = ("created", "running", "paused", "exited", "dead")
+STATUSES: Final = ("created", "running", "paused", "restarting", "exited", "dead")
 T = TypeVar("T", bound="Config | State")
 
 
@@ -51,6 +52,7 @@ class Config:
     log_size: int = 0
     options: dict[str, Any] = field(factory=dict[str, Any])
     interactive: bool = False
+    restart: str = "no"  # a policy (`_restarts`), as it is written
 
     def has_label(self, wanted: str) -> bool:
         """Whether it has the label ``NAME``, or ``NAME=TEXT``."""
@@ -71,12 +73,13 @@ class State:
     result: dict[str, Any] | None = None
     networks: dict[str, Any] = field(factory=dict[str, Any])
     ports: dict[str, Any] = field(factory=dict[str, Any])
+    restarts: int = 0  # since somebody started it
     health: dict[str, Any] | None = None  # by Docker's names; None: nothing is checked
 
     @property
     def is_up(self) -> bool:
-        """Whether its program runs, or would if it were not paused."""
-        return self.status in ("running", "paused")
+        """Whether its program runs, or would if it were not paused, or will by itself."""
+        return self.status in ("running", "paused", "restarting")
 
 
 def encode(document: Config | State) -> bytes:
@@ -89,6 +92,7 @@ def decode_config(raw: bytes) -> Config:
     found = _decode(raw, Config)
     if not ID.fullmatch(found.id) or not NAME.fullmatch(found.name):
         raise ValueError("neither the id nor the name of a container")
+    to_policy(found.restart)
     return found
 
 
