@@ -193,6 +193,16 @@ class Network:
         """Refuse what a container could not have here now; nothing is touched. Raises: UsageError; ClosedError. For `Membership`, as `live`."""
         self._made().check(join)
 
+    @property
+    def leads6(self) -> bool:
+        """Whether it reaches outside by IPv6. Raises: ClosedError. For `Membership`, as `live`."""
+        return self._made().leads6
+
+    @property
+    def has_outlet(self) -> bool:
+        """Whether a program leads outside. Raises: ClosedError. For `Membership`, as `live`."""
+        return self._made().outlet is not None
+
     def check_ports(self) -> None:
         """Refuse published ports where they cannot be had. Raises: UnsupportedError; ClosedError. For `Membership`, as `live`."""
         outlet = self._made().outlet

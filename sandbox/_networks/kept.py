@@ -23,7 +23,7 @@ from sandbox._networks.kept_by_users import check as check_users
 from sandbox._networks.kept_by_users import enter as enter_by_user
 from sandbox._networks.kept_names import KeptNames, sockets_for
 from sandbox._networks.kept_outlet import KeptOutlet
-from sandbox._networks.kept_outside import carry_loopback, lead_on
+from sandbox._networks.kept_outside import carry_loopback, lead_on, leads6
 from sandbox._networks.kept_shaping import KeptShaping
 from sandbox._networks.live import Live, check_mac, check_place, cut_off
 from sandbox._networks.measures import stats_at
@@ -281,6 +281,14 @@ class KeptNetwork(Network):
         check_place(join, self.name, addresses, addresses6)
         if join.mac is not None:
             check_mac(join.mac, self.name, [mac_of(addresses.gateway), *(lease.mac for lease in state.leases)])
+
+    @property
+    def leads6(self) -> bool:
+        return leads6(self.info)
+
+    @property
+    def has_outlet(self) -> bool:
+        return bool(self.info.users) and not self.info.internal
 
     def check_ports(self) -> None:
         if self.info.users:

@@ -14,13 +14,14 @@ import contextlib
 import os
 import socket
 from contextlib import ExitStack
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from sandbox._networks.uplink import Uplink, check_forwarding, hold
 from sandbox.errors import SetupError, UnsupportedError
 from sandbox.net.rtnetlink import NETLINK_ROUTE, Requests, removal, ways_out
 
+_OF_IPV4: Final = 4  # of what is written down
 _LOCALNET: Final = "/proc/sys/net/ipv4/conf/{}/route_localnet"
 
 if TYPE_CHECKING:
@@ -28,8 +29,16 @@ if TYPE_CHECKING:
 
 
 def described(uplink: Uplink | None) -> tuple[str, ...]:
-    """What is written down of it: the host's interface, its address, the switch's, and where the host's is."""
-    return () if uplink is None else (uplink.name, str(uplink.here), str(uplink.there), _here())
+    """What is written down of it: the host's interface, its address, the switch's, where the host's is; and the two addresses of IPv6, if any."""
+    if uplink is None:
+        return ()
+    six = () if uplink.six is None else (str(uplink.six.here), str(uplink.six.there))
+    return (uplink.name, str(uplink.here), str(uplink.there), _here(), *six)
+
+
+def leads6(info: NetworkInfo) -> bool:
+    """Whether it reaches outside by IPv6."""
+    return len(info.uplink) > _OF_IPV4
 
 
 def lead_on(info: NetworkInfo, stack: ExitStack) -> Uplink | None:
@@ -39,7 +48,7 @@ def lead_on(info: NetworkInfo, stack: ExitStack) -> Uplink | None:
     """
     if not info.uplink:
         return None
-    name, here, there, where = info.uplink
+    name, here, there, where, *pair6 = info.uplink
     if where != _here() or not _is_there(name):
         raise UnsupportedError(
             f"network: {info.name!r} leads outside by the interface {name}, which is not there (any more)",
@@ -47,9 +56,19 @@ def lead_on(info: NetworkInfo, stack: ExitStack) -> Uplink | None:
             remedy="use it in the network namespace in which it was made; if somebody removed the interface, remove the network and make it again",
         )
     check_forwarding(ways_out())
-    found = Uplink(name, IPv4Address(here), IPv4Address(there), hold(stack))
+    six = None
+    if pair6:
+        from sandbox._networks import uplink6
+
+        uplink6.check_forwarding(ways_out(6))
+        six = _let_pass(Uplink(name, IPv6Address(pair6[0]), IPv6Address(pair6[1]), hold(stack, "ip6")), stack)
+    return _let_pass(Uplink(name, IPv4Address(here), IPv4Address(there), hold(stack), six), stack)
+
+
+def _let_pass(found: Uplink, stack: ExitStack) -> Uplink:
     found.host.add(found)
     stack.callback(found.host.remove, found)
+    stack.callback(found.undo.close)
     return found
 
 

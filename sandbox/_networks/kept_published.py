@@ -26,6 +26,7 @@ from sandbox.errors import NetworkNotFoundError
 from sandbox.net.kept import Published
 from sandbox.net.nft import (
     IPV4,
+    IPV6,
     PORT,
     PROTOCOL,
     Chain,
@@ -39,6 +40,7 @@ from sandbox.net.nft import (
     dnat_to,
     iif,
     in_set,
+    ip6_daddr,
     ip_daddr,
     l4proto,
     rule,
@@ -64,8 +66,9 @@ class KeptGate(SharedFilters):
         # Not the uplink itself, by which gates are kept: it is to go.
         super().__init__(live.switch)
         self._directory, self._there, self._link = live.directory, uplink.there, uplink.name
-        self._table = Table("ip", f"published-{os.getpid()}-{next(_numbers)}", owner=True)
-        self._ports = Set(self._table, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
+        self._is_six = uplink.there.version == 6
+        self._table = Table("ip6" if self._is_six else "ip", f"published-{os.getpid()}-{next(_numbers)}", owner=True)
+        self._ports = Set(self._table, "ports", (PROTOCOL, PORT), data=(IPV6 if self._is_six else IPV4, PORT))
         self._open = Set(self._table, "open", (PROTOCOL, PORT))
 
     def numbers(self, count: int) -> list[int]:
@@ -81,7 +84,7 @@ class KeptGate(SharedFilters):
         work = Transaction()
         for item in (self._table, self._ports, self._open, inward, known):
             work.add(item)
-        work.add(rule(inward, [iif(UPLINK), ip_daddr(self._there), dnat_to(self._ports, l4proto, th_dport)]))
+        work.add(rule(inward, [iif(UPLINK), (ip6_daddr if self._is_six else ip_daddr)(self._there), dnat_to(self._ports, l4proto, th_dport)]))
         work.add(rule(known, [iif(UPLINK), in_set(self._open, ct_original_protocol, ct_original_dport), set_mark(KNOWN)]))
         filters.commit(work)
 
@@ -90,7 +93,8 @@ class KeptGate(SharedFilters):
         elements = [Element((entry.protocol, entry.inner), (address, entry.held.port.number)) for entry in made]
         self._commit(Transaction().add_elements(self._open, [Element(element.key) for element in elements]).add_elements(self._ports, elements))
         with self._directory.held():
-            carry_loopback(self._link, on=True)
+            if not self._is_six:  # else `loopback6`
+                carry_loopback(self._link, on=True)
             known = [Published(entry.held.key, str(entry.held.host), entry.inner) for entry in made]
             self._directory.write_state(self._directory.written_state().publishing(str(address), known))
 

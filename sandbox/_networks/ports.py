@@ -42,17 +42,18 @@ class Ports:
         if not networks:
             raise UsageError("ports: nothing leads into an internal network; give one with internal=False as well, or leave ports out")
         networks[0].check_ports()
-        self._check_ipv6([network.live for network in networks if not network.is_kept])
+        self._check_ipv6(networks)
         reserve(self._wanted, self._owner, ipv6=self._ipv6)[1]()
 
-    def _check_ipv6(self, lives: list[Live]) -> None:
-        way = next((live for live in lives if live.leads6), None)  # the first one, which has the route of what is answered
-        self._ipv6 = way is not None and way.outlet is None
+    def _check_ipv6(self, networks: tuple[Network, ...]) -> None:
+        way = next((network for network in networks if network.leads6), None)  # the first one, which has the route of what is answered
+        self._ipv6 = way is not None
         asked = next((port for port in self._wanted if port.address is not None and port.address.version == 6), None)
-        if way is not None and self._ipv6:
-            if any(port.address in (None, ANY6, LOOPBACK6) for port in self._wanted):
-                check_loopback(way)
-        elif asked is not None and any(live.outlet is not None for live in lives):
+        if way is not None:
+            # In one that is kept, where nothing of this process's may be yet, it is seen when the port is published.
+            if not way.is_kept and any(port.address in (None, ANY6, LOOPBACK6) for port in self._wanted):
+                check_loopback(way.live)
+        elif asked is not None and any(network.has_outlet for network in networks):
             raise UnsupportedError(
                 f"ports: {str(asked)!r}: {PROGRAM} publishes at addresses of IPv4 only",
                 feature="ipv6",

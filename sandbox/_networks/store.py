@@ -40,7 +40,7 @@ from sandbox._networks.kept_outside import described, take_away
 from sandbox._networks.live import Live
 from sandbox._networks.places import Endpoint
 from sandbox._types import StrPath, to_text
-from sandbox.errors import NetworkInUseError, NetworkNotFoundError, UnsupportedError, UsageError
+from sandbox.errors import NetworkInUseError, NetworkNotFoundError, UsageError
 from sandbox.net.addresses import choose_subnet
 from sandbox.net.kept import NetworkInfo, State, encode_info
 from sandbox.net.rtnetlink import FIRST_PORT, routes
@@ -275,12 +275,6 @@ def _to_file_name(name: str) -> str:
 
 def _check(spec: NetworkSpec) -> None:
     """Refuse what cannot be done, before anything is touched."""
-    if spec.ipv6 and not spec.internal:
-        raise UnsupportedError(
-            "networks that are kept reach outside by IPv4 only",
-            feature="ipv6",
-            remedy="leave ipv6 out, or give internal=True; or use a Network of this process",
-        )
     check_possible(spec)
 
 

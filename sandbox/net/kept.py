@@ -104,7 +104,7 @@ def _ports(lease: Lease) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
     for one in lease.published:
         address, _, number = one.host.rpartition(":")
-        found.setdefault(one.port, []).append({"HostIp": address, "HostPort": number})
+        found.setdefault(one.port, []).append({"HostIp": address.strip("[]"), "HostPort": number})
     return found
 
 
@@ -177,7 +177,11 @@ class State:
     def publishing(self, address: str, ports: Iterable[Published]) -> State:
         """The state when these ports lead to the container at *address*, beside what did before."""
         more = tuple(ports)
-        return self._changed(lambda lease: evolve(lease, published=(*lease.published, *more)) if lease.address == address else lease)
+
+        def change(lease: Lease) -> Lease:
+            return evolve(lease, published=(*lease.published, *more)) if address in (lease.address, lease.address6) else lease
+
+        return self._changed(change)
 
     @property
     def is_publishing(self) -> bool:

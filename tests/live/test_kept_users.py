@@ -83,8 +83,6 @@ def test_what_is_not_there_is_refused_before_anything_is_touched(store: NetworkS
     with pytest.raises(UnsupportedError, match="apt install slirp4netns") as caught:
         store.create("shop")
     assert "internal=True" in str(caught.value)
-    with pytest.raises(UnsupportedError, match="by IPv4 only"):
-        store.create("shop", ipv6=True)
     assert not os.path.exists(store.path)
 
 

@@ -83,8 +83,9 @@ with socket.create_server(("127.0.0.1", 0)) as alone, Container(net="shop") as c
     except BlockingIOError: found["accepted"] = False
     other.end()
     found["left"] = len(outlets(c)), rules(c), ask(c, TCP, THEIRS, 7)
-store.create("few", allow=[THEIRS + ":7/tcp"])
+store.create("few", allow=[THEIRS + ":7/tcp"], ipv6=True)
 with Container(net="few") as c:
+    found["six"] = c.endpoints["few"].address6 is not None, c.exec(["ip", "-6", "route", "show", "default"], text=True).stdout
     found["allowed"] = ask(c, TCP, THEIRS, 7), ask(c, TCP, THEIRS, 9)
 store.remove("few")
 """
@@ -93,6 +94,7 @@ store.remove("few")
     assert found.pop("mine") == found.pop("other") == [OURS, OURS]
     assert (found.pop("one another"), found.pop("outlets"), found.pop("rules"), found.pop("accepted")) == (True, 2, 2, False)
     assert found.pop("left") == [1, 1, OURS]
+    assert found.pop("six") == [True, ""]
     assert found.pop("allowed") == [OURS, "OSError"]  # at once: EHOSTUNREACH
     assert len(found) == 7
     assert set(found.values()) <= {"ConnectionRefusedError", "TimeoutError", "OSError"}
