@@ -242,8 +242,8 @@ class Pump:
             return
         with contextlib.suppress(KeyError):  # it took everything at once and was never registered
             self._poll.unregister(fd)
+        self._wiring.stdin = None  # first: an interrupt in between shall not have it closed twice
         os.close(fd)
-        self._wiring.stdin = None
 
     def finish(self) -> None:
         """All writers are dead: what is in the pipes is all there will be. Never waits: a descriptor may have been passed on to somebody outside."""

@@ -14,6 +14,7 @@ and what stays ready goes to the end of it), so nobody starves, and the order of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import weakref
@@ -39,8 +40,12 @@ class Reactor:
 
     def register(self, fd: int, mask: int, handler: Handler) -> None:
         """Call *handler* whenever one of the events *mask* (as of select.poll; hang-ups and errors always are) is there."""
-        self._epoll.register(fd, mask)
-        self._handlers[fd] = handler
+        self._handlers[fd] = handler  # first: an event that nobody handles would come again and again
+        try:
+            self._epoll.register(fd, mask)
+        except OSError:
+            del self._handlers[fd]
+            raise
 
     def modify(self, fd: int, mask: int) -> None:
         """Wait for other events."""
@@ -48,9 +53,10 @@ class Reactor:
 
     def unregister(self, fd: int) -> None:
         """Let go of *fd*; must come before it is closed. Raises: KeyError: it was not registered."""
+        if not self._epoll.closed and fd in self._handlers:
+            with contextlib.suppress(FileNotFoundError):  # an interrupt has come between the two, the last time
+                self._epoll.unregister(fd)
         del self._handlers[fd]
-        if not self._epoll.closed:
-            self._epoll.unregister(fd)
 
     def dispatch(self, timeout: float | None = 0) -> bool:
         """Handle one event; False when there was none for *timeout* seconds. Raises what the handler does."""
@@ -84,9 +90,9 @@ class Watch:
 
     def unregister(self, fd: int, /) -> None:
         """As of select.poll."""
-        del self._masks[fd]
-        if self._reactor is not None:
+        if fd in self._masks and self._reactor is not None:
             self._reactor.unregister(fd)
+        del self._masks[fd]
 
     def pause(self) -> None:
         """Take no events until `resume`."""
@@ -110,8 +116,11 @@ class Watch:
 
     def close(self) -> None:
         """Let go of what is still registered."""
-        for fd in [*self._masks]:
-            self.unregister(fd)
+        while self._masks:
+            fd, _ = self._masks.popitem()
+            if self._reactor is not None:
+                with contextlib.suppress(KeyError):  # an interrupt has come between noting and registering it
+                    self._reactor.unregister(fd)
 
 
 _all: weakref.WeakSet[Reactor] = weakref.WeakSet()

@@ -116,6 +116,8 @@ def _hint(phase: wire.Phase, op: plan.Op | None, number: int) -> str:
         return "the image's VOLUME or WORKDIR there is a file, or a link that leads nowhere: mount something on it, or give another cwd="
     if isinstance(op, plan.Unshare) and number == errno.ENOSPC:
         return "user.max_mnt_namespaces, max_net_namespaces or another limit of that kind is reached; raise the sysctl"
+    if number == errno.EMFILE:
+        return "this process, whose limits its containers have, may not have as many files open as that takes (RLIMIT_NOFILE, ulimit -Hn)"
     if phase in (wire.Phase.HOST, wire.Phase.INIT) or (phase is wire.Phase.CLONE and number != errno.ENOSPC):
         return outer.suspects(number) or _HINTS.get((phase, number), "")
     return _HINTS.get((phase, number), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from errno import EAGAIN, ENOEXEC, ENOMEM, ENOSYS, EPERM, ETIMEDOUT
+from errno import E2BIG, EAGAIN, ENOEXEC, ENOMEM, ENOSYS, EPERM, ETIMEDOUT
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -182,10 +182,13 @@ STEP_WORDS: Final = {
 MEMORY_HINT: Final = "the container's memory= is used up, by files on its tmpfs perhaps; remove some, or start another container"
 _SLOW: Final = "other programs of its user stopped it, or its file could not be read in time: the host is very busy, or its disk slow"
 # The second: clone(2) says EAGAIN too when there is no memory for the counters of its user (set_cred_ucounts).
-_NO_PROCESS: Final = "a limit on processes is reached (pids=, RLIMIT_NPROC, kernel.pid_max), or the container's memory is used up (memory=)"
+_NO_PROCESS: Final = (
+    "a limit on processes is reached (pids=, RLIMIT_NPROC, RLIMIT_SIGPENDING, kernel.pid_max), or the container's memory is used up (memory=)"
+)
 _HINTS: Final[dict[tuple[int, int], str]] = {
     (wire.Step.EXECVE, ETIMEDOUT): _SLOW,
     (wire.Step.EXECVE, ENOEXEC): "is it a script without '#!', or for another machine?",
+    (wire.Step.EXECVE, E2BIG): "argv and env take more than a quarter of RLIMIT_STACK (ulimit -s); pass data by a file or by input",
     (wire.Step.CLONE, EAGAIN): _NO_PROCESS,
     (wire.Step.CGROUP, EAGAIN): _NO_PROCESS,
     (wire.Step.CLONE, EPERM): "init needs clone, timer_create and timer_settime: do not deny them",

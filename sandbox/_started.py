@@ -24,7 +24,7 @@ from sandbox._undo import Undo
 from sandbox._users import Identity
 from sandbox._wiring import Wiring
 from sandbox.cg import LEAF_ACCOUNTING, Group, Leaf, Limits, Stats, limits_need_v2
-from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError
+from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError, raise_shortage
 
 if TYPE_CHECKING:
     from sandbox._start import Starting
@@ -151,6 +151,8 @@ class Started:
             if isinstance(error, SandboxError):
                 raise
             hint = MEMORY_HINT if error.errno == errno.ENOMEM else ""
+            if not hint:
+                raise_shortage(error, "make the control group of a run")
             raise SetupError("make the control group of a run", error.errno or errno.EIO, step="cgroup", hint=hint) from error
         except BaseException:
             wiring.close()

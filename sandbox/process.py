@@ -64,11 +64,11 @@ class Process:
             self.terminal = fds[0]
             wiring.stdin, wiring.stdout = os.dup(fds[0]), os.dup(fds[0])
         self._duplex: Duplex | None = None
-        self.stdin, self.stdout, self.stderr = self._open_files(wiring)
-        wiring.stdin = wiring.stdout = wiring.stderr = None
+        ours = wiring.stdin, wiring.stdout, wiring.stderr
+        wiring.stdin = wiring.stdout = wiring.stderr = None  # first: an interrupt in between shall not have them closed twice
+        self.stdin, self.stdout, self.stderr = self._open_files(ours)
 
-    def _open_files(self, wiring: Wiring) -> tuple[IO[Any] | None, IO[Any] | None, IO[Any] | None]:
-        fds = wiring.stdin, wiring.stdout, wiring.stderr
+    def _open_files(self, fds: tuple[int | None, int | None, int | None]) -> tuple[IO[Any] | None, IO[Any] | None, IO[Any] | None]:
         if self.IS_WAITING and self.terminal is None and fds.count(None) < 2:  # two streams of one program can wait for each other
             from sandbox import _duplex
 
@@ -247,8 +247,8 @@ class Process:
                 with contextlib.suppress(OSError):  # unflushed input that nobody reads any more
                     file.close()
         if self.terminal is not None:
-            os.close(self.terminal)
-            self.terminal = None
+            terminal, self.terminal = self.terminal, None
+            os.close(terminal)
         if self._result is None and not self._is_lost:
             with contextlib.suppress(BrokenError, ClosedError):
                 self.kill()

@@ -103,10 +103,10 @@ class Channel:
         if timeout is not None and not self._poll.poll(max(0.0, timeout * 1000)):
             raise TimeoutError
         try:
-            raw, ancillary, _, _ = self.sock.recvmsg(_RECEIVE, self._ancillary, self._flags)
+            self.last, ancillary, _, _ = self.sock.recvmsg(_RECEIVE, self._ancillary, self._flags)
         except ConnectionResetError:
             return None
-        self.last = raw
+        raw = self.last
         fds = _unpack_fds(ancillary) if ancillary else []
         if not raw:
             return None

@@ -46,7 +46,7 @@ def test_programs_start_with_default_dispositions_and_an_empty_mask(before: str)
         """
         with sandbox.Container() as c:
             first = c.popen(["sleep", "100"])  # what is started beside another is started in another way
-            for options in ({}, {"accounting": True}):
+            for options in ({}, {"accounting": os.geteuid() == 0}):
                 print(c.exec(["cat", "/proc/self/status"], text=True, **options).stdout)
             with c.popen(["cat", "/proc/self/status"], tty=True, text=True) as p:
                 print(p.communicate()[0])
@@ -104,3 +104,60 @@ def test_files_beyond_a_limit_of_file_sizes_are_an_error_that_names_it_and_the_c
     assert lines[0] == f"written {2 << 20}"
     assert ["EFBIG" in line and "RLIMIT_FSIZE" in line for line in lines[1:3]] == [True, True]
     assert lines[3] == "EXITED"
+
+
+@pytest.mark.parametrize(
+    ("before", "named"),
+    [
+        ("resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))", "RLIMIT_NOFILE"),
+        pytest.param("resource.setrlimit(resource.RLIMIT_NOFILE, (24, 4096))", "RLIMIT_NOFILE", marks=needs("root", "cgroup:memory")),
+        ("resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))", "RLIMIT_SIGPENDING"),
+        ("resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))", "RLIMIT_NPROC"),
+        ("resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, 1 << 20))", "RLIMIT_STACK"),
+    ],
+)
+def test_a_limit_that_leaves_too_little_is_named(before: str, named: str) -> None:
+    lines = embedder(
+        """
+        import sandbox.container
+        try:
+            with sandbox.Container() as c:
+                print(c.exec(["true", *["x" * 100_000] * 3]).ok)
+                limits = {"memory": "64M"} if os.geteuid() == 0 else {}
+                with sandbox.Container(**limits) as group, sandbox.Container(**limits) as other, sandbox.Container():
+                    print(group.exec(["true"]).ok, other.exec(["true"]).ok)
+                print("that was enough")
+        except sandbox.SandboxError as error:
+            print(error)
+        """,
+        before=before,
+    )
+    assert named in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "os.umask(0o777)",
+        "import tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)",
+        "import tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.chmod(d, 0); os.rmdir(d)",
+        "os.environ.clear()",
+        "resource.setrlimit(resource.RLIMIT_STACK, (1 << 16, 1 << 16))",
+        "signal.signal(signal.SIGALRM, lambda *_: None); signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)",
+        "sys.setrecursionlimit(150)",
+        "sys.setswitchinterval(1e-6); import gc; gc.set_threshold(1)",
+    ],
+)
+def test_whatever_its_process_is_like_a_container_works_and_programs_see_nothing_of_it(before: str) -> None:
+    lines = embedder(
+        """
+        with sandbox.Container() as c:
+            c.write_bytes("/tmp/file", b"content")
+            print(c.read_bytes("/tmp/file"))
+            r = c.exec(["sh", "-c", "pwd; umask; cat; stat -c %a /tmp/file"], input=b"in\\n", text=False)
+            print(*r.stdout.decode().split())
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        """,
+        before=before,
+    )
+    assert lines == ["b'content'", "/ 0022 in 644"]
