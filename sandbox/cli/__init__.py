@@ -18,6 +18,7 @@ usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a con
        sandbox run --detach ...                           the same, beyond the end of this command; and what there is to be done with it:
        sandbox ps|inspect|logs|stats|exec|cp|port|rename  look at it, and into it
        sandbox attach                                     its streams are ours, for a while
+       sandbox events                                     what happens to all of them
        sandbox start|stop|restart|kill|pause|unpause|wait|rm
        sandbox commit | diff | export                     what has become of its files
        sandbox container prune                            remove all that do not run
@@ -97,6 +98,8 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:  # noqa: PLR091
             from sandbox.cli.build import main as found
         case "doctor":
             from sandbox.cli.doctor import main as found
+        case "events":
+            from sandbox.cli.events import main as found
         case "exec":
             from sandbox.cli.detached import main_exec as found
         case "export":

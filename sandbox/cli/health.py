@@ -51,13 +51,20 @@ def wanted(parsed: Namespace) -> Healthcheck | None:
     return Healthcheck(("CMD-SHELL", parsed.health_cmd) if parsed.health_cmd else (), retries=_retries(parsed.health_retries), **times)
 
 
+def to_duration(text: str) -> float | None:
+    """Seconds of ``1m30s``, as Docker writes them; None: it is none."""
+    if not _TIME.fullmatch(text) or len(text) > 40:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in _PIECE.findall(text))
+
+
 def _time(name: str, text: str | None) -> float | None:
     if text is None:
         return None
     option = f"--health-{name.replace('_', '-')}"
-    if not _TIME.fullmatch(text) or len(text) > 40:
+    seconds = to_duration(text)
+    if seconds is None:
         raise UsageError(f"{option}: {text!r} is not a time; write it as 30s, 1m30s or 500ms")
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PIECE.findall(text))
     if 0 < seconds < 0.001:
         raise UsageError(f"{option}: {text!r} is too short; 1ms is the least")
     return seconds or None

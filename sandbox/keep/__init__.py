@@ -4,7 +4,8 @@
 """
 
 from sandbox.keep._attached import Attachment
-from sandbox.keep._kept import Execution, Kept, containers, find, start, start_wishes
+from sandbox.keep._events import Event
+from sandbox.keep._kept import Execution, Kept, containers, events, find, start, start_wishes
 from sandbox.keep._links import namespace_of, with_links
 from sandbox.keep._log import LEAST, Record
 from sandbox.keep._record import SHORT_ID, Config, State, to_result
@@ -16,11 +17,13 @@ __all__ = [
     "Attachment",
     "Config",
     "ContainerStore",
+    "Event",
     "Execution",
     "Kept",
     "Record",
     "State",
     "containers",
+    "events",
     "find",
     "namespace_of",
     "start",

@@ -121,6 +121,7 @@ def _start(wishes: Wishes) -> tuple[Keeper, list[str]]:
             keeper = Keeper(store, place, config, container, argv, wishes.options, strict, listener, Service(), networks.close)
             keeper.health = None if check is None else Health(check)
             keeper.restarts.policy, keeper.stop_signal = policy, _stop_signal(made)
+            keeper.tell("create")
             try:
                 keeper.start()
             except BaseException:

@@ -91,6 +91,11 @@ class Keeper:
             self._run()
         self.wake()
 
+    def tell(self, action: str, **attributes: object) -> None:
+        """Write down what happens, for `sandbox.keep.events`."""
+        with contextlib.suppress(OSError):
+            self.place.happened(action, self.config, **attributes)
+
     def _run(self) -> None:
         self._again, self._is_stopped = None, False
         self.container.create()
@@ -105,6 +110,7 @@ class Keeper:
             self.wake()
             raise
         self._tell(status="running", started=time.time(), finished=0.0, runs=self.state.runs + 1, error="", restarts=self.restarts.count)
+        self.tell("start")
 
     def _begin_checks(self, program: Program) -> None:
         if self.health is None:
@@ -121,8 +127,11 @@ class Keeper:
                 if self.program is not program:
                     return False
                 if turn() == before:  # what stood still in the meantime says nothing
+                    was = health.status
                     health.add(outcome, since_start=since_start)
                     self._tell()
+                    if health.status != was:
+                        self.tell(f"health_status: {health.status}")
             return True
 
         watch(self.container, health, program.watch(), turn, tell)
@@ -144,6 +153,7 @@ class Keeper:
             wait_for(watch, None)
         finally:
             os.close(watch)
+        self.tell("stop")
 
     def kill(self, number: int) -> None:
         """Send a signal to the program's first process; SIGKILL ends all of it. What is sent to stop it keeps it from being restarted."""
@@ -154,6 +164,7 @@ class Keeper:
                 process.kill()
             else:
                 process.send_signal(number)
+            self.tell("kill", signal=number)
 
     def pause(self, *, is_paused: bool) -> None:
         """Freeze the program, or let it go on. Raises: UsageError."""
@@ -172,6 +183,7 @@ class Keeper:
                 self.container.resume()
             self._pauses += is_paused
             self._tell(status="paused" if is_paused else "running")
+            self.tell("pause" if is_paused else "unpause")
 
     def running(self) -> Program:
         """The run that goes on; the caller has the lock. Raises: UsageError."""
@@ -202,7 +214,9 @@ class Keeper:
         """Give it another name, beyond its networks, where it keeps the old one. Raises: NameInUseError."""
         with self.lock:
             self._check_here()
+            old = self.config.name
             self.config = self.store.rename(self.place, name)
+            self.tell("rename", oldName=old)
 
     def follow(self, client: socket.socket) -> int | None:
         """Tell *client*, which is non-blocking, of each addition to the log; gives what hangs up at the end of the run, None when nothing runs."""
@@ -349,10 +363,19 @@ class Keeper:
             elif self._is_due(failed=result is None or result.exit_code != 0, ran_s=time.monotonic() - self._began):
                 words["status"] = "restarting"
             self._tell(finished=time.time(), restarts=self.restarts.count, **words)
+            self._tell_end(result)
             self._is_leaving = self._is_leaving or error is not None
             with contextlib.suppress(SandboxError, OSError):
                 program.close()
             program.forget()
+
+    def _tell_end(self, result: Result | None) -> None:
+        if result is not None and result.oom_killed:
+            self.tell("oom")
+        from sandbox.cli.run import code_of_result
+
+        code = {} if result is None else {"exitCode": code_of_result(result)}
+        self.tell("die", **code, execDuration=int(time.monotonic() - self._began))
 
     def _is_due(self, *, failed: bool, ran_s: float) -> bool:
         """Whether it is to be run again; then `_again` says when."""

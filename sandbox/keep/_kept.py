@@ -15,6 +15,7 @@ from attrs import field, frozen
 
 from sandbox import BrokenError, ContainerNotFoundError, NameInUseError, ProtocolError, UsageError
 from sandbox.keep._attached import Attachment
+from sandbox.keep._events import Event
 from sandbox.keep._launch import Wishes, launch
 from sandbox.keep._log import LEAST, LogReader, Record, tail
 from sandbox.keep._record import SHORT_ID, Config, State, to_name, to_result
@@ -126,6 +127,15 @@ def containers() -> list[Kept]:
         except UsageError:
             found.append((0.0, kept))
     return [kept for _, kept in sorted(found, key=lambda pair: -pair[0])]
+
+
+def events(since: float | None = None, until: float | None = None, *, follow: bool = True) -> Iterator[Event]:
+    """What happens to this user's containers that outlive their commands, and happened: as far back as the bounded log of that reaches.
+
+    since, until: seconds since 1970; None: from now on; without end. *follow*: wait for what comes, until *until*.
+    A keeper that is killed tells nobody.
+    """
+    return ContainerStore().events(since, until, ends=not follow)
 
 
 @frozen

@@ -125,6 +125,7 @@ def _restart(keeper: Keeper, _client: socket.socket, request: Request, _fds: lis
         raise UsageError(f"container {keeper.config.name} is removed when it stops (--rm); it cannot be restarted")
     keeper.stop(request.fields["timeout"])
     keeper.start()
+    keeper.tell("restart")
     return {}
 
 
@@ -196,6 +197,7 @@ def _attach(keeper: Keeper, client: socket.socket, request: Request, _fds: list[
             _send(told, {"ok": {"tty": keeper.config.tty, "interactive": keeper.config.interactive}}, () if fd is None else (fd,))
             _send(told, {"log": 1})
             watch = keeper.follow(told)
+        keeper.tell("attach")
         if watch is None:
             raise AssertionError("what is attachable runs")
         stack.callback(os.close, watch)
@@ -222,6 +224,8 @@ def _await_end(client: socket.socket, watch: int) -> bool:
 
 
 def _exec(keeper: Keeper, client: socket.socket, request: Request, fds: list[int]) -> Answer:
+    from sandbox.cli.run import code_of_result
+
     fields = request.fields
     words: dict[str, Any] = {name: fields[name] or None for name in ("env", "cwd", "user")}
     if fields["tty"]:
@@ -238,11 +242,14 @@ def _exec(keeper: Keeper, client: socket.socket, request: Request, fds: list[int
             os.close(fds.pop())
         terminal = () if process.terminal is None or fields["detach"] else (process.terminal,)
         _send(client, {"ok": {"pid": process.pid}}, terminal)
+        keeper.tell(f"exec_start: {' '.join(fields['argv'])}")
         if fields["detach"] or not _accompany(client, process):
             client.close()
             _let_run(process)
-            return None
-        _send(client, {"ended": result_of(process.wait())})
+        result = process.wait()
+        keeper.tell("exec_die", exitCode=code_of_result(result))
+        if client.fileno() >= 0:
+            _send(client, {"ended": result_of(result)})
     finally:
         process.close()
     return None
@@ -284,7 +291,6 @@ def _let_run(process: Process) -> None:
             continue
         except OSError:  # EIO: all have closed it
             break
-    process.wait()
 
 
 # ---- Its files ----
@@ -293,6 +299,7 @@ def _let_run(process: Process) -> None:
 def _commit(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
     fields = dict(request.fields)
     image = keeper.container.commit(fields.pop("name") or None, **fields)
+    keeper.tell("commit", imageID=image.id)
     return {"id": str(image.id)}
 
 
@@ -305,6 +312,7 @@ def _diff(keeper: Keeper, client: socket.socket, _request: Request, _fds: list[i
 def _export(keeper: Keeper, _client: socket.socket, _request: Request, fds: list[int]) -> Answer:
     # Who reads a pipe may take as long as he likes: programs do not stand still for him.
     keeper.container.export(fds[0], pause=stat.S_ISREG(os.fstat(fds[0]).st_mode))
+    keeper.tell("export")
     return {}
 
 

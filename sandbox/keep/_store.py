@@ -8,6 +8,7 @@ A store is one directory, closed to other users (0700), in memory (/run), that a
     name.<NAME>     a symbolic link whose text is the id of the container that has the name
     .new-<id>       a container on its way
     .gone-<id>      one that is being removed
+    events.0, .1    what happened to them (`_events`)
 
 and in the directory of a container
 
@@ -29,12 +30,13 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final, Self, TypeVar
 
 from attrs import field, frozen
 
 from sandbox import ContainerNotFoundError, NameInUseError, UsageError
+from sandbox.keep import _events as events
 from sandbox.keep._record import ID, MAX_DOCUMENT, NAME, SHORT_ID, Config, State, decode_config, decode_state, encode, renamed, to_name
 
 NEW: Final = ".new-"
@@ -97,6 +99,14 @@ class Place:
             raise not_found(self.id) from None
         except (OSError, ValueError) as error:
             raise UsageError(f"container {self.id[:SHORT_ID]}: {name} is damaged ({error}); remove it with force") from error
+
+    def happened(self, action: str, config: Config, **attributes: object) -> None:
+        """Write down that something happened to it, for `sandbox.keep.events`."""
+        store = os.open("..", _DIRECTORY, dir_fd=self.fd)  # a directory has one parent: the store's, also while this one is on its way
+        try:
+            events.add(store, action, config, **attributes)
+        finally:
+            os.close(store)
 
     def write(self, document: Config | State) -> None:
         """Put a document in the place of the last one, at once."""
@@ -196,6 +206,10 @@ class ContainerStore:
             if not is_keeper and place.is_kept:
                 raise UsageError(f"container {place.id[:SHORT_ID]}: its keeper lives")
             _discard(store, place)
+
+    def events(self, since: float | None, until: float | None, *, ends: bool) -> Iterator[events.Event]:
+        """As `sandbox.keep.events`."""
+        return events.follow(self._opened, since, until, ends=ends)
 
     def sweep(self) -> None:
         """Remove what the dead have left of containers that were to be removed at their end, and of those on their way."""
@@ -310,12 +324,16 @@ def _open(store: int, ident: str) -> Place:
 
 
 def _discard(store: int, place: Place) -> None:
+    config = None
     with contextlib.suppress(UsageError):  # a damaged one has no name
-        _unlink(store, place.config().name, place.id)
+        config = place.config()
+        _unlink(store, config.name, place.id)
     try:
         os.rename(place.id, GONE + place.id, src_dir_fd=store, dst_dir_fd=store)
     except FileNotFoundError:
         raise not_found(place.id) from None
+    if config is not None:
+        events.add(store, "destroy", config)
     _clear(store, GONE + place.id)
 
 

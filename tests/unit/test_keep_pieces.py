@@ -333,6 +333,10 @@ def test_each_line_has_its_time_once(pieces: list[tuple[int, bytes]]) -> None:
 # ---- The store ----
 
 
+def left(store: _store.ContainerStore) -> list[str]:
+    return sorted(set(os.listdir(store.path)) - {"events.0"})
+
+
 def store_of(tmp_path: Path) -> _store.ContainerStore:
     return _store.ContainerStore(str(tmp_path / "store" / "containers"))
 
@@ -371,10 +375,10 @@ def test_a_name_is_had_once_until_its_owner_has_gone(tmp_path: Path) -> None:
     os.close(lock)  # its keeper dies
     assert not place.is_kept
     store.discard(place, is_keeper=False)
-    assert os.listdir(store.path) == []
+    assert left(store) == []
     second, lock = store.make(config_of(2, "web"), _store.Place.hold)
     assert store.rename(second, "shop").name == "shop"
-    assert sorted(os.listdir(store.path)) == ["02" * 32, "name.shop"]
+    assert left(store) == ["02" * 32, "name.shop"]
     os.close(lock)
     place.close()
     second.close()
@@ -410,7 +414,7 @@ def test_what_the_dead_have_left_is_swept(tmp_path: Path) -> None:
     os.symlink("04" * 32, f"{store.path}/name.nobody")
     os.symlink("/etc/passwd", f"{store.path}/name.evil")
     store.sweep()
-    assert sorted(os.listdir(store.path)) == ["02" * 32, "name.stays"]
+    assert left(store) == ["02" * 32, "name.stays"]
     gone.close()
     stays.close()
 
@@ -423,7 +427,7 @@ def test_a_start_that_fails_before_anybody_sees_it_leaves_nothing(tmp_path: Path
 
     with pytest.raises(OSError, match="no space"):
         store.make(config_of(1, "web"), fail)
-    assert os.listdir(store.path) == []
+    assert left(store) == []
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"x" * 10])
