@@ -22,6 +22,7 @@ MAX_STATE: Final = 1 << 24  # a lease is about 200 bytes; the largest subnet tha
 LAST_INNER: Final = 65535
 _VERSION: Final = 2
 _NO_NAMES: Final[Mapping[int, Iterable[str]]] = {}
+_UPLINK: Final = ("Interface", "HostAddress", "Address", "", "HostAddress6", "Address6")  # what is shown of it
 _MTU_OPTION: Final = "com.docker.network.driver.mtu"
 
 
@@ -29,7 +30,8 @@ _MTU_OPTION: Final = "com.docker.network.driver.mtu"
 class NetworkInfo:
     """A kept network as its store knows it. *created*: seconds since 1970.
 
-    allow: whom its containers reach outside, as `Network` has it. uplink: what leads outside: the host's interface, its address, the switch's.
+    allow: whom its containers reach outside, as `Network` has it. uplink: what leads outside: the host's interface, its address, the switch's, the
+        namespace that the first is in; and the two addresses of IPv6, if it has them.
     shape: as of `Network`.
     """
 
@@ -78,7 +80,7 @@ class NetworkInfo:
             "Labels": dict(self.labels),
             "Allow": None if self.allow is None else list(self.allow),
             "Shape": None if self.shape is None else asdict(self.shape),
-            "Uplink": dict(zip(("Interface", "HostAddress", "Address"), self.uplink, strict=False)) or None,
+            "Uplink": {name: value for name, value in zip(_UPLINK, self.uplink, strict=False) if name} or None,
         }
 
     def endpoint_id(self, lease: Lease) -> str:

@@ -59,6 +59,7 @@ def test_containers_of_all_processes_reach_the_world_and_are_reached_by_ipv6(sto
             assert ask("127.0.0.1", 8081).startswith("other ")
             shown = [place["Ports"] for place in store.inspect("shop")["Containers"].values() if place["IPv6Address"] == f"{address}/64"]
             assert [one["HostIp"] for one in shown[0]["8080/tcp"]] == ["0.0.0.0", "::", "::1"]
+            assert set(store.inspect("shop")["Uplink"]) == {"Interface", "HostAddress", "Address", "HostAddress6", "Address6"}
             other.kill()
             other.wait()
             await_true(lambda: len(store.containers("shop")) == 1)

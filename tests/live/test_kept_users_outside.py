@@ -215,3 +215,25 @@ with socket.create_server(("127.0.0.1", 0)) as alone, Container(net="shop") as c
     )
     assert set(found.pop("alone")) <= {"ConnectionRefusedError", "TimeoutError", "OSError"}
     assert found == {"comm": "pas", "out": [OURS, OURS], "refused": ["UnsupportedError", True, 1]}
+
+
+@users
+def test_a_container_that_outlives_its_command_is_published_as_long_as_its_keeper_lives() -> None:
+    found = in_world(
+        BEGIN
+        + """
+os.environ["SANDBOX_CONTAINERS"] = home + "/containers"
+def run(*words): return subprocess.run([sys.executable, "-m", "sandbox", *words], text=True, stdout=subprocess.PIPE, check=True).stdout.strip()
+def is_there(): return from_here(20090) == "198.18.255.2"
+store.create("shop")
+run("run", "-d", "--name", "web", "--network", "shop", "-p", "20090:8080", "--", PYTHON, "-c", SERVER)
+await_true(is_there)
+found["there"], found["out"] = from_there(20090), run("exec", "web", PYTHON, "-c", TCP, THEIRS, "7")
+from sandbox import keep
+os.kill(keep.find("web").config.keeper, signal.SIGKILL)
+await_true(lambda: not is_there() and store.containers("shop") == ())
+run("rm", "-f", "web")
+"""
+        + END
+    )
+    assert found == {"there": THEIRS, "out": OURS}
