@@ -14,7 +14,7 @@ from benchmarks.programs import compiled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; 1 when a bar is missed (with --check) or a group failed, 2 when the programs cannot be compiled."""
+    """Run; 1 when a bar is missed (with --check or --ratios) or a group failed, 2 when the programs cannot be compiled."""
     options = _parser().parse_args(argv)
     result = report.Report()
     host = report.host_facts()
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     _count_leftovers(result, before)
-    verdicts = bars.judge(result) if options.check else []
+    verdicts = bars.judge(result, ratios_only=options.ratios) if options.check or options.ratios else []
     print(report.as_text(result))
     if verdicts:
         print(f"\nwhat must hold\n{bars.as_text(verdicts)}")
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of the interleaved groups, in each mode")
     parser.add_argument("--docker", action="store_true", help="start a Docker daemon of our own for the run (root)")
     parser.add_argument("--check", action="store_true", help="judge the promises of speed; exit code 1 when one is not kept")
+    parser.add_argument("--ratios", action="store_true", help="judge the ratios alone, for an emulated machine; exit code as with --check")
     parser.add_argument("--json", metavar="FILE", help="write everything there too")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order in which cases take turns")
     return parser

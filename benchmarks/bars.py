@@ -69,9 +69,10 @@ BARS: tuple[Ratio | AtMost | AtLeast, ...] = (
 )
 
 
-def judge(report: Report) -> list[dict[str, Any]]:
+def judge(report: Report, *, ratios_only: bool = False) -> list[dict[str, Any]]:
     """One verdict for each bar and mode: PASS, FAIL, or NOT MEASURED when a side of it did not take part."""
-    return [verdict for bar in BARS for verdict in (_ratio(report, bar) if isinstance(bar, Ratio) else _at_most(report, bar))]
+    chosen = [bar for bar in BARS if isinstance(bar, Ratio) or not ratios_only]
+    return [verdict for bar in chosen for verdict in (_ratio(report, bar) if isinstance(bar, Ratio) else _at_most(report, bar))]
 
 
 def _ratio(report: Report, bar: Ratio) -> list[dict[str, Any]]:
