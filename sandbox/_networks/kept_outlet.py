@@ -150,8 +150,10 @@ class KeptOutlet(Outlet):
         self._program.close()
         self._program = self._start(self._program.path)
         for (protocol, inside), (address, port, _) in [*self._listening.items()]:
+            number = None
             with suppress(SandboxError):  # somebody else has taken the port meanwhile, from whom nobody could have kept it
-                self._listening[protocol, inside] = address, port, self._program.listen(protocol, address, port, inside)
+                number = self._program.listen(protocol, address, port, inside)
+            self._listening[protocol, inside] = address, port, number
 
     def lead(self, address: IPv4Address) -> None:
         """Have what the container at *address* sends leave by here. Raises: SetupError."""

@@ -165,7 +165,8 @@ class Outlet:
         wanted: which program; None: what there is. Raises: UnsupportedError; SetupError, with what the program said.
         """
         program = find_program(wanted)
-        self._listening: dict[tuple[str, int], tuple[IPv4Address, int, int]] = {}  # by protocol and port of `ADDRESS`: the host's, and its number
+        # By protocol and port of `ADDRESS`: the host's, and its number; None: it could not be had again.
+        self._listening: dict[tuple[str, int], tuple[IPv4Address, int, int | None]] = {}
         with ExitStack() as stack:
             # First the rules: nothing is passed on without them.
             self._passage = Passage(switch.filters(), interface=INTERFACE, beyond=NET)
@@ -217,7 +218,9 @@ class Outlet:
         """Have a port of `ADDRESS` stand for nothing."""
 
     def _end(self, protocol: str, inside: int) -> None:
-        self._program.end(self._listening.pop((protocol, inside))[2])
+        number = self._listening.pop((protocol, inside))[2]
+        if number is not None:
+            self._program.end(number)
 
     def close(self) -> None:
         """End it, with what is connected through it. In a forked child its copies only are closed. May be called twice."""
