@@ -1,14 +1,15 @@
 """How fast bytes go through a published port, beside the same over a bridge and a veth pair made by hand: ``python -m benchmarks.published``.
 
 As root. The host's part is played by a namespace of its own (``unshare --net``), another host's by one more; nothing of the machine's is touched.
-Each round sends to all goals, one after the other. What is compared is what two goals of one round got, and, as that depends on
-who else wants the processors, bytes for each second of CPU time that sender and receiver took.
+Each round sends to all goals, one after the other, in another order each time. What is compared is what two goals of one round got, and, as that
+depends on who else wants the processors, bytes for each second of CPU time that sender and receiver took.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from sandbox import PIPE, Container, Network
+from sandbox import PIPE, Container, Network, features
 
 HOST, WORLD, BY_HAND = "203.0.113.1", "203.0.113.2", "192.0.2.2"
 PORT: Final = 5201
@@ -53,6 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description="How fast bytes go through a published port.")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.25, help="of each transfer")
+    parser.add_argument("--long-way", action="store_true", help="beside it the same as where no programs of BPF can be loaded")
     options = parser.parse_args()
     if os.environ.get("_PUBLISHED_ALONE") is None:
         os.environ["_PUBLISHED_ALONE"] = "1"
@@ -60,30 +62,35 @@ def main() -> int:
     with ExitStack() as stack:
         other, hand = stack.enter_context(_namespace("wan", HOST, WORLD)), stack.enter_context(_namespace("hand", "192.0.2.1", BY_HAND, bridge=True))
         _serve(stack, ["nsenter", f"--net=/proc/{hand}/ns/net", PYTHON, "-c", RECEIVER])
-        net = stack.enter_context(Network())
-        c = stack.enter_context(Container(net=net, ports=[f"{PORT}:{PORT}"]))
-        server = stack.enter_context(c.popen([PYTHON, "-c", RECEIVER], stdout=PIPE))
-        stack.callback(server.kill)
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"up\n"
+        ways = {"": PORT} | ({", the long way": PORT + 1} if options.long_way else {})
+        for port in ways.values():
+            _publish(stack, port)
         away = ["nsenter", f"--net=/proc/{other}/ns/net"]
-        goals: dict[str, tuple[list[str], str]] = {
-            "from the host, by hand": ([], BY_HAND),
-            "from the host, 127.0.0.1": ([], "127.0.0.1"),
-            "from the host, its address": ([], HOST),
-            "from another host, by hand": (away, BY_HAND),
-            "from another host": (away, HOST),
-        }
+        goals: dict[str, tuple[list[str], str, int]] = {"from the host, by hand": ([], BY_HAND, PORT)}
+        for way, port in ways.items():
+            goals |= {f"from the host, 127.0.0.1{way}": ([], "127.0.0.1", port), f"from the host, its address{way}": ([], HOST, port)}
+        goals["from another host, by hand"] = away, BY_HAND, PORT
+        goals |= {f"from another host{way}": (away, HOST, port) for way, port in ways.items()}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in goals}
         for _ in range(options.rounds):
-            for name, (prefix, address) in goals.items():
-                found[name].append(_send(prefix, address, options.seconds))
+            for name, goal in random.sample([*goals.items()], len(goals)):
+                found[name].append(_send(*goal, options.seconds))
     _print(found)
     return 0
 
 
-def _send(prefix: Sequence[str], address: str, seconds: float) -> tuple[float, float]:
-    said = subprocess.run([*prefix, PYTHON, "-c", SENDER, address, str(PORT), str(seconds)], capture_output=True, text=True, check=True).stdout
+def _publish(stack: ExitStack, port: int) -> None:
+    """Have a receiver in a container be reached at that port; at another than `PORT` by the long way."""
+    with features.pretend(packet_programs=features.packet_programs() and port == PORT):
+        c = stack.enter_context(Container(net=stack.enter_context(Network()), ports=[f"{port}:{PORT}"]))
+    server = stack.enter_context(c.popen([PYTHON, "-c", RECEIVER], stdout=PIPE))
+    stack.callback(server.kill)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"up\n"
+
+
+def _send(prefix: Sequence[str], address: str, port: int, seconds: float) -> tuple[float, float]:
+    said = subprocess.run([*prefix, PYTHON, "-c", SENDER, address, str(port), str(seconds)], capture_output=True, text=True, check=True).stdout
     wall, cpu = map(float, said.split())
     return wall, cpu
 

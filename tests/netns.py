@@ -103,6 +103,11 @@ class World:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        """Of its server."""
+        return self._process.pid
+
     def run(self, command: str) -> tuple[int, str]:
         """Run a line of shell there."""
         assert self._process.stdin is not None

@@ -109,6 +109,12 @@ def _split(name: str) -> tuple[str, str]:
     return kind, argument
 
 
+def _bpf(_: str) -> str:
+    from sandbox import features
+
+    return "" if features.packet_programs() else "may not load programs of BPF for packets"
+
+
 def _root(_: str) -> str:
     return "" if os.geteuid() == 0 else f"runs as uid {os.geteuid()}"
 
@@ -257,6 +263,7 @@ def _qdisc(kind: str) -> str:
 WITH_ARGUMENT = frozenset({"arch", "cgroup", "kernel", "module", "program", "qdisc"})
 PROBES: dict[str, Probe] = {
     "arch": _arch,
+    "bpf": _bpf,
     "cgroup": _cgroup,
     "systemd": _systemd,
     "cgroup-v1": _cgroup_v1,

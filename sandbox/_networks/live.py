@@ -20,6 +20,7 @@ from sandbox._networks.neighbours import Neighbours
 from sandbox._networks.outlet import Outlet
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.shaping import Shaping
+from sandbox._networks.shortcut import Shortcut
 from sandbox._networks.switch import Inside, Switch, namespace_of
 from sandbox._networks.uplink import Uplink
 from sandbox._spares import drop_of as drop_spares
@@ -64,6 +65,12 @@ class Live:
     plain_key: object = field(factory=object)  # and which of them are for containers that say which addresses they want
     lender: Lender = field(factory=Lender)
     shaping: Shaping = field(default=Factory(lambda live: Shaping(live.switch, live.requests, live.spec.mtu), takes_self=True))
+    shortcut: Shortcut = field(  # not of the network itself: that is to end when nobody has it any more
+        default=Factory(
+            lambda live: Shortcut(live.switch, live.requests, live.shaping, live.uplink, live.addresses.gateway, live.spec.mtu, live.lock),
+            takes_self=True,
+        )
+    )
     _next_port: int = FIRST_PORT
 
     @classmethod
@@ -370,6 +377,7 @@ class Live:
             self.neighbours.close()
             self.guard.close()
             self.shaping.close()
+            self.shortcut.close()
         with stack:
             for lost in reversed(owners):
                 stack.callback(lost)
@@ -384,6 +392,7 @@ class Live:
             self.outlet.close()
         self.guard.close()
         self.shaping.close()
+        self.shortcut.abandon()
         self.requests.close()
         self.switch.abandon()
 

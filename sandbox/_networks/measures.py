@@ -71,7 +71,11 @@ def shape_place(live: Live, place: Place, shape: Shape | None) -> None:
     with live.lock:
         if not live.is_open or place not in live.places:
             raise ClosedError("the container has left the network")
-        live.shaping.apply(place.port, shape)
+        live.shortcut.before_shape(place.port)
+        try:
+            live.shaping.apply(place.port, shape)
+        finally:
+            live.shortcut.after_shape(place.port)
 
 
 def shape_arrival(arrival: Arrival) -> Callable[[], object]:

@@ -198,6 +198,7 @@ class _Publication:
                 if self.live.is_open:  # else the switch is about to go
                     stack.callback(self.gate.remove, self.entries)
                 stack.callback(_host_of(self.uplink).remove, self.entries, self.uplink)
+                stack.callback(self.live.shortcut.end, self.entries)
 
 
 def check_loopback(live: Live) -> None:
@@ -232,6 +233,8 @@ def publish(held: Iterable[Reserved], live: Live, place: Place, version: int = 4
         # In a kept network a process that was killed may have led them to the same uplink.
         mine = {entry.inner for entry in entries}
         _forget(entries, lambda flow: flow.reply.source != uplink.there or flow.reply.source_port not in mine)
+        if isinstance(gate, _Gate):
+            live.shortcut.lead(entries, place)
         found = _Publication(live, uplink, gate, entries)
         _publications.append(found)
         stack.pop_all()

@@ -170,6 +170,10 @@ class Shaping:
             if error.errno not in (errno.ENODEV, errno.ENOENT, errno.EINVAL):  # the port has gone
                 raise
 
+    def is_shaped(self, port: int) -> bool:
+        """Whether it has a shape."""
+        return port in self._shaped
+
     def drops(self, port: int) -> tuple[int, int]:
         """How many packets the shapes of a port have dropped: towards the container, and from it."""
         shaped = self._shaped.get(port)

@@ -19,6 +19,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Mapping
 from fcntl import ioctl
 from functools import cache
 from typing import Final, Self
@@ -250,6 +251,19 @@ class Switch:
                 raise refusal("make an interface", errno.EOPNOTSUPP) from error
             raise
 
+    def ask(self, *batches: tuple[Batch, int]) -> Asked:
+        """Have the helper send messages of rtnetlink, each batch with a descriptor for its mark; `answer` waits. Not for an ordinary user."""
+        ops: list[plan.Op] = [plan.Socket("ours", socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)]
+        fds = self._home_fds
+        for number, (batch, named) in enumerate(batches):
+            fds[f"named{number}"] = named
+            ops.append(plan.Netlink("ours", batch.data, batch.last, f"named{number}", batch.mark or 0))
+        return self._session.ask([*self._home, *ops], [], fds)
+
+    def answer(self, asked: Asked) -> None:
+        """Wait until that has been done. Raises: SetupError: the first failure."""
+        self._session.answer(asked, words=_words)
+
     def fileno(self) -> int:
         """The namespace's descriptor; it stays this object's."""
         return self._namespace.fileno()
@@ -267,6 +281,11 @@ class Switch:
         ops = [plan.WriteProc(f"/proc/sys/net/ipv4/conf/{name}/forwarding", b"1\n", plan.HOST) for name in interfaces]
         if from_anywhere:  # what counts is the stricter one of "all" and the interface
             ops += [plan.WriteProc(f"/proc/sys/net/ipv4/conf/{name}/rp_filter", b"0\n", plan.HOST) for name in ("all", *interfaces)]
+        self._session.request([*self._home, *ops], [], self._home_fds)
+
+    def write(self, settings: Mapping[str, str]) -> None:
+        """Set switches of this namespace, by their paths, in turn. Raises: SetupError: ENOENT: the kernel has no such one; ClosedError."""
+        ops = [plan.WriteProc(path, f"{value}\n".encode(), plan.HOST) for path, value in settings.items()]
         self._session.request([*self._home, *ops], [], self._home_fds)
 
     def room(self) -> int:

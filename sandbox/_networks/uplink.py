@@ -324,6 +324,8 @@ class HostTable:
         work.add(rule(forward, [ct_state(*_NEVER_DROPPED), accept]))
         work.add(rule(forward, [in_set(self.links, iifname), jump(out)]))
         work.add(rule(forward, [in_set(self.links, oifname), jump(back)]))
+        # What conntrack cannot follow is not translated: it would leave with an address of ours, which nobody else knows.
+        work.add(rule(out, [ct_state("invalid"), drop]))
         work.add(rule(out, [ct_status("dnat"), accept]))  # what is published is so to all
         # TCP heeds an error of ICMPv6 with its second packet only, a second later.
         refusals = [reject()] if self.table.family == "ip" else [reject(tcp_reset=True), reject()]
@@ -333,6 +335,7 @@ class HostTable:
         work.add(rule(back, [drop]))
         # Not only what is new: where the host does not track a port (notrack, for resolvers), it would be reached there.
         work.add(rule(inward, [ct_state(*_NEVER_DROPPED), accept]))
+        work.add(rule(inward, [in_set(self.links, iifname), ct_state("invalid"), drop]))
         for refusal in refusals:
             work.add(rule(inward, [in_set(self.links, iifname), refusal]))
         source = ip_saddr if self.table.family == "ip" else ip6_saddr

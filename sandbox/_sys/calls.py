@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Statx",
+    "bpf",
     "clone3",
     "close_range",
     "fallocate",
@@ -81,8 +82,12 @@ _COMMON: Final = {
     "landlock_restrict_self": 446,
 }
 _NUMBERS: Final = {
-    "x86_64": {**_COMMON, "prctl": 157, "unshare": 272, "setns": 308, "seccomp": 317, "memfd_create": 319, "statx": 332, "fallocate": 285},
-    "aarch64": {**_COMMON, "prctl": 167, "unshare": 97, "setns": 268, "seccomp": 277, "memfd_create": 279, "statx": 291, "fallocate": 47},
+    "x86_64": {
+        **_COMMON, "prctl": 157, "unshare": 272, "fallocate": 285, "setns": 308, "seccomp": 317, "memfd_create": 319, "bpf": 321, "statx": 332,
+    },
+    "aarch64": {
+        **_COMMON, "prctl": 167, "unshare": 97, "fallocate": 47, "setns": 268, "seccomp": 277, "memfd_create": 279, "bpf": 280, "statx": 291,
+    },
 }
 
 _bound: Callable[..., int] | None = None
@@ -327,3 +332,8 @@ def seccomp_set_filter(program: bytes) -> None:
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """Ask prctl(2), for the options that answer by their return value (PR_GET_*, PR_CAPBSET_READ, PR_CAP_AMBIENT_IS_SET)."""
     return _call("prctl", option, arg2, arg3, arg4, arg5)
+
+
+def bpf(command: int, attributes: bytes) -> int:
+    """Ask bpf(2); *attributes* is a union bpf_attr as far as the command has it. `_sys.bpf` has what is made of it."""
+    return _call("bpf", command, attributes, len(attributes))

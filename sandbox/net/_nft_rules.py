@@ -211,13 +211,14 @@ def ct_state(*states: str) -> Statement:
     return _bits(Expression("ct", ((1, u32(_REGISTER)), (2, u32(0)))), sum(_word(state, _STATES) for state in set(states)))
 
 
-def ct_status(*statuses: str) -> Statement:
-    """The connection has one of these marks: dnat, snat, seen-reply, assured, confirmed, expected."""
-    return _bits(Expression("ct", ((1, u32(_REGISTER)), (2, u32(2)))), sum(_word(status, _STATUS) for status in set(statuses)))
+def ct_status(*statuses: str, negate: bool = False) -> Statement:
+    """The connection has one of these marks, or with *negate* none: dnat, snat, seen-reply, assured, confirmed, expected."""
+    wanted = sum(_word(status, _STATUS) for status in set(statuses))
+    return _bits(Expression("ct", ((1, u32(_REGISTER)), (2, u32(2)))), wanted, _EQ if negate else _NEQ)
 
 
-def _bits(load: Expression, wanted: int) -> Statement:
-    return Statement((load, _bitwise(4, struct.pack("=I", wanted)), _cmp(_NEQ, bytes(4))))
+def _bits(load: Expression, wanted: int, op: int = _NEQ) -> Statement:
+    return Statement((load, _bitwise(4, struct.pack("=I", wanted)), _cmp(op, bytes(4))))
 
 
 def _word(word: str, table: Mapping[str, int]) -> int:
@@ -288,6 +289,11 @@ def set_mark(number: int) -> Statement:
     """Mark the packet, for routing and for other rules."""
     give = Expression("immediate", ((1, u32(_REGISTER)), (2, _data(MARK.pack(number)))))
     return Statement((give, Expression("meta", ((2, u32(3)), (3, u32(_REGISTER))))))
+
+
+def mark_as(field: Field) -> Statement:
+    """Mark the packet with what *field*, of four bytes at most, says of it: its first byte is the mark's lowest."""
+    return Statement((field.load(_REGISTER), Expression("meta", ((2, u32(3)), (3, u32(_REGISTER))))), field.needs)
 
 
 def set_ether_daddr(mac: str) -> Statement:

@@ -6,10 +6,12 @@ Made here rather than by pyroute2: its token bucket knows neither rates of more 
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Final
 
 from sandbox.net.netlink import ACK, CREATE, ECHO, EXCL, REPLACE, REQUEST, attribute, attributes, message
+from sandbox.net.rtnetlink import MARK_FD
 from sandbox.net.shape import MOST, Bucket, Line, Queues
 
 _LINK: Final = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
@@ -17,7 +19,7 @@ _TC: Final = struct.Struct("=BxxxiIII")  # tcmsg: family, index, handle, parent,
 _RATE: Final = struct.Struct("=BBHhHI")  # tc_ratespec: cell_log, linklayer, overhead, cell_align, mpu, rate
 _NETEM: Final = struct.Struct("=6I")  # tc_netem_qopt: latency, limit, loss, gap, duplicate, jitter
 
-_NEWLINK, _DELLINK, _NEWQDISC, _DELQDISC, _GETQDISC = 16, 17, 36, 37, 38
+_NEWLINK, _DELLINK, _NEWQDISC, _DELQDISC, _GETQDISC, _NEWTFILTER = 16, 17, 36, 37, 38, 44
 _ACK: Final = REQUEST | ACK
 _ROOT: Final = 0xFFFFFFFF  # TC_H_ROOT
 _KIND, _OPTIONS, _STATS2 = 1, 2, 7
@@ -27,6 +29,10 @@ _LINKLAYER_ETHERNET: Final = 1  # said, the kernel asks for no table of rates
 _TICK_SHIFT: Final = 6  # PSCHED_SHIFT: times of these messages count in 64 ns
 _IFNAME, _LINKINFO, _INFO_KIND, _MTU = 3, 18, 1, 4
 _UP: Final = 1
+_CLSACT: Final = 0xFFFFFFF1  # TC_H_CLSACT, and what filters hang below: TC_H_MIN_INGRESS, _EGRESS
+_DIRECTIONS: Final = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
+_BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_DIRECT = 6, 7, 8, 1  # TCA_BPF_*; what the program says is done
+_FIRST_OF_IPV4: Final = 1 << 16 | socket.htons(0x0800)  # a filter's priority and protocol
 LOOPBACK: Final = 1  # its index, in each namespace
 _INNER: Final = 0x8000
 _GENERATIONS: Final = 0x7FFE  # so that no inner handle is 0xFFFF, which means ingress
@@ -114,6 +120,18 @@ def drops_of(answer: bytes) -> int:
                 if inner == _STATS_QUEUE and len(figures) >= 12:
                     return int(struct.unpack_from("=3I", figures)[2])
     return 0
+
+
+def clsact(index: int) -> bytes:
+    """Have filters look at what comes in by an interface, and what goes out by it."""
+    return _qdisc(_NEWQDISC, index, _ACK | CREATE | EXCL, handle=_CLSACT & 0xFFFF0000, parent=_CLSACT, name="clsact")
+
+
+def program(index: int, direction: str, fd: int = MARK_FD) -> bytes:
+    """Have a program of BPF decide about packets of IPv4, ``"ingress"`` or ``"egress"``; see `clsact`. *fd*: of whoever sends this, see `Batch`."""
+    options = attribute(_BPF_FD, struct.pack("=I", fd)) + attribute(_BPF_NAME, b"sandbox\0") + attribute(_BPF_FLAGS, struct.pack("=I", _BPF_DIRECT))
+    body = _TC.pack(0, index, 1, _DIRECTIONS[direction], _FIRST_OF_IPV4) + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
+    return message(_NEWTFILTER, _ACK | CREATE | EXCL, body)
 
 
 def ifb(index: int, name: str, mtu: int) -> bytes:

@@ -52,7 +52,7 @@ _WAIT_S: Final = 10.0
 _CHUNK: Final = 1 << 16
 
 # What stands in a template for what is filled in: nothing else of a message has these bytes.
-_MARK_PORT, _MARK_FD = 0x5A1B2C3D, 0x5A3D2C1B
+_MARK_PORT, MARK_FD = 0x5A1B2C3D, 0x5A3D2C1B
 _MARK_NAME: Final = "p~~~~~~~~~~"
 _MARK_MAC: Final = "02:fe:5a:c3:96:69"
 _MARK_ADDRESS: Final = IPv4Address("198.51.100.199")
@@ -103,7 +103,7 @@ def templates(subnet: IPv4Network, subnet6: IPv6Network | None, *, mtu: int, num
     interface, index = f"eth{number}", INSIDE + number
     peer = {
         "index": index,
-        "attrs": [("IFLA_IFNAME", interface), ("IFLA_ADDRESS", _MARK_MAC), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", _MARK_FD)],
+        "attrs": [("IFLA_IFNAME", interface), ("IFLA_ADDRESS", _MARK_MAC), ("IFLA_MTU", mtu), ("IFLA_NET_NS_FD", MARK_FD)],
     }
     info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", peer)]})]}
     attributes = [("IFLA_IFNAME", _MARK_NAME), ("IFLA_MTU", mtu), ("IFLA_MASTER", BRIDGE), ("IFLA_GROUP", PORTS), ("IFLA_LINKINFO", info)]
@@ -229,7 +229,7 @@ class Batch:
             messages = [messages]
         last = len(messages) - 1
         data = b"".join(_numbered(message, at, netlink.ACK if at == last else 0) for at, message in enumerate(messages))
-        at = data.find(struct.pack("=I", _MARK_FD))
+        at = data.find(struct.pack("=I", MARK_FD))
         return cls(data, last, None if at < 0 else at)
 
     def naming(self, namespace: int) -> bytes:
