@@ -1,20 +1,20 @@
-"""A whole Debian, made of its packages here: saved, loaded, pushed, pulled; and apt installs another package in it.
+"""A whole Debian, made of its packages here: saved, loaded, pushed to a registry, pulled into another store; and apt and pip install in what was pulled.
 
-It takes a mirror, and a minute or more: so only where SANDBOX_TESTS_DEBIAN is set (to the address of a mirror, or to 1 for the one that this host's apt has).
+It takes a mirror and a package index of Python (those that this host has), and a minute or more: so only where SANDBOX_TESTS_DEBIAN is set (to the address of a mirror, or to 1 for the one that this host's apt has).
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sandbox import PIPE, Container
+from sandbox import PIPE, Container, DockerfileError
 from sandbox.builder import build
 from sandbox.image import Image, Store, bootstrap, load, pull, push, save
 from tests.live.test_registry_debian import serving
@@ -64,31 +64,45 @@ def test_it_is_saved_and_loaded(store: Store, debian: Image, tmp_path: Path, for
     assert there.verify() == []
 
 
-def test_it_goes_to_a_registry_and_back(store: Store, debian: Image, tmp_path: Path):
+@pytest.fixture(scope="module")
+def pulled(store: Store, debian: Image, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Another store, in which the image came from a registry."""
     if why := why_not("program:docker-registry"):
         pytest.skip(f"docker-registry: {why}")
-    with serving(tmp_path) as host:
+    directory = tmp_path_factory.mktemp("pulled")
+    there = Store(directory / "there")
+    with serving(directory) as host:
         push(f"{host}/debian:12", image=debian, store=store)
-        image = pull(f"{host}/debian:12", store=Store(tmp_path / "there"))
-    assert image.id == debian.id
-    assert image.config.diff_ids == debian.config.diff_ids
+        image = pull(f"{host}/debian:12", store=there)
+    there.tag(image.id, "debian:12")
+    return there
 
 
-def test_apt_installs_a_package_in_it(store: Store, debian: Image):
-    with Container(debian, store=store, net="host", memory="1G", pids=256, scratch="1G") as container:
-        for argv in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "hello"]):
-            done = container.exec(argv, env={"DEBIAN_FRONTEND": "noninteractive"}, timeout=300)
-            assert done.ok, (done, done.stdout[-2000:], done.stderr[-2000:])
+def test_it_goes_to_a_registry_and_back(debian: Image, pulled: Store):
+    image = pulled.get("debian:12")
+    assert (image.id, image.config.diff_ids) == (debian.id, debian.config.diff_ids)
+    assert pulled.verify() == []
+    assert not image.built_here
+
+
+def test_apt_installs_a_package_in_a_step_of_a_build_on_what_was_pulled(pulled: Store):
+    dockerfile = b"FROM debian:12\nRUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends hello\n"
+    with pytest.raises(DockerfileError, match="exit code"):
+        build(None, dockerfile=dockerfile, tags=["hello"], store=pulled, timeout=300)  # a step has no network that nobody asked for
+    image = build(None, dockerfile=dockerfile, tags=["hello"], network="host", store=pulled, timeout=300)
+    assert image.config.diff_ids[:-1] == pulled.get("debian:12").config.diff_ids
+    with Container("hello", store=pulled) as container:
         assert container.exec(["hello"]).stdout == b"Hello, world!\n"
+        assert container.exec(["dpkg", "--audit"]).stdout == b""
 
 
 DOCKERFILE = """\
 FROM debian:12
 RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-pip
-RUN mkdir -p /srv/app/wheels
-COPY *.whl /srv/app/wheels/
+RUN mkdir -p /srv/app
 COPY requirements.txt /srv/app/
-RUN pip install --no-index --find-links /srv/app/wheels --break-system-packages -r /srv/app/requirements.txt
+ARG PIP_INDEX_URL
+RUN --mount=type=secret,id=authorities PIP_CERT=/run/secrets/authorities pip install --no-cache-dir --break-system-packages -r /srv/app/requirements.txt
 WORKDIR /srv/app
 COPY app.py .
 EXPOSE 8000
@@ -97,13 +111,13 @@ CMD ["python3", "app.py"]
 """
 APP = """\
 import http.server, os
-import greetings
+import sniffio
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(greetings.greet(os.environ["WORD"], self.path).encode())
+        self.wfile.write(f"{os.environ['WORD']}{self.path} {sniffio.__version__} {sniffio.__file__}".encode())
 
 print("listening", flush=True)
 http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
@@ -111,33 +125,32 @@ http.server.HTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 CLIENT = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8000/world', timeout=60).read().decode())"
 
 
-def write_wheel(directory: Path) -> None:
-    """A distribution of one module, as pip takes it."""
-    info = "greetings-1.0.dist-info"
-    files = {
-        "greetings.py": "def greet(word, path):\n    return word + path\n",
-        f"{info}/METADATA": "Metadata-Version: 2.1\nName: greetings\nVersion: 1.0\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
-    with zipfile.ZipFile(directory / "greetings-1.0-py3-none-any.whl", "w") as wheel:
-        for name, text in files.items():
-            wheel.writestr(name, text)
+@pytest.fixture(scope="module")
+def index() -> dict[str, str]:
+    """The package index that this host's pip asks, and who vouches for it, as pip says them."""
+    asked = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
+    lines = dict(line.split("=", 1) for line in asked.splitlines() if "=" in line)
+    said = {name: value.strip("'\"") for key, value in lines.items() for name in [key.rpartition(".")[2]]}
+    return {"url": said.get("index-url", "https://pypi.org/simple"), "cert": said.get("cert", "/etc/ssl/certs/ca-certificates.crt")}
 
 
-def test_an_application_in_python_is_built_serves_and_is_built_again_at_once(store: Store, debian: Image, tmp_path: Path):
-    assert debian.names
-    write_wheel(tmp_path)
-    for name, text in {"Dockerfile": DOCKERFILE, "app.py": APP, "requirements.txt": "greetings==1.0\n"}.items():
+def test_an_application_in_python_is_built_serves_and_is_built_again_at_once(pulled: Store, index: dict[str, str], tmp_path: Path):
+    for name, text in {"Dockerfile": DOCKERFILE, "app.py": APP, "requirements.txt": "sniffio==1.3.1\n"}.items():
         (tmp_path / name).write_text(text)
-    image = build(tmp_path, tags=["app:1"], network="host", store=store, timeout=600)
+
+    def built(**more: object) -> Image:
+        secrets, arguments = {"authorities": Path(index["cert"]).read_bytes()}, {"PIP_INDEX_URL": index["url"]}
+        return build(tmp_path, tags=["app:1"], secrets=secrets, build_args=arguments, network="host", store=pulled, **more)  # type: ignore[arg-type]
+
+    image = built(timeout=600)
     assert image.settings.exposed_ports == ("8000/tcp",)
-    with Container("app:1", store=store, memory="256M", pids=32) as container, container.popen(container.command(), stdout=PIPE) as server:
+    with Container("app:1", store=pulled, memory="256M", pids=32) as container, container.popen(container.command(), stdout=PIPE) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"listening\n"
-        assert container.exec(["python3", "-c", CLIENT], text=True, check=True).stdout == "hello/world\n"
+        said = container.exec(["python3", "-c", CLIENT], text=True, check=True).stdout
+        assert said == "hello/world 1.3.1 /usr/local/lib/python3.11/dist-packages/sniffio/__init__.py\n"
         server.kill()
     began = time.monotonic()
-    assert build(tmp_path, tags=["app:1"], network="host", store=store).id == image.id
+    assert built().id == image.id
     assert time.monotonic() - began < 10
-    store.remove("app:1")
+    pulled.remove("app:1")
