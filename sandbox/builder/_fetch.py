@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import hashlib
 import posixpath
 import re
-import urllib.parse
 from typing import Any, Final
 
 from attrs import frozen
@@ -70,12 +68,16 @@ def fetch(url: str, checksum: str) -> Fetched:
 
 def _without_password(url: str) -> str:
     """What is said of it in messages."""
+    import urllib.parse
+
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _follow(pool: Any, url: str, shown: str, *, is_checked: bool) -> Any:  # noqa: ANN401 - urllib3's
     """The answer that is no redirection; the caller closes it. Not urllib3's own way, which leaves the connections of redirections open."""
+    from urllib.parse import urljoin
+
     at = url
     for _ in range(_MOST_REDIRECTS + 1):
         # The encoding is the file's own business: what is kept is what the server keeps.
@@ -84,7 +86,7 @@ def _follow(pool: Any, url: str, shown: str, *, is_checked: bool) -> Any:  # noq
         if to is None:
             return response
         response.close()
-        before, at = at, urllib.parse.urljoin(at, to)
+        before, at = at, urljoin(at, to)
         if not is_url(at):
             raise ImageError(f"{shown}: a redirection to {at[:100]!r}, which is not fetched")
         if before.startswith("https:") and at.startswith("http:") and not is_checked:
@@ -113,11 +115,15 @@ def _verify(url: str, data: bytes, checksum: str) -> None:
 
 
 def _name(url: str) -> str:
+    import urllib.parse
+
     return posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).replace("/", "")
 
 
 def _time(text: str) -> int | None:
+    from email.utils import parsedate_to_datetime
+
     try:
-        return int(email.utils.parsedate_to_datetime(text).timestamp())
+        return int(parsedate_to_datetime(text).timestamp())
     except (TypeError, ValueError):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -195,6 +194,8 @@ class _Copying:
 
 def _is_archive(found: Found) -> bool:
     """Whether it begins like a tar, compressed or not."""
+    import tarfile
+
     from sandbox.image.compression import decompress
 
     fd = found.sources.tree.open(found.entry)

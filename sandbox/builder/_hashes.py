@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -51,6 +50,8 @@ class Hashes:
         """Keep what this build has used, if that is new; that it cannot be kept costs time only."""
         if self.path is None or self.used == self.known:
             return
+        import tempfile  # as nothing is new mostly
+
         with suppress(OSError):
             os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(self.path), delete=False) as file:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
@@ -96,7 +96,7 @@ class Job:
     @property
     def time(self) -> str:
         """The time that what is made now bears."""
-        return datetime.fromtimestamp(self.now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.now))
 
     # ---- Trees ----
 

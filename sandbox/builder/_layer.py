@@ -10,9 +10,8 @@ import hashlib
 import json
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 
@@ -20,10 +19,15 @@ from sandbox.builder._hashes import Hashes
 from sandbox.builder._tree import Entry, Tree
 from sandbox.errors import ImageError
 
+if TYPE_CHECKING:
+    import tarfile
+
 CHUNK: Final = 1 << 20
 MAX_ITEMS: Final = 2_000_000
 MAX_ID: Final = 65535  # the ids of a container
 _CAPABILITY: Final = "security.capability"
+_GNU_FORMAT: Final = 1  # tarfile.GNU_FORMAT
+_PAX_FORMAT: Final = 2
 _RECORD: Final = 10240  # tar archives end in whole records of 20 blocks
 
 
@@ -114,10 +118,13 @@ def write_tar(items: Iterable[Item], write: Callable[[bytes], object], *, clamp:
 
 
 def _member(item: Item, clamp: int | None) -> Iterator[bytes]:
+    import tarfile  # needed by what is not in the cache
+
     info = tarfile.TarInfo(item.path)
     info.mode, info.uid, info.gid = stat.S_IMODE(item.mode), item.uid, item.gid
     info.mtime = max(0, item.mtime if clamp is None else min(item.mtime, clamp))
-    info.type = _TYPES[item.kind]
+    kinds = {stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
+    info.type = kinds[item.kind]
     info.linkname = item.link
     fd = _open(item)
     try:
@@ -131,9 +138,6 @@ def _member(item: Item, clamp: int | None) -> Iterator[bytes]:
     finally:
         if fd is not None:
             os.close(fd)
-
-
-_TYPES: Final = {stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
 
 
 def _open(item: Item) -> int | None:
@@ -153,10 +157,10 @@ def _size(item: Item, fd: int | None) -> int:
 
 def _header(info: tarfile.TarInfo, capability: bytes) -> bytes:
     if not capability:
-        return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        return info.tobuf(_GNU_FORMAT, "utf-8", "surrogateescape")
     # Binary values have a place in PAX headers only, in these words of star's, which tar and Docker share.
     info.pax_headers = {f"SCHILY.xattr.{_CAPABILITY}": capability.decode("utf-8", "surrogateescape")}
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    return info.tobuf(_PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def _content(fd: int, size: int, path: str) -> Iterator[bytes]:

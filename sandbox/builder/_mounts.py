@@ -18,7 +18,7 @@ from sandbox.errors import DockerfileError, UnsupportedError
 _KEYS: Final = {"src": "source", "dst": "target", "destination": "target", "readwrite": "rw", "readonly": "ro"}
 _OF_TYPE: Final = {
     "bind": {"source", "target", "from", "rw", "ro"},
-    "cache": {"id", "target", "sharing", "mode", "uid", "gid", "ro"},
+    "cache": {"id", "target", "sharing", "mode", "uid", "gid", "ro", "from", "source"},
     "tmpfs": {"target", "size"},
     "secret": {"id", "target", "required", "mode", "uid", "gid", "env"},
 }
@@ -102,6 +102,10 @@ def _of(statement: Statement, word: Word, kind: str, fields: Mapping[str, str]) 
     ids = [fields.get(name, "0") for name in ("uid", "gid")]
     if not all(re.fullmatch(r"[0-9]{1,5}", text) and int(text) <= 65535 for text in ids):
         raise fail("uid and gid are numbers from 0 to 65535")
+    if kind == "cache" and "source" in fields and not fields.get("from"):
+        raise fail("source= of a cache is a directory of what from= names")
+    if kind == "cache" and fields.get("from") and (own := sorted(fields.keys() & {"mode", "uid", "gid"})):
+        raise fail(f"{own[0]}= of a cache that begins with what from= names: it has the owner and mode of that")
     return MountSpec(
         kind,
         word,

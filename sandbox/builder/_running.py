@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shlex
 import stat
 from collections.abc import Callable, Iterator
@@ -123,7 +122,7 @@ class Running:
     def _find(self, spec: MountSpec) -> _Mounted:
         if spec.kind == "secret" and spec.required and spec.id not in self.job.options.secrets:
             raise self.run.statement.error_at(f"--mount: there is no secret {spec.id!r}; give it: secrets={{...}}, --secret", spec.word)
-        if spec.kind != "bind":
+        if spec.kind != "bind" and not spec.from_:
             return _Mounted(spec)
         origin = self.sources(spec.from_)
         located = origin.tree.locate(spec.source or ".").entry
@@ -131,6 +130,8 @@ class Running:
         if located is None or is_hidden or not (located.is_directory or located.is_file):
             where = spec.from_ or "the context"
             raise self.run.statement.error_at(f"--mount: no file or directory {spec.source!r} in {where}", spec.word)
+        if spec.kind == "cache" and not located.is_directory:
+            raise self.run.statement.error_at(f"--mount: {spec.source!r} in {spec.from_} is a file; a cache is a directory", spec.word)
         return _Mounted(spec, origin, located)
 
     def _items(self, one: _Mounted) -> Iterator[Item]:
@@ -169,15 +170,21 @@ class Running:
             case "tmpfs":
                 return [Tmpfs(spec.target, size=spec.size) if spec.size else Tmpfs(spec.target)]
             case "cache":
-                return [Bind(self._cache(spec), spec.target, read_only=spec.read_only)]
+                return [Bind(self._cache(one), spec.target, read_only=spec.read_only)]
             case "bind":
                 return [Bind(self._materialise(one), spec.target, read_only=spec.read_only)]
             case _:
                 return [self._secret_file(one)] if self._has_secret(one) and spec.target and not spec.target.startswith(f"{SECRETS}/") else []
 
-    def _cache(self, spec: MountSpec) -> str:
-        mount = CacheMount.take(os.path.join(self.job.store.path, "mounts"), spec.id, spec.sharing)
+    def _cache(self, one: _Mounted) -> str:
+        spec = one.spec
+        # What it began with is part of its name, as in BuildKit: with something else to begin with, it is another cache.
+        identity = spec.id if one.origin is None else f"{spec.id}\0{self._content(one)}"
+        mount = CacheMount.take(os.path.join(self.job.store.path, "mounts"), identity, spec.sharing)
         self._stack.callback(mount.close)
+        if one.origin is not None:
+            mount.begin_with(lambda: self._materialise(one))
+            return mount.path
         status = os.stat(mount.path)
         wanted = (spec.uid, spec.gid, 0o755 if spec.mode is None else spec.mode)
         if os.geteuid() == 0 and (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) != wanted and not os.listdir(mount.path):
@@ -222,7 +229,7 @@ class Running:
     def _parent(self) -> Image:
         """An image of the layers so far, for this step only: that its name is random keeps others from meaning the same."""
         # Without VOLUME: what a step writes there belongs to the image, as BuildKit has it.
-        settings = Settings(env=self.state.settings.env, labels=(("sandbox.build.step", secrets.token_hex(16)),))
+        settings = Settings(env=self.state.settings.env, labels=(("sandbox.build.step", os.urandom(16).hex()),))
         config = Config(self.state.platform, tuple(layer.diff_id for layer in self.state.layers), settings)
         return self.job.add_image(config, tuple(layer.blob for layer in self.state.layers))
 

@@ -143,8 +143,8 @@ def _health(instruction: Health, state: State) -> None:
         return
     command, times = instruction.command, instruction.times
     test = ("CMD-SHELL" if command.is_shell else "CMD", *command.words)
-    check = Healthcheck(test, times.get("interval"), times.get("timeout"), times.get("start-period"), instruction.retries)
-    state.set(healthcheck=check)
+    interval, timeout, start_period, start_interval = map(times.get, ("interval", "timeout", "start-period", "start-interval"))
+    state.set(healthcheck=Healthcheck(test, interval, timeout, start_period, instruction.retries, start_interval))
 
 
 def quoted(words: tuple[str, ...]) -> str:

@@ -6,12 +6,13 @@ the next one removes it. A cache's directory is named by a hash of its id, so no
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
 import os
-import secrets
-import shutil
+from collections.abc import Callable
 from typing import Final, Self
 
 from attrs import define, field
@@ -19,6 +20,7 @@ from attrs import define, field
 from sandbox.errors import ImageError
 
 _LOCK: Final = "lock"
+_BEGUN: Final = "begun"
 MAX_PRIVATE: Final = 1000
 
 
@@ -35,7 +37,7 @@ class Workshop:
         os.makedirs(self.top, mode=0o700, exist_ok=True)
         sweep(self.top)
         while self._lock < 0:
-            self.path = os.path.join(self.top, secrets.token_hex(8))
+            self.path = os.path.join(self.top, os.urandom(8).hex())
             os.mkdir(self.path, 0o700)
             self._lock = _locked(os.path.join(self.path, _LOCK), self.path)
         return self
@@ -86,10 +88,16 @@ def sweep(top: str) -> None:
 
 def _remove(path: str) -> None:
     """Remove a directory, its lock last: who is killed in between leaves what the next sweep finds."""
-    for name in os.listdir(path) if os.path.isdir(path) else ():
-        if name != _LOCK:
+    others = [name for name in os.listdir(path) if name != _LOCK] if os.path.isdir(path) else []
+    if others:
+        import shutil  # a build whose steps were all done before has made nothing
+
+        for name in others:
             shutil.rmtree(os.path.join(path, name), onerror=_open_up)
-    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.unlink(os.path.join(path, _LOCK))
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def _remove_bare(path: str) -> None:
@@ -107,6 +115,8 @@ def _open_up(_function: object, path: str, _error: object) -> None:
     os.chmod(parent, 0o700)
     if os.path.isdir(path) and not os.path.islink(path):
         os.chmod(path, 0o700)
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
     elif os.path.lexists(path):
         os.unlink(path)
@@ -134,6 +144,18 @@ class CacheMount:
                 continue
             return cls(os.path.join(folder, "data"), fd)
         raise ImageError(f"more than {MAX_PRIVATE} steps use a private cache {identity!r} at once")
+
+    def begin_with(self, make: Callable[[], str]) -> None:
+        """Put the directory that *make* makes, in the same file system, in the place of an empty one; only once, whatever becomes of it then."""
+        begun = os.path.join(os.path.dirname(self.path), _BEGUN)
+        if os.path.exists(begun):
+            return
+        try:
+            os.rename(make(), self.path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else was faster, or has been killed after this
+                raise
+        os.close(os.open(begun, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     def close(self) -> None:
         """Let others have it."""

@@ -395,7 +395,7 @@ def _read_program(statement: Statement) -> Program:
 
 
 def _read_health(statement: Statement) -> Health:
-    flags, at = take_flags(statement, ("interval", "timeout", "start-period", "retries"))
+    flags, at = take_flags(statement, ("interval", "timeout", "start-period", "start-interval", "retries"))
     kind, _, rest = statement.text[at:].partition(" ")
     if kind.upper() == "NONE" and not rest and not flags:
         return Health(statement, None)

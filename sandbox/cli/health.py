@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sandbox.cli.arguments import Parser
     from sandbox.image import Healthcheck
 
-_OPTIONS: Final = ("health_cmd", "health_interval", "health_timeout", "health_start_period", "health_retries")
+_OPTIONS: Final = ("health_cmd", "health_interval", "health_timeout", "health_start_period", "health_start_interval", "health_retries")
 _TIME: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+|0", re.ASCII)
 _PIECE: Final = re.compile(r"([\d.]+)([a-zµ]+)")
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -27,6 +27,7 @@ def add(parser: Parser) -> None:
     group.add_argument("--health-interval", metavar="TIME", help="between two checks (30s); times are such as 1m30s")
     group.add_argument("--health-timeout", metavar="TIME", help="for one check (30s)")
     group.add_argument("--health-start-period", metavar="TIME", help="in which failures do not count yet (0s)")
+    group.add_argument("--health-start-interval", metavar="TIME", help="between two checks in the start period (5s, or --health-interval)")
     group.add_argument("--health-retries", metavar="N", help="failures in a row that mean unhealthy (3)")
     group.add_argument("--no-healthcheck", action="store_true", help="none, whatever the image says")
 
@@ -47,7 +48,8 @@ def wanted(parsed: Namespace) -> Healthcheck | None:
         if given:
             raise UsageError("--no-healthcheck conflicts with --health-* options")
         return Healthcheck(("NONE",))
-    times: dict[str, Any] = {name: _time(name, getattr(parsed, f"health_{name}")) for name in ("interval", "timeout", "start_period")}
+    names = ("interval", "timeout", "start_period", "start_interval")
+    times: dict[str, Any] = {name: _time(name, getattr(parsed, f"health_{name}")) for name in names}
     return Healthcheck(("CMD-SHELL", parsed.health_cmd) if parsed.health_cmd else (), retries=_retries(parsed.health_retries), **times)
 
 

@@ -79,10 +79,10 @@ def _is_small(one: Facts) -> bool:
 
 def make(root: Root, lease: Lease, diff_ids: Sequence[Digest], layers: Sequence[Facts]) -> tuple[Span, ...]:
     """Have the folds of an image, whose layers are on *lease*; return those that are there then. Never fails: there are fewer then."""
-    from sandbox.image._folding import fold  # needed by few
-
     found: list[Span] = []
     for first, count in choose(layers):
+        from sandbox.image._folding import fold  # needed by few
+
         below, chain = stack(diff_ids[:first], found), diff_ids[: first + count]
         with contextlib.suppress(OSError, ImageError):
             digest = digest_of(chain, first)

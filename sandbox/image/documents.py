@@ -167,6 +167,7 @@ class Healthcheck:
     timeout: float | None = None
     start_period: float | None = None
     retries: int | None = None
+    start_interval: float | None = None  # between checks while the start period lasts
 
 
 @frozen
@@ -381,9 +382,10 @@ def _healthcheck(fields: Mapping[str, Any], what: str) -> Healthcheck | None:
     test = _words(fields, "Test", what)
     if not test:
         return None
-    seconds = {name: _get(fields, name, int, 0, what) / 1e9 or None for name in ("Interval", "Timeout", "StartPeriod")}  # nanoseconds
+    names = ("Interval", "Timeout", "StartPeriod", "StartInterval")  # in nanoseconds
+    seconds = {name: _get(fields, name, int, 0, what) / 1e9 or None for name in names}
     retries = _get(fields, "Retries", int, 0, what) or None
-    return Healthcheck(test, seconds["Interval"], seconds["Timeout"], seconds["StartPeriod"], retries)
+    return Healthcheck(test, seconds["Interval"], seconds["Timeout"], seconds["StartPeriod"], retries, seconds["StartInterval"])
 
 
 def _history(step: object, what: str) -> History:
@@ -422,7 +424,7 @@ def _settings_to_json(settings: Settings) -> dict[str, object]:
 
 
 def _healthcheck_to_json(check: Healthcheck) -> dict[str, object]:
-    times = {"Interval": check.interval, "Timeout": check.timeout, "StartPeriod": check.start_period}
+    times = {"Interval": check.interval, "Timeout": check.timeout, "StartPeriod": check.start_period, "StartInterval": check.start_interval}
     result: dict[str, object] = {"Test": list(check.test)}
     result |= {name: round(seconds * 1e9) for name, seconds in times.items() if seconds is not None}
     return result | ({"Retries": check.retries} if check.retries is not None else {})

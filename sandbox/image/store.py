@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from sandbox._types import StrPath, to_bool
 from sandbox.errors import ImageError, ImageNotFoundError
-from sandbox.image import _blobs, _cache, _catalog, _folds, _layers, _sweep, _usage, _verify
+from sandbox.image import _blobs, _cache, _catalog, _folds, _layers, _sweep
 from sandbox.image._blobs import BlobWriter
 from sandbox.image._disk import Disk, blob_name, layer_name
 from sandbox.image._layers import Unpacked
@@ -17,7 +17,9 @@ from sandbox.image._leases import Kind, Lease
 from sandbox.image.digest import Digest
 from sandbox.image.images import Fault, HistoryRow, Image, Pruned, Removed, Step, Usage
 from sandbox.image.reference import Reference
-from sandbox.image.tar import UnpackLimits
+
+if TYPE_CHECKING:
+    from sandbox.image.tar import UnpackLimits
 
 __all__ = ["Store", "Use"]
 
@@ -255,6 +257,8 @@ class Store:
 
         Takes as long as unpacking everything, and for a while the space of the largest layer.
         """
+        from sandbox.image import _verify
+
         if not self._disk.exists:
             return []
         with Lease(self._disk) as lease, self._disk.opened("verify", make=False) as root:
@@ -262,6 +266,8 @@ class Store:
 
     def usage(self) -> Usage:
         """What the store takes on disk."""
+        from sandbox.image import _usage
+
         images = self.images()
         if not self._disk.exists:
             return Usage((), 0, 0, 0, 0, 0, 0)
@@ -270,6 +276,8 @@ class Store:
 
     def history(self, image: Image) -> list[HistoryRow]:
         """How *image* was made, the last step first, and what each step's layer takes."""
+        from sandbox.image import _usage
+
         with self._disk.opened("read a history", make=False) as root:
             return _usage.history(root, image)
 

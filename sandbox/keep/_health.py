@@ -44,10 +44,11 @@ class Check:
     timeout: float
     start_period: float
     retries: int
+    start_interval: float = START_EVERY_S
 
     def document(self) -> dict[str, Any]:
         """As ``docker inspect`` shows it: nanoseconds."""
-        times = {"Interval": self.interval, "Timeout": self.timeout, "StartPeriod": self.start_period}
+        times = {"Interval": self.interval, "Timeout": self.timeout, "StartPeriod": self.start_period, "StartInterval": self.start_interval}
         return {"Test": list(self.test), **{name: int(seconds * 1e9) for name, seconds in times.items()}, "Retries": self.retries}
 
 
@@ -70,13 +71,15 @@ def to_check(wanted: Healthcheck | None, settings: Settings | None) -> Check | N
         kind_of = UsageError if said.test else ImageError
         raise kind_of(f"health: {test!r:.200} is neither CMD nor CMD-SHELL with something to run")
     shell = (settings.shell if settings is not None else None) or _SHELL
+    interval = _seconds("interval", said.interval, image.interval, EVERY_S)
     return Check(
         argv=tuple(rest) if kind == "CMD" else (*shell, rest[0]),
         test=test,
-        interval=_seconds("interval", said.interval, image.interval, EVERY_S),
+        interval=interval,
         timeout=_seconds("timeout", said.timeout, image.timeout, EVERY_S),
         start_period=_seconds("start period", said.start_period, image.start_period, 0.0),
         retries=_count(said.retries, image.retries),
+        start_interval=_seconds("start interval", said.start_interval, image.start_interval, min(interval, START_EVERY_S)),
     )
 
 
@@ -120,7 +123,7 @@ class Health:
     def pause(self, *, since_start: float) -> float:
         """Seconds until the next check."""
         is_early = self.status == "starting" and since_start < self.check.start_period
-        return min(self.check.interval, START_EVERY_S) if is_early else self.check.interval
+        return self.check.start_interval if is_early else self.check.interval
 
     def document(self) -> dict[str, Any]:
         """As ``docker inspect`` shows it."""

@@ -98,6 +98,31 @@ RUN --mount=type=cache,target=/cache,id=n --mount=type=tmpfs,target=/t,size=1M -
     assert read(count[0], "count") == "x\n"
 
 
+def test_a_cache_begins_with_what_a_stage_has_and_goes_on_from_there(make):
+    stage = "FROM base AS seed\nRUN mkdir -p /s/in && echo {0} > /s/in/f && chown -R 7:7 /s/in\nFROM base\n"
+    run = "RUN --mount=type=cache,id=begins,target=/c,from=seed,source=/s/in ls /c; cat /c/f; stat -c %u /c /c/f; echo {0} > /c/{0}\n"
+    assert make(stage.format("one") + run.format("a"))[1].split() == ["f", "one", "7", "7"]
+    assert make(stage.format("one") + run.format("b"))[1].split() == ["a", "f", "one", "7", "7"]
+    assert make(stage.format("two") + run.format("c"))[1].split() == ["f", "two", "7", "7"]  # it begins with something else, and is another one
+    emptied = run.format("d").replace("ls /c;", "rm -r /c/*; ls /c;").replace("cat /c/f;", "").replace(" /c/f;", ";")
+    assert make(stage.format("one") + emptied)[1].split() == ["7"]
+    assert make(stage.format("one") + run.format("e").replace("cat /c/f;", ":;").replace(" /c/f;", ";"))[1].split() == ["d", "7"]  # once, and not again
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("target=/c,source=/x", "what from= names"),
+        ("target=/c,from=base,mode=0700", "owner and mode of that"),
+        ("target=/c,from=base,source=/etc/passwd", "is a file"),
+        ("target=/c,from=base,source=/no", "no file or directory"),
+    ],
+)
+def test_a_cache_that_begins_with_nothing_is_refused(make, options, message):
+    with pytest.raises(DockerfileError, match=message):
+        make(f"FROM base\nRUN --mount=type=cache,{options} true\n")
+
+
 def test_secrets_that_are_needed_and_not_there_are_refused(make):
     with pytest.raises(DockerfileError, match="no secret 's'"):
         make("RUN --mount=type=secret,id=s,required true\n")

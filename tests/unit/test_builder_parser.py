@@ -81,7 +81,7 @@ def test_several_heredocs_follow_in_order():
 
 def test_forms_of_commands():
     shell, listed, broken, entry, health, none = steps(
-        'RUN echo [x]\nRUN ["a", "b c"]\nCMD ["a", 1]\nENTRYPOINT []\nHEALTHCHECK --interval=1m30s --retries=3 CMD curl x\nHEALTHCHECK NONE'
+        'RUN echo [x]\nRUN ["a", "b c"]\nCMD ["a", 1]\nENTRYPOINT []\nHEALTHCHECK --interval=1m30s --start-interval=500ms --retries=3 CMD curl x\nHEALTHCHECK NONE'
     )
     assert isinstance(shell, Run)
     assert shell.command.is_shell
@@ -94,7 +94,7 @@ def test_forms_of_commands():
     assert isinstance(entry, Program)
     assert entry.command.words == ()
     assert isinstance(health, Health)
-    assert health.times == {"interval": 90.0}
+    assert health.times == {"interval": 90.0, "start-interval": 0.5}
     assert health.retries == 3
     assert isinstance(none, Health)
     assert none.command is None

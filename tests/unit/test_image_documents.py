@@ -37,7 +37,7 @@ SETTINGS = st.builds(
     exposed_ports=st.lists(WORDS, max_size=2, unique=True).map(tuple),
     stop_signal=WORDS,
     labels=PAIRS,
-    healthcheck=st.none() | st.builds(Healthcheck, st.just(("CMD", "true")), SECONDS, SECONDS, SECONDS, st.none() | st.integers(1, 9)),
+    healthcheck=st.none() | st.builds(Healthcheck, st.just(("CMD", "true")), SECONDS, SECONDS, SECONDS, st.none() | st.integers(1, 9), SECONDS),
     shell=LISTS,
     on_build=st.lists(WORDS, max_size=2).map(tuple),
 )

@@ -45,6 +45,19 @@ def test_so_many_failures_in_a_row_are_unhealthy_and_five_outcomes_are_kept(code
     assert [found["ExitCode"] for found in health.log] == codes[-OUTCOMES:]
 
 
+def test_in_the_start_period_checks_come_at_an_interval_of_their_own() -> None:
+    image = Settings(healthcheck=Healthcheck(("CMD", "x"), interval=60.0, start_period=30.0, start_interval=0.5))
+    check = to_check(None, image)
+    assert check is not None
+    assert (check.start_interval, check.document()["StartInterval"]) == (0.5, 500_000_000)
+    health = Health(check)
+    assert (health.pause(since_start=1.0), health.pause(since_start=31.0)) == (0.5, 60.0)
+    for interval, expected in ((60.0, 5.0), (2.0, 2.0)):
+        found = to_check(Healthcheck(("CMD", "x"), interval=interval), None)
+        assert found is not None
+        assert found.start_interval == expected
+
+
 def test_what_is_wanted_goes_before_what_the_image_says() -> None:
     image = Settings(healthcheck=Healthcheck(("CMD-SHELL", "look"), interval=7.0, retries=4), shell=("/bin/ash", "-c"))
     found = to_check(Healthcheck((), timeout=2.0), image)
@@ -60,7 +73,7 @@ def test_what_is_wanted_goes_before_what_the_image_says() -> None:
 
 
 def parsed(**given: object) -> Namespace:
-    names = ("health_cmd", "health_interval", "health_timeout", "health_start_period", "health_retries")
+    names = ("health_cmd", "health_interval", "health_timeout", "health_start_period", "health_start_interval", "health_retries")
     return Namespace(**{**dict.fromkeys(names), "no_healthcheck": False, **given})
 
 
