@@ -26,7 +26,7 @@ from sandbox._pump import GRACE_S, LATE, Streams
 from sandbox._result import Result, Status, make_result
 from sandbox._run import Spec, Text, start_error
 from sandbox._streams import Communication, open_terminal
-from sandbox._types import DEVNULL, PIPE, STDOUT, Size, to_count, to_signal, to_size
+from sandbox._types import DEVNULL, PIPE, STDOUT, Size, to_bool, to_count, to_signal, to_size
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, UsageError
@@ -213,10 +213,14 @@ class Process:
         self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return self._captured[0], self._captured[1]
 
-    def send_signal(self, signal: int) -> None:
-        """Send a signal to the program's first process; nothing happens when it has ended."""
+    def send_signal(self, signal: int, *, to_all: bool = False) -> None:
+        """Send a signal to the program's first process; nothing happens when it has ended.
+
+        to_all: to all that it has started too, as a terminal's Ctrl-C goes to a whole group: a shell waits for its child before it heeds SIGINT.
+        """
+        scope = b"\1" if to_bool(to_all, what="to_all") else b"\0"
         if self._result is None:
-            self._channel.send(wire.Msg.KILL, b"\0" + to_signal(signal).to_bytes(4, "little"))
+            self._channel.send(wire.Msg.KILL, scope + to_signal(signal).to_bytes(4, "little"))
 
     def terminate(self) -> None:
         """Send SIGTERM to its first process."""

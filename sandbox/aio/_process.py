@@ -304,9 +304,9 @@ class Process:
         if self._error is not None or self._communication.is_done:
             self._moved.set()
 
-    def send_signal(self, signal: int) -> None:
-        """Send a signal to the program's first process; nothing happens when it has ended."""
-        self._driven.send_signal(signal)
+    def send_signal(self, signal: int, *, to_all: bool = False) -> None:
+        """Send a signal to the program's first process; nothing happens when it has ended. to_all: to all that it has started too."""
+        self._driven.send_signal(signal, to_all=to_all)
 
     def terminate(self) -> None:
         """Send SIGTERM to its first process."""

@@ -50,6 +50,7 @@ CODES: Final = {
     Status.KILLED: 128 + signal.SIGKILL,
 }
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_TYPED: Final = (signal.SIGINT, signal.SIGQUIT)  # a terminal sends them to all processes of a group, and not to one
 _ENOEXEC, _EACCES = 8, 13
 
 
@@ -243,7 +244,10 @@ class Forwarding:
     @staticmethod
     def _send(process: Signalled, number: int) -> None:
         with contextlib.suppress(SandboxError, OSError):  # it has just ended: its result says so
-            process.send_signal(number)
+            if isinstance(process, Process):
+                process.send_signal(number, to_all=number in _TYPED)
+            else:
+                process.send_signal(number)
 
     @contextlib.contextmanager
     def to(self, process: S, resize: Callable[[S], None] | None = None) -> Generator[None]:

@@ -280,6 +280,17 @@ def test_a_signal_that_the_program_does_not_catch_ends_both() -> None:
         assert process.wait() == 128 + signal.SIGTERM
 
 
+def test_ctrl_c_reaches_what_a_shell_waits_for() -> None:
+    began = time.monotonic()
+    with subprocess.Popen([*COMMAND, "run", "sh", "-c", "echo ready; sleep 60; echo after"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == ""
+        assert process.wait() == 128 + signal.SIGINT
+    assert time.monotonic() - began < patience(30)
+
+
 # ---- Terminals ----
 
 

@@ -417,3 +417,21 @@ def test_a_program_whose_container_dies_is_told_so() -> None:
         with pytest.raises(sandbox.BrokenError, match="the container ended"):
             process.wait(30)
         process.close()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_signal_reaches_the_first_process_or_all_that_it_has_started(beside: bool) -> None:
+    script = "trap 'echo first' USR1; (trap 'echo second; exit' USR1; echo ready; while :; do sleep 0.01; done) & wait; wait; wait"
+    with Container() as c:
+        other = c.popen(["sh", "-c", "trap 'exit 9' USR1; while :; do sleep 0.01; done"]) if beside else None
+        with c.popen([SH, "-c", script], stdout=PIPE) as p:
+            assert p.stdout is not None
+            assert p.stdout.readline() == b"ready\n"
+            p.send_signal(signal.SIGUSR1)
+            assert p.stdout.readline() == b"first\n"
+            p.send_signal(signal.SIGUSR1, to_all=True)
+            assert sorted(p.stdout.read().split()) == [b"first", b"second"]
+        if other is not None:
+            assert other.poll() is None
+            other.kill()
+            other.wait()
