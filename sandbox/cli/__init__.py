@@ -16,7 +16,7 @@ __all__ = ["main"]
 USAGE: Final = """\
 usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a container of its own
        sandbox run --detach ...                           the same, beyond the end of this command; and what there is to be done with it:
-       sandbox ps|inspect|logs|stats|exec|cp|port|rename  look at it, and into it
+       sandbox ps|inspect|logs|stats|top|exec|cp|port|rename  look at it, and into it
        sandbox attach                                     its streams are ours, for a while
        sandbox events                                     what happens to all of them
        sandbox start|stop|restart|kill|pause|unpause|wait|rm
@@ -128,7 +128,7 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:  # noqa: PLR091
             from sandbox.cli.archives import main_save as found
         case (
             "container" | "inspect" | "kill" | "logs" | "pause" | "port" | "ps" | "rename" | "restart" | "rm" | "start" | "stats"
-            | "stop" | "unpause" | "wait"
+            | "stop" | "top" | "unpause" | "wait"
         ):
             from sandbox.cli.containers import main_of as containers_of
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from sandbox import ContainerNotFoundError, SandboxError, UsageError
-from sandbox.cli import figures, looking, tables
+from sandbox.cli import figures, looking, tables, top
 from sandbox.cli import kept as by_name
 from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.outcome import FAILED, complain, one_line, outcome
@@ -259,6 +259,7 @@ _COMMANDS: Final[Mapping[str, tuple[Callable[[Parser], Carry], str]]] = {
     "start": (_add_start, "start the programs of containers that were stopped"),
     "stats": (figures.add_stats, "say what the programs of containers use"),
     "stop": (_add_stop, "end the programs of containers, and keep what they wrote"),
+    "top": (top.add_top, "list the processes of a container"),
     "unpause": (_add_unpause, "let the programs of containers go on"),
     "wait": (_add_wait, "wait for the end of the programs of containers, and print their exit codes"),
 }

@@ -42,7 +42,12 @@ def store(no_leftovers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for pid in keepers:
         await_end_of(pid)
     store.sweep()
-    assert not os.path.exists(store.path) or set(os.listdir(store.path)) <= {"events.0", "events.1"}
+    assert not os.path.exists(store.path) or left(store) == []
+
+
+def left(store: ContainerStore) -> list[str]:
+    """What is there beside the log of events, which stays."""
+    return sorted(set(os.listdir(store.path)) - {"events.0", "events.1"})
 
 
 def await_end_of(pid: int) -> None:
@@ -120,7 +125,7 @@ def test_a_program_outlives_the_command_that_started_it_and_is_stopped_and_start
     kept.remove(force=True)
     with pytest.raises(ContainerNotFoundError):
         kept.start()
-    assert os.listdir(store.path) == []
+    assert left(store) == []
 
 
 def test_what_was_written_stays_over_a_stop() -> None:
@@ -172,7 +177,7 @@ def test_what_cannot_be_started_says_why_and_leaves_nothing(cli: Cli, store: Con
         keep.start(["nothing-like-this"], name="web")
     with pytest.raises(UsageError, match="belongs to this"):
         keep.start(["true"], mounts=[threading.Lock()])
-    assert os.listdir(store.path) == []
+    assert left(store) == []
 
 
 def test_a_name_is_one_containers_and_who_has_it_is_told(cli: Cli) -> None:
@@ -232,7 +237,6 @@ def test_a_container_with_limits_is_paused_and_says_what_it_uses(cli: Cli) -> No
     assert (row["Name"], row["PIDs"], row["MemUsage"].endswith("B")) == ("web", "1", True)
     assert "control group" in cli("stats", "--no-stream", "free", code=1)
     assert "control group" in cli("pause", "free", code=1)
-    assert "--no-stream" in cli("stats", code=1)
     kept.pause()
     kept.stop(0)  # whoever is stopped goes on first
     assert (kept.status, free.status) == ("exited", "running")
@@ -349,7 +353,7 @@ def test_starts_stops_and_removals_at_once_end_in_one_state(store: ContainerStor
     for thread in threads:
         thread.join()
     assert None in removed
-    assert os.listdir(store.path) == []
+    assert left(store) == []
 
 
 def test_endless_output_has_a_bound_and_hurts_nobody(cli: Cli, store: ContainerStore) -> None:

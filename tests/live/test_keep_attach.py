@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import termios
@@ -58,6 +57,14 @@ def expect(client: subprocess.Popen[bytes], line: bytes) -> None:
     assert client.stdout.readline() == line, client.stderr and client.stderr.read()
 
 
+def await_attached(count: int) -> None:
+    """Wait until somebody has been attached to something so many times."""
+    for event in keep.events(0):
+        count -= event.action == "attach"
+        if not count:
+            return
+
+
 def read_to_end(last: Attachment) -> None:
     while last.result is None:
         list(last.read())
@@ -74,20 +81,19 @@ def test_who_is_attached_types_reads_and_sends_signals_and_another_one_comes_aft
         first.terminate()
         assert first.wait(patience(30)) == -signal.SIGTERM
     with attached("attach", "web") as second, attached("attach", "--no-stdin", "web") as reader:
+        await_attached(3)
         say(second, b"two\n")
         expect(second, b"got two\n")
+        expect(reader, b"got two\n")
         assert second.stdin is not None
         second.stdin.close()  # the end of what one of them types is not the end of its input
         second.stdin = None
         with keep.find("web").attach() as third:
             assert third.input is not None
-            while b"got three" not in cli("logs", "web").encode():  # the reader may come later than what is said first
-                os.write(third.input, b"three\n")
-                list(third.read())
-            reader_saw = reader.stdout
-            while reader_saw is not None and not select.select([reader_saw], [], [], 0)[0]:
-                os.write(third.input, b"three\n")
-                list(third.read())
+            os.write(third.input, b"three\n")
+            seen = b""
+            while seen != b"got three\n":
+                seen += b"".join(record.data for record in third.read())
         expect(reader, b"got three\n")
         second.send_signal(signal.SIGTERM)
         _, said = second.communicate(timeout=patience(30))

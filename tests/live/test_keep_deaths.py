@@ -14,7 +14,7 @@ from attrs import evolve
 from sandbox import BrokenError, NameInUseError, keep
 from sandbox.keep import ContainerStore
 from tests.leak.snapshot import descendants
-from tests.live.test_keep import COMMAND, Cli, await_end_of, follow_until, is_alive, sleeper
+from tests.live.test_keep import COMMAND, Cli, await_end_of, follow_until, is_alive, left, sleeper
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.support import needs, patience
@@ -45,7 +45,7 @@ def test_a_keeper_that_is_killed_takes_its_container_along_and_is_swept(cli: Cli
     with pytest.raises(NameInUseError):  # a dead one still has its name
         sleeper("web")
     assert cli("rm", "web") == "web\n"
-    assert os.listdir(store.path) == []
+    assert left(store) == []
 
 
 def test_a_keeper_that_is_told_to_end_stops_its_container() -> None:
@@ -126,7 +126,7 @@ def test_nothing_hangs_on_a_keeper_that_is_stopped_and_force_removes_it(
     assert time.monotonic() - began < patience(15)
     await_end_of(keeper)
     await_end_of(program)
-    assert os.listdir(store.path) == []
+    assert left(store) == []
 
 
 def test_a_keeper_that_goes_on_answers_who_has_waited(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,4 +161,4 @@ def test_who_has_the_number_of_a_keeper_elsewhere_is_not_killed_for_it(store: Co
     finally:
         innocent.kill()
         innocent.wait()
-    assert os.listdir(store.path) == []
+    assert left(store) == []
