@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from attrs import define, field
 
+from sandbox.builder._context import is_archive, is_stream, read_within, told_apart, unpack_context
 from sandbox.builder._copying import Sources
 from sandbox.builder._hashes import Hashes
 from sandbox.builder._job import Job, Options, StoppedError
@@ -22,12 +23,13 @@ from sandbox.builder._plan import Plan, earlier_stage, make_plan, platform_of
 from sandbox.builder._source import MAX_DOCKERFILE
 from sandbox.builder._stage import StageRun
 from sandbox.builder._state import Scope, State, expand_word, platform_names
+from sandbox.builder._tree import Tree
 from sandbox.builder._workshop import Workshop
 from sandbox.builder.events import Event, EventKind
 from sandbox.builder.ignore import Patterns
 from sandbox.builder.instructions import Dockerfile, Stage, parse
 from sandbox.errors import DockerfileError, ImageError, ImageNotFoundError, UsageError
-from sandbox.image import Image, Platform, Reference, Store
+from sandbox.image import Image, Lease, Platform, Reference, Store
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -37,7 +39,7 @@ StrPath = str | os.PathLike[str]
 
 
 def build(
-    context: StrPath | None,
+    context: StrPath | IO[bytes] | None,
     *,
     dockerfile: StrPath | bytes | None = None,
     tags: Iterable[str] = (),
@@ -59,8 +61,9 @@ def build(
 ) -> Image:
     """Build an image from a Dockerfile; it is in *store* (None: the default one) under all of *tags*.
 
-    context: the directory that COPY and ADD take files from; None: there is none. Its ``.dockerignore`` (or ``NAME.dockerignore`` beside the
-        Dockerfile) leaves files out.
+    context: the directory that COPY and ADD take files from; or a tar of it, compressed or not: a file, or something to read bytes from (where a
+        Dockerfile has no context, as with ``docker build -``); None: there is none. Its ``.dockerignore`` (or ``NAME.dockerignore`` beside
+        the Dockerfile) leaves files out.
     dockerfile: a path, relative to the context; bytes: the text itself; None: ``Dockerfile`` in the context.
     target: the stage to build; None: the last. build_args: values for ARG. labels: added to the image's.
     secrets: by id, for ``RUN --mount=type=secret``; neither the image nor the cache has them. contexts: further directories, by the name
@@ -90,12 +93,38 @@ def build(
     names = tuple(_tag(tag) for tag in tags)
     with ExitStack() as stack:
         store = Store() if store is None else store
-        path = _path_of(context, dockerfile)
-        read = _read(path, dockerfile)
-        directory = os.fspath(context) if context is not None else None
-        job = _job(stack, store, options, directory, path, contexts=contexts or {}, tell=progress or _ignore)
+        read, begun, sources = _given(stack, store, context, dockerfile)
+        job = _job(stack, store, options, begun, sources, contexts=contexts or {}, tell=progress or _ignore)
         variables = _global_names(read, options)
         return Building(job, read, make_plan(read, target, variables), variables).run(names)
+
+
+def _given(
+    stack: ExitStack, store: Store, context: StrPath | IO[bytes] | None, dockerfile: StrPath | bytes | None
+) -> tuple[Dockerfile, tuple[Lease, Workshop], Sources]:
+    """Read the Dockerfile, and open the store and the context."""
+    given = told_apart(context, dockerfile) if is_stream(context) else context
+    if isinstance(given, bytes):
+        given, dockerfile = None, given
+    if given is not None and (is_stream(given) or is_archive(cast("StrPath", given))):
+        begun = _begin(stack, store)
+        directory = unpack_context(given, begun[1])
+        read, ignored = read_within(directory, dockerfile)
+    else:
+        place = cast("StrPath | None", given)
+        path = _path_of(place, dockerfile)
+        read = _read(path, dockerfile)
+        directory = "" if place is None else _directory("context", os.fspath(place))
+        ignored = Patterns() if place is None else _ignored(directory, path)
+        begun = _begin(stack, store)
+    tree = Tree([directory or begun[1].directory()])
+    stack.callback(tree.close)
+    return read, begun, Sources(tree, ignored)
+
+
+def _begin(stack: ExitStack, store: Store) -> tuple[Lease, Workshop]:
+    lease = stack.enter_context(store.lease())  # which makes the store
+    return lease, stack.enter_context(Workshop(os.path.join(store.path, "builds")))
 
 
 def _ignore(_: Event) -> None:
@@ -149,25 +178,27 @@ def _job(
     stack: ExitStack,
     store: Store,
     options: Options,
-    context: str | None,
-    dockerfile: str | None,
+    begun: tuple[Lease, Workshop],
+    context: Sources,
     *,
     contexts: Mapping[str, StrPath],
     tell: Callable[[Event], None],
 ) -> Job:
-    lease = stack.enter_context(store.lease())
-    workshop = stack.enter_context(Workshop(os.path.join(store.path, "builds")))
     now = options.epoch if options.epoch is not None else int(time.time())
     hashes = Hashes(os.path.join(store.path, "hashes.json"))
     hashes.load()
     stack.callback(hashes.save)
-    job = Job(store, lease, workshop, options, cast("Sources", None), {}, hashes, now, tell, stack)
-    for name, path in (("context", context), *((name, os.fspath(path)) for name, path in contexts.items())):
-        if path is not None and not os.path.isdir(path):
-            raise UsageError(f"{name}: {path!r} is no directory")
-    job.context = Sources(job.tree_at(context or workshop.directory()), _ignored(context, dockerfile) if context else Patterns())
-    job.contexts = {name.lower(): Sources(job.tree_at(os.fspath(path)), _ignored(os.fspath(path), None)) for name, path in contexts.items()}
+    job = Job(store, *begun, options, context, {}, hashes, now, tell, stack)
+    others = {name.lower(): _directory(name, os.fspath(path)) for name, path in contexts.items()}
+    job.contexts = {name: Sources(job.tree_at(path), _ignored(path, None)) for name, path in others.items()}
     return job
+
+
+def _directory(name: str, path: str) -> str:
+    """Raises: UsageError: it is none."""
+    if not os.path.isdir(path):
+        raise UsageError(f"{name}: {path!r} is no directory")
+    return path
 
 
 def _ignored(context: str, dockerfile: str | None) -> Patterns:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Generator, Sequence
-from typing import Final
+from typing import IO, Final
 
 from sandbox import UsageError
 from sandbox.builder import Event, build
@@ -20,8 +20,8 @@ from sandbox.cli.outcome import outcome
 
 MAX_SECRET: Final = 512 << 10  # BuildKit's own bound
 _EPILOG: Final = """\
-SIZE is bytes or 64K, 64M, 1.5G (binary multiples). RUN has no network unless --network host. CONTEXT is a directory; '-' for none, with the
-Dockerfile on standard input.
+SIZE is bytes or 64K, 64M, 1.5G (binary multiples). RUN has no network unless --network host. CONTEXT is a directory; or a tar
+of one, compressed or not: a file, or '-' for standard input. --file is a path in it then. A Dockerfile on standard input has no context.
 
 exit code: 0; 1 the build failed; 2 wrong use.
 """
@@ -41,7 +41,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("context", metavar="CONTEXT", help="the directory that COPY and ADD take files from")
+    parser.add_argument("context", metavar="CONTEXT", help="the directory that COPY and ADD take files from, or a tar of it")
     what = parser.add_argument_group("what is built")
     what.add_argument("--file", "-f", metavar="PATH", help="the Dockerfile (CONTEXT/Dockerfile); '-': standard input")
     what.add_argument("--tag", "-t", metavar="NAME[:TAG]", action="append", default=[], help="a name for the image; may be given again")
@@ -89,12 +89,7 @@ def _whole(text: str) -> int:
 
 
 def _build(parsed: argparse.Namespace) -> int:
-    context = None if parsed.context == "-" else parsed.context
-    dockerfile: str | bytes | None = parsed.file
-    if parsed.file == "-" or (context is None and parsed.file is None):
-        dockerfile = sys.stdin.buffer.read()
-    elif parsed.file is not None:
-        dockerfile = os.path.abspath(parsed.file)  # Docker's -f is relative to where one stands, not to the context
+    context, dockerfile = _inputs(parsed.context, parsed.file)
     with _progress(parsed) as tell:
         image = build(
             context,
@@ -120,6 +115,19 @@ def _build(parsed: argparse.Namespace) -> int:
             file.write(str(image.id))
     print(image.id)
     return 0
+
+
+def _inputs(context: str, file: str | None) -> tuple[str | IO[bytes], str | bytes | None]:
+    """The context and the Dockerfile. Raises: UsageError."""
+    if context == "-":
+        if file == "-":
+            raise UsageError("sandbox build: CONTEXT and --file are both standard input; leave --file out")
+        return sys.stdin.buffer, file
+    if file == "-":
+        return context, sys.stdin.buffer.read()
+    if file is None or os.path.isfile(context):  # in a tar, the path is one of the tar's
+        return context, file
+    return context, os.path.abspath(file)  # Docker's -f is relative to where one stands, not to the context
 
 
 @contextlib.contextmanager
