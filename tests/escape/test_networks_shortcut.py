@@ -18,7 +18,7 @@ from sandbox.net import shortcut
 from sandbox.net.addresses import mac_of as made_mac
 from tests.escape.networks import FORGER, container
 from tests.escape.test_networks_ports import FORGE
-from tests.live.test_network_shortcut import client_of, echoing, exchange, keys_of
+from tests.live.test_network_shortcut import client_of, echoing, exchange, keys_of, talked
 from tests.netns import HOST, PYTHON, WORLD, alone, world
 from tests.support import needs, patience
 from tests.tcp_frames import ACK, PSH, packet
@@ -122,10 +122,8 @@ def test_nobody_answers_for_a_sister(monkeypatch: pytest.MonkeyPatch) -> None:
             stack.enter_context(echoing(one, INSIDE))
         name, _, there = uplink_of(net)
         with hearing(name) as ear, client_of(port=OTHER_PORT) as own, client_of(port=PORT) as sisters:
-            for client in (own, sisters):
-                exchange(client)
+            talked(net, own, sisters)
             ear.heard()
-            assert len(keys_of(net)) == 4
             frames = [
                 forged(net, victim, INSIDE, sisters.getsockname(), numbers=(1, 1), data=b"as the sister"),
                 forged(net, victim, INSIDE, own.getsockname(), numbers=(1, 1), data=b"as the sister to mine"),
@@ -147,6 +145,7 @@ def test_what_conntrack_cannot_follow_does_not_leave_the_host(monkeypatch: pytes
         attacker = stack.enter_context(container(net, security=FORGER, ports=[f"{PORT}:{INSIDE}"]))
         stack.enter_context(echoing(attacker, INSIDE))
         name, _, _ = uplink_of(net)
+        net.live.shortcut.settle()
         command = ["nsenter", f"--net=/proc/{there.pid}/ns/net", PYTHON, "-c", CLIENT, HOST, str(PORT)]
         with hearing("wan") as outside, hearing(name) as inside, subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             stack.callback(process.kill)
@@ -176,7 +175,7 @@ def test_who_fills_the_map_of_flows_slows_others_down_and_breaks_nothing(monkeyp
         for one in (attacker, victim):
             stack.enter_context(echoing(one, INSIDE))
         client = stack.enter_context(client_of(port=PORT))
-        exchange(client)
+        talked(net, client)
         assert attacker.exec([PYTHON, "-c", FILL, HOST, str(OTHER_PORT)], text=True).stdout == "200\n"
         assert len(keys_of(net)) <= 64
         exchange(client, 5)
