@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import signal as signals
 from typing import TYPE_CHECKING, Any, Final
@@ -12,8 +13,8 @@ from attrs import field, frozen
 from sandbox._launch import codec, wire
 from sandbox._pump import Streams
 from sandbox._run import Spec
-from sandbox.cg import Leaf
-from sandbox.errors import CommandError, UsageError
+from sandbox.cg import Leaf, Usage
+from sandbox.errors import BrokenError, CommandError, UsageError
 
 if TYPE_CHECKING:
     from sandbox.cg.details import Details
@@ -172,12 +173,22 @@ def decide(end: codec.End, *, oom_killed: bool, output_hit: bool, pids_peak: int
     return Status.SIGNALED if os.WIFSIGNALED(end.status) else Status.EXITED
 
 
+def _usage(leaf: Leaf, user: float, system: float) -> Usage:
+    try:
+        return leaf.usage((user, system))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        # Somebody has ended the container right after the program, and the launcher its groups: whether memory ran out, nobody knows.
+        raise BrokenError("the container ended before what the program used was read; start another one") from error
+
+
 def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bool, streams: Streams) -> Result:
     """Put a result together from init's word and the control group's."""
     _, wait_status, detail, wall_ns, cpu_ns, user_us, system_us, max_rss_kib, *_ = end
     cpu, user, system, oom, memory_peak, pids_peak = cpu_ns / 1e9, user_us / 1e6, system_us / 1e6, False, None, None
     if leaf is not None:
-        usage = leaf.usage((user, system))
+        usage = _usage(leaf, user, system)
         oom, memory_peak, pids_peak = bool(usage.oom_kills), usage.memory_peak, usage.pids_peak
         cpu = cpu if usage.cpu_time is None else usage.cpu_time
         user = user if usage.user_time is None else usage.user_time

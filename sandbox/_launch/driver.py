@@ -276,7 +276,7 @@ class Launcher:
 
     def _refusal(self, what: str, error: OSError) -> SandboxError:
         """Words for what could not be said to the launcher; when it has died, the next container gets a new one."""
-        if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+        if isinstance(error, (BrokenPipeError, ConnectionResetError)) or self._sock.fileno() < 0:  # the latter: another thread has noticed
             _forget(self)
             return BrokenError("the launcher of this process has died; its containers went with it, new ones get a new launcher")
         return SetupError(what, error.errno or 0, step="request")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -409,6 +410,26 @@ def test_an_interrupt_amid_the_end_of_a_start_is_what_the_caller_gets(monkeypatc
         with pytest.raises(KeyboardInterrupt), Container():
             pass
     assert sandbox.run(["true"]).ok
+
+
+def test_a_launcher_that_another_thread_has_found_dead_is_told_as_dead() -> None:
+    launcher = sandbox._beginning.driver.Launcher.start()
+    launcher.close()
+    with pytest.raises(sandbox.BrokenError, match="launcher of this process has died"):
+        launcher.create(b"", ())
+
+
+@needs("cgroup:memory")
+@pytest.mark.parametrize("how", ["exec", "popen"])
+def test_a_container_that_is_ended_right_after_its_program_is_a_typed_error(how: str, monkeypatch: pytest.MonkeyPatch, no_leftovers: None) -> None:
+    def gone(_: object, __: object = None) -> object:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))  # what the files of a removed group say
+
+    with Container(memory="64M") as c:
+        monkeypatch.setattr("sandbox.cg.leaf.Leaf.usage", gone)
+        with pytest.raises(sandbox.BrokenError, match="what the program used"):
+            c.exec(["true"]) if how == "exec" else c.popen(["true"]).wait()
+        monkeypatch.undo()
 
 
 @needs("root")
