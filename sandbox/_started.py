@@ -203,6 +203,10 @@ class Started:
         """What all programs used."""
         return self._existing_group("stats").stats()
 
+    def update(self, limits: Limits) -> None:
+        """Change what all programs together may use."""
+        self._existing_group("update").update(limits)
+
     def sampler(self) -> Sampler:
         """What reads that again and again; the caller closes it."""
         return self._existing_group("monitor").sampler()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sandbox._spec import ContainerSpec, Mount
     from sandbox._started import Started
     from sandbox._users import Identity
-    from sandbox.cg import Stats
+    from sandbox.cg import Limits, Stats
     from sandbox.cg.introspect import Introspection
     from sandbox.fs import Directory, Layers, Scratch
     from sandbox.image import Image, Store
@@ -385,6 +385,13 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
     def stats(self) -> Stats:
         """What all programs use and used. Needs: a control group (any limit, or accounting)."""
         return self._live().stats()
+
+    def update(self, limits: Limits) -> None:
+        """Set the limits that *limits* names, of all programs together, while they run; the others stay.
+
+        Raises: UsageError: the container has no limit of that kind; SetupError: EBUSY: more memory than that is in use.
+        """
+        self._live().update(limits)
 
     def monitor(self, interval: float = 0.05, *, max_rows: int = 10_000) -> Monitor:
         """A time series of what all programs use, taken in a thread of its own within ``with``; see `Monitor`. Needs: as `stats`."""

@@ -39,7 +39,7 @@ from sandbox.monitoring import MAX_ROWS
 if TYPE_CHECKING:
     from sandbox._networks.capture import Capture
     from sandbox._networks.wishes import Join
-    from sandbox.cg import Stats
+    from sandbox.cg import Limits, Stats
     from sandbox.cg.introspect import Introspection
     from sandbox.net import HostPort
     from sandbox.net.counters import NetStats
@@ -295,6 +295,10 @@ class Container(ImageAccess):
     async def stats(self) -> Stats:
         """What all programs use and used."""
         return self.driven.stats()
+
+    async def update(self, limits: Limits) -> None:
+        """Set the limits that *limits* names, of all programs together; see `sandbox.Container.update`."""
+        self.driven.update(limits)
 
     def monitor(self, interval: float = 0.05, *, max_rows: int = MAX_ROWS) -> Monitor:
         """A time series of what all programs use, taken within ``async with``; see `Monitor`, and `sandbox.Container.monitor`."""

@@ -308,6 +308,19 @@ def _limit_met_v1(memory: Place) -> int | None:
     return None if count == 0 and peak is not None and limit is not None and peak >= limit else count
 
 
+def reordered(planned: Iterable[Write], bundle: Bundle) -> list[Write]:
+    """Put v1's memsw before memory when memory grows beyond what memsw is now: it may never be the smaller one."""
+    result = list(planned)
+    place = bundle.at("memory")
+    index = next((i for i, w in enumerate(result) if w.file == "memory.memsw.limit_in_bytes"), 0)
+    if not index or place is None:
+        return result
+    now = files.parse_number(files.read_or_none(f"{place.path}/memory.memsw.limit_in_bytes") or "")
+    if now is not None and int(result[index - 1].value or 0) > now:
+        result[index - 1], result[index] = result[index], result[index - 1]
+    return result
+
+
 def kill_members(pids: Iterable[int], members: Callable[[], set[int]], *, thaw: Callable[[], None] | None = None) -> None:
     """Send SIGKILL to those of *pids* that *members* still names, and wait (at most 0.1 s) for them to end."""
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from sandbox.cg import files
 from sandbox.cg import limits as limits_module
-from sandbox.cg.bundle import Bundle, Events, hierarchies_for, planned_writes
+from sandbox.cg.bundle import Bundle, Events, hierarchies_for, planned_writes, reordered
 from sandbox.cg.hosts import CONTROLLERS, Hierarchy, detect
 from sandbox.cg.inforce import read_limits
 from sandbox.cg.limits import Limits, Write
@@ -118,27 +118,13 @@ class Cgroup:
         if not isinstance(limits, Limits):
             raise UsageError(f"limits: {limits!r} is not a Limits; give Limits(memory='64M'), say")
         merged = self._limits.updated(limits)
-        # memory and swap hang together: on v1 the second file holds their sum
-        changed = Limits(memory=merged.memory, swap=merged.swap).updated(limits) if limits.memory is not None or limits.swap is not None else limits
-        planned = planned_writes(changed, bundle.host)
+        planned = planned_writes(limits.changing(merged), bundle.host)
         for hierarchy in hierarchies_for(bundle.host, frozenset(write.controller for write in planned)):
             if hierarchy.mount not in bundle.places and bundle.pids():
                 raise UsageError(f"the control group {self.name} has processes, but none of {hierarchy.controllers}; name it in controllers=")
             self._ensure(hierarchy, limits_module.controllers(limits))
-        bundle.apply(self._reordered(planned))
+        bundle.apply(reordered(planned, bundle))
         self._limits = merged
-
-    def _reordered(self, planned: Iterable[Write]) -> list[Write]:
-        """Put v1's memsw before memory when memory grows beyond what memsw is now: it may never be the smaller one."""
-        result = list(planned)
-        place = self._live().at("memory")
-        index = next((i for i, w in enumerate(result) if w.file == "memory.memsw.limit_in_bytes"), 0)
-        if not index or place is None:
-            return result
-        now = files.parse_number(files.read_or_none(f"{place.path}/memory.memsw.limit_in_bytes") or "")
-        if now is not None and int(result[index - 1].value or 0) > now:
-            result[index - 1], result[index] = result[index], result[index - 1]
-        return result
 
     def in_force(self) -> Limits:
         """Read back the limits that this group itself has (the kernel rounds: 100000 bytes of memory become 98304)."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from sandbox.cg import files
 from sandbox.cg.blueprint import Blueprint
-from sandbox.cg.bundle import Bundle, Events, Place, hierarchies_for, planned_writes
+from sandbox.cg.bundle import Bundle, Events, Place, hierarchies_for, planned_writes, reordered
 from sandbox.cg.hosts import Hierarchy, detect
 from sandbox.cg.inforce import read_limits
 from sandbox.cg.leaf import Ahead, Leaf, Shape
@@ -26,7 +26,7 @@ from sandbox.cg.limits import controllers as controllers_of
 from sandbox.cg.outline import NO_LIMITS, outline, shape, template
 from sandbox.cg.stats import Stats, collect
 from sandbox.cg.tree import CPUSET, enable, owner, wanted_v2
-from sandbox.errors import ClosedError
+from sandbox.errors import ClosedError, UsageError
 
 if TYPE_CHECKING:
     from sandbox.cg.introspect import Introspection
@@ -113,6 +113,21 @@ class Group:
         for hierarchy in hierarchies_for(bundle.host, controllers_of(limits)):
             self._extend(hierarchy, controllers_of(limits))
         bundle.apply(planned)
+
+    def update(self, limits: Limits) -> None:
+        """Set the limits that *limits* names while programs run; the others stay.
+
+        Raises: UsageError: the group has none of that kind, and so nothing that counts; SetupError: EBUSY: more memory is in use.
+        """
+        bundle = self._live()
+        merged = self._limits.updated(limits)
+        planned = planned_writes(limits.changing(merged), bundle.host)
+        for write in planned:
+            place = bundle.at(write.controller)
+            if place is None or not (write.optional or place.has(write.file)):
+                raise UsageError(f"the control group has no limit of {write.controller} to change; give it one when it is made")
+        bundle.apply(reordered(planned, bundle))
+        self._limits = merged
 
     def _add(self, hierarchy: Hierarchy, wanted: frozenset[str]) -> None:
         bundle = self._live()

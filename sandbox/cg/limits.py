@@ -230,6 +230,10 @@ class Limits:
         changes = {name: getattr(newer, name) for name in FIELDS if getattr(newer, name) is not None}
         return attrs.evolve(self, **changes)
 
+    def changing(self, merged: Limits) -> Limits:
+        """What to write to set these where they make *merged*: memory and swap hang together, as on v1 the second file holds their sum."""
+        return self if self.memory is None and self.swap is None else Limits(memory=merged.memory, swap=merged.swap).updated(self)
+
 
 FIELDS: Final = tuple(a.name for a in attrs.fields(Limits))
 CONTROLLER_OF: Final = {

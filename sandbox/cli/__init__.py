@@ -19,7 +19,7 @@ usage: sandbox run [options] [--] PROGRAM [ARGUMENT...]   run a program in a con
        sandbox ps|inspect|logs|stats|top|exec|cp|port|rename  look at it, and into it
        sandbox attach                                     its streams are ours, for a while
        sandbox events                                     what happens to all of them
-       sandbox start|stop|restart|kill|pause|unpause|wait|rm
+       sandbox start|stop|restart|kill|pause|unpause|update|wait|rm
        sandbox commit | diff | export                     what has become of its files
        sandbox container prune                            remove all that do not run
        sandbox bench [options] [--] PROGRAM [ARGUMENT...] run it again and again, and say what it takes
@@ -128,7 +128,7 @@ def _main_of(command: str) -> Callable[[list[str]], int] | None:  # noqa: PLR091
             from sandbox.cli.archives import main_save as found
         case (
             "container" | "inspect" | "kill" | "logs" | "pause" | "port" | "ps" | "rename" | "restart" | "rm" | "start" | "stats"
-            | "stop" | "top" | "unpause" | "wait"
+            | "stop" | "top" | "unpause" | "update" | "wait"
         ):
             from sandbox.cli.containers import main_of as containers_of
 

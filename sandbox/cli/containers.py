@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from sandbox import ContainerNotFoundError, SandboxError, UsageError
 from sandbox.cli import figures, looking, tables, top
@@ -138,6 +138,32 @@ def _wait(kept: Kept) -> str:
     return str(code_of_result(kept.wait()))
 
 
+def _add_update(parser: Parser) -> Carry:
+    parser.add_argument("--restart", metavar="POLICY", default="", help="when its program has ended: no, on-failure[:N], always or unless-stopped")
+    parser.add_argument("--memory", "-m", metavar="SIZE", help="of all its programs together")
+    parser.add_argument("--cpus", metavar="N", help="of all its programs together")
+    parser.add_argument("--pids-limit", metavar="N", help="processes and threads at once")
+    _several(parser)
+    return _update
+
+
+def _update(parsed: argparse.Namespace) -> int:
+    from sandbox.cli.options import to_bytes, to_number, to_whole
+
+    words: dict[str, Any] = {"restart": parsed.restart}
+    for name, option, text, read in (
+        ("memory", "--memory", parsed.memory, to_bytes), ("cpus", "--cpus", parsed.cpus, to_number),
+        ("pids", "--pids-limit", parsed.pids_limit, to_whole),
+    ):  # fmt: skip
+        if text is not None:
+            words[name] = read(option, text)
+            if words[name] <= 0:
+                raise UsageError(f"{option}: {text!r} is no limit; give more than 0")
+    if not any(words.values()):
+        raise WrongUseError("nothing is to be changed; give an option")
+    return _each("update", parsed.containers, partial(Kept.update, **words))
+
+
 def _add_rename(parser: Parser) -> Carry:
     parser.add_argument("container", metavar="CONTAINER")
     parser.add_argument("name", metavar="NAME")
@@ -261,5 +287,6 @@ _COMMANDS: Final[Mapping[str, tuple[Callable[[Parser], Carry], str]]] = {
     "stop": (_add_stop, "end the programs of containers, and keep what they wrote"),
     "top": (top.add_top, "list the processes of a container"),
     "unpause": (_add_unpause, "let the programs of containers go on"),
+    "update": (_add_update, "change the restart policy and the limits of containers"),
     "wait": (_add_wait, "wait for the end of the programs of containers, and print their exit codes"),
 }

@@ -26,12 +26,12 @@ from typing import Any, Final
 
 from attrs import define, evolve, field
 
-from sandbox import BrokenError, Container, Result, SandboxError, UsageError
+from sandbox import BrokenError, Container, Limits, Result, SandboxError, UsageError
 from sandbox.keep._health import Health, watch
 from sandbox.keep._log import LogWriter
 from sandbox.keep._program import Program
 from sandbox.keep._record import Config, State, result_of
-from sandbox.keep._restarts import Restarts
+from sandbox.keep._restarts import Restarts, to_policy
 from sandbox.keep._store import ContainerStore, Place
 
 STOP_S: Final = 10.0
@@ -217,6 +217,27 @@ class Keeper:
             old = self.config.name
             self.config = self.store.rename(self.place, name)
             self.tell("rename", oldName=old)
+
+    def update(self, restart: str | None, limits: Mapping[str, Any]) -> None:
+        """Change its policy and its limits, and write that down. Raises: as `Container.update`; UsageError."""
+        policy = None if restart is None else to_policy(restart)
+        wanted = Limits(**limits)
+        changed = {name: getattr(wanted, name) for name in limits}
+        with self.lock:
+            self._check_here()
+            if self.config.remove and policy is not None and policy.name != "no":
+                raise UsageError("conflicting options: cannot specify both --restart and --rm")
+            if limits:
+                self.container.update(wanted)
+            restart = self.config.restart if policy is None else str(policy)
+            self.config = evolve(self.config, options={**self.config.options, **changed}, restart=restart)
+            self.place.write(self.config)
+            if policy is not None:
+                self.restarts.policy = policy
+            if self.restarts.policy.name == "no" and self._again is not None:
+                self._again = None
+                self._tell(status="exited")
+        self.tell("update")
 
     def follow(self, client: socket.socket) -> int | None:
         """Tell *client*, which is non-blocking, of each addition to the log; gives what hangs up at the end of the run, None when nothing runs."""

@@ -216,6 +216,13 @@ class Kept:
         """Wait for the end of its program; gives the result at once when that has ended."""
         return to_result(self._ask("wait")["result"])
 
+    def update(self, *, restart: str = "", memory: int | str = "", cpus: float = 0.0, pids: int = 0) -> None:
+        """Change its restart policy, and limits that it has. Raises: UsageError: it has none of that kind; as `Container.update`."""
+        from sandbox import Limits
+
+        wanted = Limits(memory=memory or None, cpus=cpus or None, pids=pids or None)
+        self._ask("update", restart=restart, memory=str(wanted.memory or ""), cpus=float(wanted.cpus or 0), pids=wanted.pids or 0)
+
     def rename(self, name: str) -> None:
         """Give it another name. Raises: NameInUseError."""
         self._ask("rename", name=to_name(name))

@@ -353,6 +353,12 @@ def _stats(keeper: Keeper, _client: socket.socket, _request: Request, _fds: list
     return asdict(keeper.container.stats())
 
 
+def _update(keeper: Keeper, _client: socket.socket, request: Request, _fds: list[int]) -> Answer:
+    fields = {name: value for name, value in request.fields.items() if value}
+    keeper.update(fields.pop("restart", None), fields)
+    return {}
+
+
 Doer = Callable[[Keeper, socket.socket, Request, list[int]], Answer]
 _DOERS: Final[Mapping[str, Doer]] = {
     "attach": _attach,
@@ -375,5 +381,6 @@ _DOERS: Final[Mapping[str, Doer]] = {
     "start": _start,
     "stats": _stats,
     "stop": _stop,
+    "update": _update,
     "wait": _wait,
 }

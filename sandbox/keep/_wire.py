@@ -57,6 +57,7 @@ VERBS: Final[Mapping[str, Mapping[str, Kind]]] = {
     "connect": {"network": str, "address": str, "mac": str, "aliases": _TEXTS},
     "disconnect": {"network": str},
     "stats": {},
+    "update": {"restart": str, "memory": str, "cpus": float, "pids": int},
     "ping": {},
 }
 FDS: Final = {"export": 1}  # beside those of exec
