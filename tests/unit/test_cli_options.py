@@ -70,7 +70,8 @@ OF_IMAGES = {"--image", "--entrypoint", "--pull"}
 OF_NETWORKS = {"--network-alias", "--ip", "--mac-address", "--publish", "--publish-all", "--link"}  # only with a network: test_cli_networks
 OF_DETACHED = {"--detach", "--rm", "--restart", "--label", "--log-size"}  # test_keep_pieces
 OF_HEALTH = {  # test_keep_health
-    "--health-cmd", "--health-interval", "--health-timeout", "--health-start-period", "--health-retries", "--no-healthcheck",
+    "--health-cmd", "--health-interval", "--health-timeout", "--health-start-period", "--health-start-interval", "--health-retries",
+    "--no-healthcheck",
 }  # fmt: skip
 WITHOUT_EFFECT = {"--env-file"}  # of an empty file
 
