@@ -341,8 +341,10 @@ def drop_of(network: object) -> None:
 
 
 def _at_exit() -> None:
-    if _spares is not None:
-        _spares.abandon()
+    global _spares
+    found, _spares = _spares, None  # what other functions do at exit, after this one, begins anew
+    if found is not None:
+        found.abandon()
 
 
 def close() -> None:

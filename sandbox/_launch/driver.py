@@ -459,9 +459,11 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _at_exit() -> None:
-    """Close the socket: the launcher then ends, and the interpreter has nothing to warn of."""
-    if _current is not None and _current.pid == os.getpid():
-        _current.drop()
+    """Close the socket: the launcher then ends, and the interpreter has nothing to warn of. Whoever comes after this gets a new one."""
+    global _current
+    found, _current = _current, None
+    if found is not None and found.pid == os.getpid():
+        found.drop()
 
 
 def check_owner(pid: int) -> None:

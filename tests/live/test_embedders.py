@@ -161,3 +161,19 @@ def test_whatever_its_process_is_like_a_container_works_and_programs_see_nothing
         before=before,
     )
     assert lines == ["b'content'", "/ 0022 in 644"]
+
+
+def test_functions_that_run_at_exit_may_still_use_it() -> None:
+    lines = embedder(
+        """
+        sandbox.run(["true"])
+        """,
+        before="""
+        import atexit  # before the library registers its own, so after those
+        import warnings
+        warnings.simplefilter("ignore")
+        atexit.register(lambda: print(sandbox.run(["echo", "late"], **limits).stdout))
+        limits = {"memory": "64M"} if os.geteuid() == 0 else {}
+        """,
+    )
+    assert lines == ["b'late\\n'"]
