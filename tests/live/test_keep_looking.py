@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import time
+from typing import Any
 
 import pytest
 
 from sandbox import keep
 from sandbox.cli import figures
+from sandbox.keep import Kept
 from tests.live.test_keep import COMMAND, Cli, follow_until, sleeper
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
@@ -28,7 +29,7 @@ def test_figures_come_again_and_again_until_the_container_has_gone(cli: Cli) -> 
         first, second = (json.loads(client.stdout.readline()) for _ in range(2))
         assert (first["Name"], first["CPUPerc"], first["MemPerc"][-1]) == ("web", "--", "%")
         assert first["MemUsage"].endswith(" / 67.1MB")
-        assert 0 < float(second["CPUPerc"].rstrip("%")) < 60
+        assert float(second["CPUPerc"].rstrip("%")) > 0
         keep.find("web").remove(force=True)
         _, said = client.communicate()
         assert (client.returncode, b"no container" in said) == (1, True)
@@ -49,10 +50,16 @@ def test_a_keeper_that_is_stopped_keeps_nobody_from_the_figures_of_the_others(cl
             stopped.remove(force=True)
 
     monkeypatch.setattr(figures, "_show", show)
+    ask, asked = Kept.stats, list[str]()
+
+    def counted(kept: Kept) -> dict[str, Any]:
+        asked.append(kept.id)
+        return ask(kept)
+
+    monkeypatch.setattr(Kept, "stats", counted)
     os.kill(stopped.config.keeper, signal.SIGSTOP)
-    began = time.monotonic()
     said = cli("stats", "stopped", "other", code=1)
-    assert time.monotonic() - began < 2 * 3  # it was asked once, and not three times
+    assert (asked.count(stopped.id), asked.count(other.id)) == (1, 3)
     assert said.count("is stopped") == 1
     for rows in shown:
         assert [(row["Name"], row["MemUsage"].startswith("--")) for row in rows] == [("stopped", True), ("other", False)]
