@@ -139,6 +139,7 @@ def main(name: str, points: int) -> None:
     for at in range(1, whole.count, max(1, whole.count // points)):
         for complaint in interrupt(scenario, at):
             print(f"line {at} of {whole.count}: {complaint}")
+    sandbox.shut_down()  # which waits until the launcher has removed everything, however busy the machine is
 
 
 if __name__ == "__main__":
