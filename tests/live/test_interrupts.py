@@ -18,7 +18,7 @@ from sandbox._pump import Pump
 from sandbox.process import Process
 from tests.support import import_path, needs, patience
 
-pytestmark = [needs("userns"), pytest.mark.unprivileged, pytest.mark.usefixtures("no_leftovers")]
+pytestmark = [needs("userns"), pytest.mark.usefixtures("no_leftovers")]
 POINTS = 40  # of each scenario
 SOON_S = patience(2.0)
 

@@ -21,7 +21,7 @@ from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.support import needs, patience
 
-pytestmark = [needs("userns"), pytest.mark.unprivileged]
+pytestmark = [needs("userns")]
 
 
 class OnTerminal(Session):

@@ -18,7 +18,7 @@ from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.live.test_keep_health import await_health
 from tests.support import needs
 
-pytestmark = [needs("userns"), pytest.mark.unprivileged]
+pytestmark = [needs("userns")]
 
 
 def so_far() -> list[str]:

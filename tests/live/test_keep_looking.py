@@ -18,7 +18,7 @@ from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.support import needs
 
-pytestmark = [needs("userns"), pytest.mark.unprivileged]
+pytestmark = [needs("userns")]
 
 
 @pytest.mark.needs("cgroup:memory", "cgroup:cpu", "cgroup:pids")
