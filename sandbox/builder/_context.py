@@ -84,7 +84,7 @@ def _begins_archive(head: bytes) -> bool:
 
     from sandbox.image.compression import kind_of
 
-    if kind_of(head) != "none":
+    if kind_of(head) != "none" or head == bytes(HEAD):  # the latter begins the end of a tar: there is nothing in it
         return True
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")

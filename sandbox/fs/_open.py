@@ -48,6 +48,7 @@ class FsPlan:
 
     static: Static
     fds: dict[Slot, int]
+    _files: HostFiles = field(alias="files")  # those of the host that the operations are for
     layers: tuple[str, ...] | None = None  # of a root of `Layers`: their names in its directory
     _scratch: ScratchDirectory | None = field(default=None, alias="scratch")
     _uses: tuple[VolumeUse, ...] = field(default=(), alias="uses")
@@ -76,7 +77,7 @@ class FsPlan:
     def seen(self, root: Root) -> Seen | None:
         """What *root*, which this was made of, looked like; None where that could not be told from a later state of it."""
         if isinstance(root, HostView):
-            return Seen.of_host()
+            return Seen.of_host(self._files)
         fd = self.fds.get(_ROOT_SOURCE)
         return None if fd is None else Seen.directory(root.path, fd, layered=self.layers is not None)
 
@@ -225,7 +226,7 @@ class _Opener:
         # Last, as it makes something.
         disk = self._disk(spec.scratch.disk) if spec.scratch is not None and spec.scratch.disk is not None else None
         static = build(spec, host, _sources(mounts, root, disk))
-        return FsPlan(static, self.fds, self.layers, self.scratch, tuple(self.uses), self.etc)
+        return FsPlan(static, self.fds, host.files, self.layers, self.scratch, tuple(self.uses), self.etc)
 
     def close(self) -> None:
         for fd in self.fds.values():

@@ -53,9 +53,8 @@ class Seen:
         return cls(path, root, tuple(inside))
 
     @classmethod
-    def of_host(cls) -> Seen:
-        """What the host shows now."""
-        files = host_files()
+    def of_host(cls, files: HostFiles) -> Seen:
+        """What is there of *files*, by which something was made: if the host shows others by now, it is not so any more from the beginning."""
         return cls(None, (), tuple([(path, state_of(path, None, follow=True)) for path in files.binds]), files)
 
     @property

@@ -104,6 +104,11 @@ def test_what_is_no_context_is_refused_and_leaves_nothing(store: Store, data: by
     assert not list(Path(store.path, "builds").iterdir())
 
 
+def test_a_tar_of_nothing_is_a_tar(store: Store) -> None:
+    with pytest.raises(UsageError, match="there is no 'Dockerfile' in the context"):
+        build(io.BytesIO(bytes(10240)), store=store)
+
+
 @pytest.mark.parametrize("place", ["https://example.com/a.tar.gz", "git@example.com:a/b.git", "https://example.com/a.git#main", "ssh://x/y"])
 def test_what_is_elsewhere_is_not_fetched(store: Store, place: str) -> None:
     with pytest.raises(UnsupportedError, match="clone or download"):

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from sandbox.fs import Directory, FilesystemSpec, FsPlan, HostView, Layers, Root, Seen, ops
+from sandbox.fs._host import host_files
 
 pytestmark = [pytest.mark.unprivileged]
 
@@ -108,3 +110,13 @@ def test_a_view_of_the_host_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) ->
     assert seen.open() is None
     monkeypatch.setattr("sandbox.fs._seen.host_files", lambda: None)
     assert not seen.is_still_so()
+
+
+def test_a_view_made_before_the_host_changed_is_not_taken_for_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(HostView()) as plan:
+        changed = evolve(host_files(), files=(("/etc/new", b""),))
+        for module in ("_open", "_seen"):
+            monkeypatch.setattr(f"sandbox.fs.{module}.host_files", lambda: changed)
+        seen = plan.seen(HostView())
+        assert seen is not None
+        assert not seen.is_still_so()
