@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -59,7 +60,18 @@ def kind_ended(following: int, number: int) -> bool:
 
 
 def keys(fd: int, size: int) -> list[bytes]:
-    """The keys of a map."""
+    """The keys of a map. While it changes, the kernel may list one twice, or one that is gone: until two lists are the same."""
+    before = _listed(fd, size)
+    for _ in range(100):
+        now = _listed(fd, size)
+        if now == before:
+            return now
+        before = now
+        time.sleep(0.01)
+    raise TimeoutError("the map does not cease to change")
+
+
+def _listed(fd: int, size: int) -> list[bytes]:
     found: list[bytes] = []
     before, after = ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)
     address = 0
