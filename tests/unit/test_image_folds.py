@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sandbox.image import Digest, Image, Store
-from sandbox.image._disk import Disk
+from sandbox.image import Digest, Image, Store, _layers
+from sandbox.image._disk import Disk, Root
 from sandbox.image._folding import fold
 from sandbox.image._folds import ENOUGH, MOST, choose, digest_of, stack
 from sandbox.image._layers import Facts
@@ -179,6 +179,21 @@ def test_an_image_of_many_layers_is_mounted_as_few_and_keeps_all_of_them(store: 
     assert usage.reclaimable == usage.layers + usage.blobs
     with store.use(image):
         assert store.usage().reclaimable == 0
+
+
+def test_of_what_is_mounted_alone_it_is_asked_whether_it_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of an image that was made just now, which is not remembered yet."""
+    image = make(store, "many", count=40)
+    asked: list[Digest] = []
+    has = _layers.has
+
+    def ask(root: Root, diff_id: Digest) -> bool:
+        asked.append(diff_id)
+        return has(root, diff_id)
+
+    monkeypatch.setattr(_layers, "has", ask)
+    store.use(image).close()
+    assert tuple(asked) == image.stack
 
 
 def test_a_fold_has_no_whiteout_where_there_is_nothing_to_hide(store: Store) -> None:
