@@ -249,7 +249,7 @@ def _program(name: str) -> str:
 
 def _succeeds(*argv: str) -> str:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=20)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120)
     except FileNotFoundError:
         return f"no {argv[0]}"
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"{argv[0]} failed"])[-1]
