@@ -17,7 +17,7 @@ from sandbox import _host
 from sandbox._networks.directories import kept_subnets
 from sandbox._networks.live import Live, uplink_of
 from sandbox._networks.naming import link_variables
-from sandbox._networks.outlet import find_program
+from sandbox._networks.outlet import check_subnet6, find_program
 from sandbox._networks.places import Endpoint
 from sandbox.errors import ClosedError, UnsupportedError
 from sandbox.net.spec import NetworkSpec, Subnets, to_spec
@@ -43,8 +43,8 @@ class Network:
     internal: True: its containers reach one another only. False: what the host reaches too, but not the host itself.
     uplink: how they do that. "kernel": the host forwards (of root), by IPv6 too with *ipv6*. What its other packet filters forbid stays forbidden:
         UnsupportedError in `create` says what to do. "slirp4netns": that program, if it is installed, makes connections of its own of theirs,
-        with the caller's rights, by IPv4; the host itself is reached then, but for its loopback. "pasta": the same for ordinary users, without
-        published ports. None: the first as root; the second, or else the third, as an ordinary user.
+        with the caller's rights, by IPv6 too where the host has a default route of it; the host itself is reached then, but for its loopback.
+        "pasta": the same for ordinary users, without published ports. None: the first as root; the second, or else the third, as an ordinary user.
     allow: whom they may reach there: "10.0.0.5:5432", "10.1.0.0/16", "1.1.1.1:53/udp", "[fd00::1]:80", "example.org:443", "*.example.org:443";
         []: nobody, None: everybody. What is not allowed is refused at once, and other names beyond the network are not answered. A name
         opens the addresses that the network's name server tells a container, while they count; none that is private, or the host's.
@@ -233,6 +233,7 @@ def check_possible(spec: NetworkSpec) -> None:
 
 def _check_outside(spec: NetworkSpec) -> None:
     if uplink_of(spec) != "kernel":
+        check_subnet6(spec)
         find_program(spec.uplink)
     elif not _host.host().privileged:
         raise UnsupportedError(

@@ -27,7 +27,7 @@ from sandbox._networks.kept_outside import carry_loopback, lead_on, leads6
 from sandbox._networks.kept_shaping import KeptShaping
 from sandbox._networks.live import Live, check_mac, check_place, cut_off
 from sandbox._networks.measures import stats_at
-from sandbox._networks.outlet import check_ports, find_program
+from sandbox._networks.outlet import check_ports, find_program, reaches6
 from sandbox._networks.places import Endpoint, Place
 from sandbox._networks.switch import Switch
 from sandbox._sys.procfs import read_start_time
@@ -105,7 +105,7 @@ class KeptLive(Live):
         """Have a program that leads outside, which is alive."""
         with self.lock:
             if not isinstance(self.outlet, KeptOutlet):
-                self.outlet = KeptOutlet(self.switch, self.requests, self.directory, number=self.number, mtu=self.info.mtu)
+                self.outlet = KeptOutlet(self.switch, self.requests, self.directory, number=self.number, mtu=self.info.mtu, ipv6=self.spec.ipv6)
             self.outlet.renew()
 
     def prepare(self, session: Session, *, plain: bool) -> None:
@@ -123,14 +123,14 @@ class KeptLive(Live):
             place = super()._reserve(session, join, hostname, number, port=port, given=given)
             check_mac(place.endpoint.mac, self.info.name, [lease.mac for lease in state.leases])
             if isinstance(self.outlet, KeptOutlet):
-                self.outlet.lead(place.address)
+                self.outlet.lead(*place.addresses)
             self.directory.write_state(state.added(_lease_of(place, start)))
             return place
 
     def _release(self, place: Place) -> None:
         with self.lock, contextlib.suppress(NetworkNotFoundError), self.directory.held():  # it was removed by force
             if isinstance(self.outlet, KeptOutlet):
-                self.outlet.lead_no_more(place.address)
+                self.outlet.lead_no_more(*place.addresses)
             self.directory.write_state(self.directory.written_state().without(place.port))
 
     def _swept(self) -> State:
@@ -284,7 +284,7 @@ class KeptNetwork(Network):
 
     @property
     def leads6(self) -> bool:
-        return leads6(self.info)
+        return leads6(self.info) or (self.has_outlet and bool(self.info.subnet6) and reaches6())
 
     @property
     def has_outlet(self) -> bool:

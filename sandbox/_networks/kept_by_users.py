@@ -83,7 +83,7 @@ def enter(info: NetworkInfo, spec: NetworkSpec, directory: Directory, stack: Exi
             switch = Live.make(evolve(spec, internal=True), Subnets(), stack, named=False).switch
             kept_names.lead(info, switch)
             if not info.internal:
-                wall_off(switch)
+                wall_off(switch, ipv6=spec.ipv6)
         else:
             with found:
                 switch = Switch(found)

@@ -19,23 +19,20 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import struct
 from contextlib import ExitStack, suppress
-from fcntl import ioctl
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
 
-from sandbox._networks.outlet import ADDRESS, GATEWAY, INTERFACE, NET, Outlet, Program, find_program
+from sandbox._networks.outlet import INTERFACE, Outlet, find_program
 from sandbox._networks.passage import BRIDGE, Passage, walls
-from sandbox._sys.fds import Fd
 from sandbox.errors import NetworkNotFoundError, SandboxError, SetupError
 from sandbox.net.kept import Published
-from sandbox.net.marked import led, not_led, way_out
+from sandbox.net.marked import led, not_led
 from sandbox.net.nft import (
     IPV4,
+    IPV6,
     PORT,
     PROTOCOL,
     Chain,
@@ -47,6 +44,7 @@ from sandbox.net.nft import (
     dnat_to,
     iifname,
     in_set,
+    ip6_saddr,
     ip_saddr,
     l4proto,
     rule,
@@ -61,14 +59,13 @@ if TYPE_CHECKING:
 
 _MARKING: Final = -150  # nft's mangle: before routing
 _DESTINATION: Final = -100  # nft's dstnat
-_SIOCGIFINDEX: Final = 0x8933
-_IFREQ: Final = struct.Struct("=16si20x")
+_VERSIONS: Final = (4, 6)
 
 
-def wall_off(switch: Switch) -> None:
+def wall_off(switch: Switch, *, ipv6: bool) -> None:
     """Have a new switch pass on nothing but what goes out and comes in by outlets. Raises: UnsupportedError, SetupError."""
     with switch.filters() as kernel:
-        kernel.commit(walls(f"{INTERFACE}*", NET))
+        kernel.commit(walls(f"{INTERFACE}*", ipv6=ipv6))
 
 
 def number_of(directory: Directory) -> int:
@@ -79,89 +76,88 @@ def number_of(directory: Directory) -> int:
 
 
 def forget(requests: Requests, number: int) -> None:
-    """Remove the rule of routing of one, if it is there. Raises: SetupError."""
-    try:
-        requests.send(not_led(number), "lead no packets outside")
-    except SetupError as error:
-        if error.errno != errno.ENOENT:
-            raise
+    """Remove the rules of routing of one, if they are there. Raises: SetupError."""
+    for version in _VERSIONS:
+        try:
+            requests.send(not_led(number, version), "lead no packets outside")
+        except SetupError as error:
+            if error.errno not in (errno.ENOENT, errno.EAFNOSUPPORT):  # the latter: of IPv6, where the kernel has none
+                raise
 
 
 class _KeptPassage(Passage):
     """Of one process: which of the containers are its own, and where its ports lead; gone with the socket."""
 
-    def __init__(self, kernel: Nftables, interface: str, number: int) -> None:
+    def __init__(self, kernel: Nftables, interface: str, number: int, *, ipv6: bool) -> None:
         table = Table("ip", interface, owner=True)
         self._kernel = kernel
         self._ports = Set(table, "ports", (PROTOCOL, PORT), data=(IPV4, PORT))
-        self._own = Set(table, "own", (IPV4,))
+        self._own = {4: Set(table, "own", (IPV4,))}  # by the version of IP
         inward = Chain(table, "in", hook="prerouting", type="nat", priority=_DESTINATION)
-        outward = Chain(table, "mark", hook="prerouting", priority=_MARKING)
         work = Transaction()
-        for item in (table, self._ports, self._own, inward, outward):
+        for item in (table, self._ports, inward):
             work.add(item)
         work.add(rule(inward, [iifname(interface), dnat_to(self._ports, l4proto, th_dport)]))
-        work.add(rule(outward, [iifname(BRIDGE), in_set(self._own, ip_saddr), set_mark(number)]))
+        if ipv6:
+            table6 = Table("ip6", interface, owner=True)
+            work.add(table6)
+            self._own[6] = Set(table6, "own", (IPV6,))
+        for own, source in zip(self._own.values(), (ip_saddr, ip6_saddr), strict=False):
+            outward = Chain(own.table, "mark", hook="prerouting", priority=_MARKING)
+            work.add(own).add(outward).add(rule(outward, [iifname(BRIDGE), in_set(own, source), set_mark(number)]))
         self._begin(work)
 
-    def lead(self, address: IPv4Address) -> None:
-        self._kernel.commit(Transaction().add_elements(self._own, [Element(address)], exist_ok=True))
+    def lead(self, *addresses: IPv4Address | IPv6Address) -> None:
+        work = Transaction()
+        for address in addresses:
+            if address.version in self._own:
+                work.add_elements(self._own[address.version], [Element(address)], exist_ok=True)
+        self._kernel.commit(work)
 
-    def lead_no_more(self, address: IPv4Address) -> None:
-        self._kernel.commit(Transaction().delete_elements(self._own, [Element(address)]))
+    def lead_no_more(self, *addresses: IPv4Address | IPv6Address) -> None:
+        work = Transaction()
+        for address in addresses:
+            if address.version in self._own:
+                work.delete_elements(self._own[address.version], [Element(address)])
+        self._kernel.commit(work)
 
 
 class KeptOutlet(Outlet):
     """Of this process, in one network. *number*: of `number_of`. Its program is another one after it has died: see `renew`. The caller has a lock."""
 
-    def __init__(self, switch: Switch, requests: Requests, directory: Directory, *, number: int, mtu: int) -> None:
+    def __init__(self, switch: Switch, requests: Requests, directory: Directory, *, number: int, mtu: int, ipv6: bool) -> None:
         """Start it. Raises: UnsupportedError; SetupError, with what the program said."""
-        self._switch, self._requests, self._directory, self._number, self._mtu = switch, requests, directory, number, mtu
-        self._interface, self._owner = f"{INTERFACE}{number}", os.getpid()
-        self._listening = {}
+        self._directory, self._number, self._interface, self._owner = directory, number, f"{INTERFACE}{number}", os.getpid()
         path = find_program()
+        self._prepare(switch, requests, mtu=mtu, ipv6=ipv6)
         with ExitStack() as stack:
-            self._passage = self._marks = _KeptPassage(switch.filters(), self._interface, number)
+            self._passage = self._marks = _KeptPassage(switch.filters(), self._interface, number, ipv6=self.leads6)
             stack.callback(self._passage.close)
-            requests.send(led(number), "lead packets outside")
             stack.callback(forget, requests, number)
-            self._program = self._start(path)
+            for version in _VERSIONS if self.leads6 else _VERSIONS[:1]:
+                requests.send(led(number, version), "lead packets outside")
+            self._program = self._start(path, self._interface, mark=number)
             stack.pop_all()
-
-    def _start(self, path: str) -> Program:
-        program = Program(self._switch, path, interface=self._interface, mtu=self._mtu, configure=False)
-        try:
-            self._switch.forward(BRIDGE, self._interface, from_anywhere=True)  # by its route back, without a mark, nothing is from there
-            way = way_out(self._index(), ADDRESS, GATEWAY, mtu=self._mtu, mark=self._number)
-            self._requests.send(way, "give a network's outlet its address")
-        except BaseException:
-            program.close()
-            raise
-        return program
-
-    def _index(self) -> int:
-        with Fd(self._switch.socket(domain=socket.AF_INET, kind=socket.SOCK_DGRAM, protocol=0)) as sock:
-            return int(_IFREQ.unpack(ioctl(sock.fileno(), _SIOCGIFINDEX, _IFREQ.pack(self._interface.encode(), 0)))[1])
 
     def renew(self) -> None:
         """Have another program where the one there was has died, which listens where that did. Raises: as making it; nothing is changed then."""
         if self._program.is_alive:
             return
         self._program.close()
-        self._program = self._start(self._program.path)
+        self._program = self._start(self._program.path, self._interface, mark=self._number)
         for (protocol, inside), (address, port, _) in [*self._listening.items()]:
             number = None
             with suppress(SandboxError):  # somebody else has taken the port meanwhile, from whom nobody could have kept it
                 number = self._program.listen(protocol, address, port, inside)
             self._listening[protocol, inside] = address, port, number
 
-    def lead(self, address: IPv4Address) -> None:
-        """Have what the container at *address* sends leave by here. Raises: SetupError."""
-        self._marks.lead(address)
+    def lead(self, *addresses: IPv4Address | IPv6Address) -> None:
+        """Have what the container at *addresses* sends leave by here. Raises: SetupError."""
+        self._marks.lead(*addresses)
 
-    def lead_no_more(self, address: IPv4Address) -> None:
+    def lead_no_more(self, *addresses: IPv4Address | IPv6Address) -> None:
         """Raises: SetupError."""
-        self._marks.lead_no_more(address)
+        self._marks.lead_no_more(*addresses)
 
     def _take(self, protocol: str, host: tuple[IPv4Address, int], to: tuple[IPv4Address, int]) -> int:
         """A port that nobody of this network has, or has had lately."""

@@ -106,7 +106,7 @@ class Live:
         if not spec.internal and uplink_of(spec) == "kernel":
             uplink = Uplink.make(switch, requests, mtu=spec.mtu, avoid=subnet, stack=stack, ipv6=spec.ipv6)
         elif not spec.internal:
-            outlet = Outlet(switch, mtu=spec.mtu, wanted=spec.uplink)
+            outlet = Outlet(switch, requests, mtu=spec.mtu, ipv6=spec.ipv6, wanted=spec.uplink)
             stack.callback(outlet.close)
         live = cls(spec, switch, requests, addresses, addresses6, names, outlet, uplink)
         if spec.shape is not None:
@@ -326,7 +326,7 @@ class Live:
     @property
     def leads6(self) -> bool:
         """Whether it reaches outside by IPv6."""
-        return self.uplink is not None and self.uplink.six is not None
+        return (self.uplink is not None and self.uplink.six is not None) or (self.outlet is not None and self.outlet.leads6)
 
     def route(self, place: Place, versions: tuple[int, ...]) -> None:
         """Have a container's default routes go through here from now on."""

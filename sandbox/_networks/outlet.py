@@ -13,6 +13,9 @@ system that is mounted nowhere, and goes with its last descriptor.
 
 pasta, where the other one is not installed, does the same for an ordinary user but for ports: those of 2023 take them at their start only. It
 goes into the switch's user namespace by itself; it says that it is ready by writing its pid "file", which is our pipe.
+
+By IPv6 as well, in a network that has it, if the host has a default route of it just then: else programs would wait for answers, where they now
+fail at once and take IPv4. Ports are of IPv4 alone: slirp4netns (1.2.0) takes no other address.
 """
 
 from __future__ import annotations
@@ -22,29 +25,36 @@ import json
 import os
 import shutil
 import socket
+import struct
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv4Network
+from fcntl import ioctl
+from ipaddress import IPv4Address
 from itertools import chain
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sandbox import _host
 from sandbox._networks.companion import Companion
-from sandbox._networks.passage import BRIDGE, Passage
-from sandbox._networks.switch import Switch
+from sandbox._networks.passage import BRIDGE, NET, NET6, Passage
 from sandbox._sys.fds import Fd
 from sandbox.errors import BrokenError, ProtocolError, SetupError, UnsupportedError, UsageError
+from sandbox.net.marked import MAIN, way_out
+from sandbox.net.rtnetlink import ways_out
+
+if TYPE_CHECKING:
+    from sandbox._networks.switch import Switch
+    from sandbox.net.rtnetlink import Requests
+    from sandbox.net.spec import NetworkSpec
 
 PROGRAM, OTHER = "slirp4netns", "pasta"
 INTERFACE: Final = "outlet"
-# Of its own side of the interface, in each switch the same: nobody beyond it sees them. Of the range for measuring networks (RFC 2544), which is
-# nobody's address outside: 10.0.2.0/24, its default, is that of VirtualBox's guests and of many an office.
-NET: Final = IPv4Network("198.18.255.0/25")
-GATEWAY: Final = NET.network_address + 2  # the numbers are slirp4netns' own
-ADDRESS: Final = NET.network_address + 100
+GATEWAY, GATEWAY6 = NET[2], NET6[2]  # the numbers are slirp4netns' own
+ADDRESS, ADDRESS6 = NET[100], NET6[0x100]
 TUN: Final = "/dev/net/tun"
 REMEDY: Final = f"install the package {PROGRAM} (Debian: apt install {PROGRAM}), or passt, without published ports; or give internal=True"
 LOW: Final = "ports below 1024 are root's; as root: sysctl -w net.ipv4.ip_unprivileged_port_start=0, or publish one from 1024 on"
+_SIOCGIFINDEX: Final = 0x8933
+_IFREQ: Final = struct.Struct("=16si20x")
 _SOCKET: Final = "api"
 _WAIT_S: Final = 10.0
 _MOST: Final = 1 << 16
@@ -75,14 +85,22 @@ def check_ports(program: str) -> None:
         raise UnsupportedError("pasta takes ports at its start only", feature=PROGRAM, remedy=remedy)
 
 
+def check_subnet6(spec: NetworkSpec) -> None:
+    """Refuse a subnet that is the program's own side. Raises: UsageError."""
+    if spec.subnet6 is not None and spec.subnet6.overlaps(NET6):
+        raise UsageError(f"subnet6: {NET6} is {PROGRAM}'s own, in each network that reaches outside by it; give another one, or none")
+
+
+def reaches6() -> bool:
+    """Whether the host has a default route of IPv6, which is what a way outside by IPv6 takes. Raises: SetupError."""
+    return bool(ways_out(6))
+
+
 class Program:
     """The program, with its interface in a switch. Ends with `close`, and with this process. The caller has a lock."""
 
-    def __init__(self, switch: Switch, path: str, *, interface: str, mtu: int, configure: bool = True) -> None:
-        """Start it. *configure*: it gives the interface `ADDRESS` and a default route by `GATEWAY`; else that is neither up nor has any.
-
-        Raises: SetupError, with what the program said.
-        """
+    def __init__(self, switch: Switch, path: str, *, interface: str, mtu: int, ipv6: bool) -> None:
+        """Start it. The interface is not up, and has no address. Raises: SetupError, with what the program said."""
         self.path = path
         with ExitStack() as stack:
             self._room = stack.enter_context(Fd(switch.room()))
@@ -91,7 +109,7 @@ class Program:
                 lent.enter_context(theirs)
                 owner = switch.owner()
                 user = None if owner is None else lent.enter_context(owner).fileno()
-                how = (interface, mtu, configure)
+                how = (interface, mtu, ipv6)
                 if os.path.basename(path) != OTHER:
                     fds = {_EXIT: theirs.fileno(), _ROOM: self._room.fileno(), _NETNS: switch.fileno()}
                     self._companion = Companion(_command(path, *how), fds, ready=_READY, user=user)
@@ -159,22 +177,47 @@ class Outlet:
     _passage: Passage
     _program: Program
 
-    def __init__(self, switch: Switch, *, mtu: int, wanted: str | None = None) -> None:
+    def __init__(self, switch: Switch, requests: Requests, *, mtu: int, ipv6: bool, wanted: str | None = None) -> None:
         """Start it, and have the switch pass on what goes there: it has `INTERFACE` then, with `ADDRESS` and a default route by `GATEWAY`.
 
-        wanted: which program; None: what there is. Raises: UnsupportedError; SetupError, with what the program said.
+        ipv6: the network has it. wanted: which program; None: what there is. Raises: UnsupportedError; SetupError, with what the program said.
         """
         program = find_program(wanted)
-        # By protocol and port of `ADDRESS`: the host's, and its number; None: it could not be had again.
-        self._listening: dict[tuple[str, int], tuple[IPv4Address, int, int | None]] = {}
+        self._prepare(switch, requests, mtu=mtu, ipv6=ipv6)
         with ExitStack() as stack:
             # First the rules: nothing is passed on without them.
-            self._passage = Passage(switch.filters(), interface=INTERFACE, beyond=NET)
+            self._passage = Passage(switch.filters(), interface=INTERFACE, ipv6=self.leads6)
             stack.callback(self._passage.close)
-            self._program = Program(switch, program, interface=INTERFACE, mtu=mtu)
-            stack.callback(self._program.close)
-            switch.forward(BRIDGE, INTERFACE)
+            self._program = self._start(program, INTERFACE, mark=MAIN)
             stack.pop_all()
+
+    def _prepare(self, switch: Switch, requests: Requests, *, mtu: int, ipv6: bool) -> None:
+        self._switch, self._requests, self._mtu = switch, requests, mtu
+        self.leads6 = ipv6 and reaches6()  # whether outside is reached by IPv6, too
+        # By protocol and port of `ADDRESS`: the host's, and its number; None: it could not be had again.
+        self._listening: dict[tuple[str, int], tuple[IPv4Address, int, int | None]] = {}
+
+    def _start(self, path: str, interface: str, *, mark: int) -> Program:
+        """Start the program; what has this *mark* leaves by it (`marked.MAIN`: all that is for nobody near)."""
+        program = Program(self._switch, path, interface=interface, mtu=self._mtu, ipv6=self.leads6)
+        try:
+            # Without its mark, nothing that comes by it would be answered by it.
+            self._switch.forward(BRIDGE, interface, from_anywhere=mark != MAIN)
+            index = self._index(interface)
+            way = way_out(index, ADDRESS, GATEWAY, mtu=self._mtu, mark=mark)
+            if self.leads6:
+                self._switch.begin_ipv6(interface)
+                self._switch.forward_ipv6()
+                way += way_out(index, ADDRESS6, GATEWAY6, mtu=self._mtu, mark=mark)
+            self._requests.send(way, "give a network's outlet its addresses")
+        except BaseException:
+            program.close()
+            raise
+        return program
+
+    def _index(self, interface: str) -> int:
+        with Fd(self._switch.socket(domain=socket.AF_INET, kind=socket.SOCK_DGRAM, protocol=0)) as sock:
+            return int(_IFREQ.unpack(ioctl(sock.fileno(), _SIOCGIFINDEX, _IFREQ.pack(interface.encode(), 0)))[1])
 
     @property
     def is_alive(self) -> bool:
@@ -239,9 +282,9 @@ def _why_not(protocol: str, address: IPv4Address, port: int) -> int:
     return errno.EADDRINUSE  # it has become free since
 
 
-def _command(program: str, interface: str, mtu: int, configure: bool) -> tuple[str, ...]:
+def _command(program: str, interface: str, mtu: int, ipv6: bool) -> tuple[str, ...]:
     return (
-        program, *(("--configure",) if configure else ()), f"--mtu={mtu}", f"--cidr={NET}",
+        program, *(("--enable-ipv6",) if ipv6 else ()), f"--mtu={mtu}", f"--cidr={NET}",
         # Not --disable-host-loopback: what comes by UDP from the host's 127.0.0.1 to a published port would get no answer. See `passage`.
         "--disable-dns", "--enable-sandbox", "--enable-seccomp",
         f"--ready-fd={_READY}", f"--exit-fd={_EXIT}", f"--api-socket=/proc/self/fd/{_ROOM}/{_SOCKET}",
@@ -249,11 +292,12 @@ def _command(program: str, interface: str, mtu: int, configure: bool) -> tuple[s
     )  # fmt: skip
 
 
-def _pasta(program: str, interface: str, mtu: int, configure: bool) -> tuple[str, ...]:
+def _pasta(program: str, interface: str, mtu: int, ipv6: bool) -> tuple[str, ...]:
     nothing = [word for option in ("-t", "-u", "-T", "-U") for word in (option, "none")]  # what it publishes by itself: either side's listeners
+    # Its answers to NDP are those about neighbours as well: without them nobody finds its side.
+    versions = ("--address", str(ADDRESS6), "--gateway", str(GATEWAY6)) if ipv6 else ("--ipv4-only", "--no-ndp")
     return (
-        program, "--foreground", "--quiet", *(("--config-net",) if configure else ()), "--ipv4-only", "--no-map-gw", *nothing,
-        "--no-dhcp", "--no-ndp", "--no-dhcpv6", "--no-ra", "--no-netns-quit",
+        program, "--foreground", "--quiet", *versions, "--no-map-gw", *nothing, "--no-dhcp", "--no-dhcpv6", "--no-ra", "--no-netns-quit",
         "--ns-ifname", interface, "--address", str(ADDRESS), "--netmask", str(NET.prefixlen), "--gateway", str(GATEWAY), "--mtu", str(mtu),
         "--pid", f"/proc/self/fd/{_READY}", "--userns", f"/proc/self/fd/{_USERNS}", "--netns", f"/proc/self/fd/{_NETNS}",
     )  # fmt: skip

@@ -34,3 +34,8 @@ class Place:
     address6: IPv6Address | None
     port: int
     index: int
+
+    @property
+    def addresses(self) -> list[IPv4Address | IPv6Address]:
+        """Of each version of IP that it has."""
+        return [address for address in (self.address, self.address6) if address is not None]

@@ -47,6 +47,8 @@ class Ports:
 
     def _check_ipv6(self, networks: tuple[Network, ...]) -> None:
         way = next((network for network in networks if network.leads6), None)  # the first one, which has the route of what is answered
+        if way is not None and way.has_outlet:
+            way = None
         self._ipv6 = way is not None
         asked = next((port for port in self._wanted if port.address is not None and port.address.version == 6), None)
         if way is not None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 PYTHON = "/usr/bin/python3"
 OURS, THEIRS = "192.0.2.2", "192.0.2.1"
+OURS6, THEIRS6 = "2001:db8::2", "2001:db8::1"
 # A device file of one's own: the machine's may be for root only, and is not ours to change.
 TUN = "mount -t tmpfs tun /mnt && mknod -m 666 /mnt/tun c 10 200 && mount --bind /mnt/tun /dev/net/tun && umount -l /mnt"
 WORLD = f"""
@@ -34,6 +35,9 @@ while [ "$(readlink /proc/$other/ns/net)" = "$(readlink /proc/self/ns/net)" ]; d
 ip link add near type veth peer name far netns $other
 ip addr add {OURS}/24 dev near; ip link set near up; ip route add default via {THEIRS}  # which pasta asks for
 nsenter -t $other -n sh -c 'ip link set lo up; ip addr add {THEIRS}/24 dev far; ip link set far up'
+if [ "$IPV6" ]; then
+    ip addr add {OURS6}/64 dev near nodad; nsenter -t $other -n ip addr add {THEIRS6}/64 dev far nodad; ip route add default via {THEIRS6}
+fi
 nsenter -t $other -n {PYTHON} -c "$ECHO" & echo=$!
 status=0
 OTHER=$other setpriv --reuid=1000 --regid=1000 --clear-groups "$@" || status=$?
@@ -87,10 +91,13 @@ def from_there(port):
 outside = needs("root", "userns", "program:slirp4netns", "program:ip", "program:setpriv", "program:nsenter")
 
 
-def in_world(code: str, *, beyond: str = "") -> dict[str, Any]:
-    """What *code*, run by an ordinary user of the host of these tests, leaves in ``found``. *beyond*: what the other host does besides."""
+def in_world(code: str, *, beyond: str = "", ipv6: bool = False) -> dict[str, Any]:
+    """What *code*, run by an ordinary user of the host of these tests, leaves in ``found``. *beyond*: what the other host does besides.
+
+    ipv6: the two hosts have addresses of it, and this one a default route.
+    """
     command = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", WORLD, "sh", sys.executable, "-c"]
-    env = {**os.environ, "ECHO": beyond + ECHO, "PYTHONPATH": import_path(), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "ECHO": beyond + ECHO, "IPV6": "yes" * ipv6, "PYTHONPATH": import_path(), "PYTHONDONTWRITEBYTECODE": "1"}
     text = PRELUDE + code + "\nprint(json.dumps(found))"
     done = subprocess.run([*command, text], capture_output=True, text=True, check=False, env=env, cwd="/", timeout=patience(60))
     assert done.returncode == 0, done.stderr
@@ -291,7 +298,8 @@ def test_what_it_has_to_say_fills_nobodys_memory(monkeypatch: pytest.MonkeyPatch
     command = ("/bin/sh", "-c", "head -c 9000000 /dev/zero >&2 2>/dev/null; echo >&3; exec sleep 1000")
     monkeypatch.setattr("sandbox._networks.outlet.find_program", lambda *_: "/bin/sh")
     monkeypatch.setattr("sandbox._networks.outlet._command", lambda *_: command)
-    monkeypatch.setattr("sandbox._networks.switch.Switch.forward", lambda *_: None)
+    monkeypatch.setattr("sandbox._networks.switch.Switch.forward", lambda *_, **__: None)
+    monkeypatch.setattr("sandbox._networks.outlet.Outlet._index", lambda *_: 1)  # it makes no interface; the switch's loopback is one
     with Network(uplink="slirp4netns") as net, Container(net=net) as c:
         assert known(net.live.outlet).is_alive
         assert c.exec(["true"]).ok
