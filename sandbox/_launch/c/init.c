@@ -176,14 +176,15 @@ static struct channel *owner_of_mark(uint64_t mark) {
     return unmarked;
 }
 
-static struct channel *owner_of(int pid) {
+// The program that a process is sure to belong to, whether or not it lives: its first, or any where only one program runs.
+static struct channel *sure_owner_of(int pid) {
     for (int i = 0; i < nchannels; i++)
         if (channels[i].sock >= 0 && channels[i].pid == pid)
             return &channels[i];
     for (int i = 0; nrunning == 1 && i < nchannels; i++)
         if (channels[i].sock >= 0 && channels[i].pid)
             return &channels[i];
-    return owner_of_mark(mark_of(pid));
+    return NULL;
 }
 
 // Calls `visit` for each process of `c` but init; returns how many there were, or -1 when not all could be seen.
@@ -637,26 +638,36 @@ static bool may_go_on(uint32_t answer) {
 // A call that was reported: the kernel holds its caller until we answer. What is forbidden is never answered; we kill.
 // What the policy allows, and a traceless container's filter has reported only because it could leave something behind, is
 // noted and goes on: whatever its arguments are by then, it was allowed, and it is noted.
-static void on_notify(void) {
-    static struct seccomp_notif n;
-    memset(&n, 0, sizeof n);
-    if (own_call(__NR_ioctl, context->notify, (long)SECCOMP_IOCTL_NOTIF_RECV, (long)&n, 0, 0) < 0)
-        return;
-    if (context->policy && may_go_on(judge(context->policy, context->npolicy, &n.data))) {
-        struct seccomp_notif_resp resp = {.id = n.id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+static void on_call(const struct seccomp_notif *n) {
+    if (context->policy && may_go_on(judge(context->policy, context->npolicy, &n->data))) {
+        struct seccomp_notif_resp resp = {.id = n->id, .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
         has_traces = true;
         own_call(__NR_ioctl, context->notify, (long)SECCOMP_IOCTL_NOTIF_SEND, (long)&resp, 0,
                  0); // it may have been killed meanwhile
         return;
     }
-    struct channel *c = owner_of((int)n.pid);
-    if (c && !c->cause) {
-        c->cause = CAUSE_SYSCALL;
-        c->syscall_nr = n.data.nr;
-    }
-    kill((int)n.pid, SIGKILL);
-    if (c)
-        end_by(c, CAUSE_SYSCALL);
+    int pid = (int)n->pid;
+    struct channel *sure = sure_owner_of(pid), *c = sure ? sure : owner_of_mark(mark_of(pid));
+    // A caller that was killed meanwhile has no mark, which would point to the unmarked program, and its pid may be another's
+    // process by now. One that waits for its answer still was what we have looked at.
+    bool has_gone =
+        own_call(__NR_ioctl, context->notify, (long)SECCOMP_IOCTL_NOTIF_ID_VALID, (long)&n->id, 0, 0) < 0 && errno == ENOENT;
+    if (has_gone)
+        c = sure;
+    else
+        kill(pid, SIGKILL);
+    if (!c)
+        return;
+    if (!c->cause)
+        c->syscall_nr = n->data.nr;
+    end_by(c, CAUSE_SYSCALL);
+}
+
+static void on_notify(void) {
+    static struct seccomp_notif n;
+    memset(&n, 0, sizeof n);
+    if (own_call(__NR_ioctl, context->notify, (long)SECCOMP_IOCTL_NOTIF_RECV, (long)&n, 0, 0) == 0)
+        on_call(&n);
 }
 
 static bool watch(int fd, uint32_t kind) {
