@@ -337,7 +337,16 @@ class Launcher:
             self._sock.settimeout(_LEAVE_S)
             while self._sock.recv(4):  # what it said at its start, if nobody has asked
                 pass
-        self.drop()
+        self.retire()
+
+    def retire(self) -> None:
+        """Close the socket as soon as nobody has this any more.
+
+        Not at once: another thread may be about to send on it, and by then its number would be somebody else's descriptor.
+        """
+        import weakref
+
+        weakref.finalize(self, self._sock.close)
 
     def drop(self) -> None:
         """Let go of this process's copy of the socket only: in a forked child, the launcher is still the parent's."""
@@ -433,7 +442,7 @@ def _forget(launcher: Launcher) -> None:
     with _lock:
         if _current is launcher:
             _current = None
-            launcher.drop()
+            launcher.retire()
 
 
 def shut_down() -> None:

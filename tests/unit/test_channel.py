@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from sandbox._launch.driver import DEAR_S, LOOK_S, LOOKS, Channel
+from sandbox._launch import driver
+from sandbox._launch.driver import DEAR_S, LOOK_S, LOOKS, Channel, Launcher
+from sandbox.errors import BrokenError
 
 CHEAP = DEAR_S / 2
 DEAR = LOOK_S  # more than DEAR_S, and still soon
@@ -96,3 +99,23 @@ def test_a_look_that_finds_nothing_in_time_ends_in_sleep(ends: tuple[Channel, so
     ends[0].learn(DEAR, 0.0)
     sleep(ends[0])
     assert ends[0].looks == 0
+
+
+def test_a_dead_launcher_s_descriptor_is_nobody_else_s_while_somebody_may_send_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    number = ours.fileno()
+    launcher = Launcher(ours)
+    monkeypatch.setattr(driver, "_current", launcher)
+    del ours
+    theirs.close()
+    with pytest.raises(BrokenError):
+        launcher.create(b"", ())
+    assert driver.known() is None  # the next one gets a launcher of its own
+    with open(os.devnull) as another:
+        assert another.fileno() != number == launcher.fileno()
+    with pytest.raises(BrokenError):  # a thread that had it in hand before
+        launcher.create(b"", ())
+    del launcher
+    gc.collect()  # the tracebacks of what was raised have it, too
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
