@@ -236,3 +236,12 @@ def test_a_scratch_layer_in_memory_without_room_is_an_error() -> None:
     found = outcomes({size: scenario(size) for size in (4096, 16384, 1 << 20)})
     assert "ENOSPC" in found[4096].message
     assert not found[1 << 20].error
+
+
+@pytest.mark.parametrize("limit", [0, 64 << 10])
+def test_a_limit_on_the_size_of_files_below_the_launcher_s_is_named(limit: int) -> None:
+    code = f"import resource, sandbox; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sandbox.run(['true'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("sandbox.errors.SetupError: start the launcher: EFBIG")
+    assert "RLIMIT_FSIZE" in done.stderr.splitlines()[-1]
