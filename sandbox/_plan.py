@@ -30,7 +30,6 @@ Slot = str
 HOST: Final[Slot] = ""
 NO_ID: Final = 0xFFFFFFFF
 NEW_FILE: Final = 0xFFFFFFFFFFFFFFFF  # instead of an offset
-MAX_SHOWN: Final = 4096
 
 
 @frozen
@@ -200,10 +199,10 @@ class WriteFile(Op):
     offset: int = NEW_FILE
 
     def describe(self) -> str:
-        """Say it without more data than anybody reads."""
-        if len(self.data) <= MAX_SHOWN:
-            return Op.describe(self)
-        return f"WriteFile(path={self.path!r}, {len(self.data)} bytes, at={self.at!r}, mode={self.mode:#o})"
+        """Say it without the data: a plan is printed, and an error logged, where secrets are not to be."""
+        ids = "" if self.uid == self.gid == NO_ID else f", uid={self.uid}, gid={self.gid}"
+        where = "" if self.offset == NEW_FILE else f", offset={self.offset}"
+        return f"WriteFile(path={self.path!r}, {len(self.data)} bytes, at={self.at!r}, mode={self.mode:#o}{ids}{where})"
 
 
 @frozen

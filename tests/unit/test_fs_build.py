@@ -369,3 +369,12 @@ def test_fd_paths_are_used_only_while_the_proc_of_the_host_is_in_sight(spec, pri
     for index, op in enumerate(ops):
         if isinstance(op, plan.NewFs) and any(isinstance(value, plan.FdPath) for _, value in op.options):
             assert index < pivot
+
+
+@pytest.mark.parametrize("size", [1, 80, 4096, 5000])
+def test_what_is_written_is_described_by_its_size_alone(size: int) -> None:
+    data = (b"hunter2" * 1000)[:size]
+    said = plan.WriteFile("etc/token", data, "fs.root", uid=5, gid=6, offset=7).describe()
+    assert "hunter" not in said
+    assert said == f"WriteFile(path='etc/token', {size} bytes, at='fs.root', mode=0o644, uid=5, gid=6, offset=7)"
+    assert plan.WriteFile("f", data, "s").describe() == f"WriteFile(path='f', {size} bytes, at='s', mode=0o644)"
