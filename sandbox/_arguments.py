@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -252,10 +251,9 @@ def _text_of(encoding: str, errors: str) -> Text:
 
 @lru_cache(maxsize=1)
 def _names() -> tuple[frozenset[str], frozenset[str]]:
-    from sandbox.container import Container
+    from sandbox.container import keyword_defaults
 
-    mine = frozenset(inspect.signature(Container.__init__).parameters) - {"self", "image"}
-    return mine, frozenset(inspect.signature(Container.exec).parameters) - {"self", "argv"}
+    return frozenset(keyword_defaults("__init__")), frozenset(keyword_defaults("exec"))
 
 
 # What others have, and what it is here: subprocess's words, then docker-py's.

@@ -25,7 +25,7 @@ from sandbox._started import Started
 from sandbox._types import PIPE, Argument, StrPath, to_bool
 from sandbox._wiring import Wiring, wire_up
 from sandbox.cg import Leaf
-from sandbox.container import Container, input_bytes, keyword_defaults, prepare_run
+from sandbox.container import Container, input_bytes, keyword_defaults, prepare_run, unknown_words
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
 from sandbox.process import Process
 
@@ -37,10 +37,10 @@ STARTED_S: Final = GRACE_S + 30  # as `Process` waits
 
 
 def complete(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call, those that were not given included. Raises: TypeError for an unknown one."""
+    """The arguments of a call, those that were not given included. Raises: UsageError for an unknown one."""
     known = keyword_defaults(method)
-    if not given.keys() <= known.keys():
-        raise TypeError(f"{method}() got an unexpected keyword argument {min(given.keys() - known.keys())!r}")
+    if unknown := given.keys() - known.keys():
+        raise unknown_words(method, method, unknown)
     return {**known, **given}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Never, Self
 
 from sandbox._files.face import MAX_READ, FileAccess
 from sandbox._imaged.face import ImageAccess
@@ -92,15 +92,17 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         user: int | str | None = None,
         name: str | None = None, hostname: str = "sandbox",
         domainname: str | None = None,
-        read_only: bool = False,
-        scratch: Scratch | Size | None = None,
+        read_only: bool = False, scratch: Scratch | Size | None = None,
         shm: Size = "64M",
         security: Security | str = "default",
         rlimits: Rlimits | None = None,
         strict: bool = True,
         time_offsets: tuple[float, float] | None = None,
         subids: bool = False,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            raise unknown_words("Container", "__init__", unknown)
         from sandbox._networks.wishes import to_wishes
         from sandbox._spec import build
 
@@ -216,8 +218,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         env: Env | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,
-        timeout: float | None = None,
-        cpu_time: float | None = None,
+        timeout: float | None = None, cpu_time: float | None = None,
         memory: Size | None = None,
         swap: Size | None = None,
         cpus: float | None = None,
@@ -227,11 +228,10 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         rlimits: Rlimits | None = None,
         umask: int = 0o022,
         pass_fds: Sequence[int] | Mapping[int, int] = (),
-        text: bool = False,
-        encoding: str | None = None,
-        errors: str = "strict",
+        text: bool = False, encoding: str | None = None, errors: str = "strict",
         check: bool = False,
         accounting: bool | Literal["full"] | None = None,
+        **unknown: Never,
     ) -> Result:
         """Run a program to its end; nothing that it started outlives it.
 
@@ -246,6 +246,8 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
 
         Raises: UsageError, ProgramNotFoundError, SetupError, ClosedError, BrokenError; CommandError with *check*.
         """
+        if unknown:
+            raise unknown_words("exec", "exec", unknown)
         from sandbox._arguments import as_key, text_of
         from sandbox._wiring import wire_up
 
@@ -300,8 +302,7 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         env: Env | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,
-        timeout: float | None = None,
-        cpu_time: float | None = None,
+        timeout: float | None = None, cpu_time: float | None = None,
         memory: Size | None = None,
         swap: Size | None = None,
         cpus: float | None = None,
@@ -311,12 +312,11 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         rlimits: Rlimits | None = None,
         umask: int = 0o022,
         pass_fds: Sequence[int] | Mapping[int, int] = (),
-        text: bool = False,
-        encoding: str | None = None,
-        errors: str = "strict",
+        text: bool = False, encoding: str | None = None, errors: str = "strict",
         accounting: bool | Literal["full"] | None = None,
         tty: bool = False,
         size: tuple[int, int] = (24, 80),
+        **unknown: Never,
     ) -> Process:
         """Start a program and return a `Process`: subprocess.Popen's vocabulary. Limits as in `exec`, but for *output_limit* and
         *on_overflow*: they are for what `Process.communicate` reads. What the caller reads from the streams itself is the caller's to count.
@@ -324,6 +324,8 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         stdin, stdout, stderr: None is /dev/null (never the caller's own). tty: give it a terminal of *size* (rows, columns)
         instead of the three; `Process.terminal` is its other end.
         """
+        if unknown:
+            raise unknown_words("popen", "popen", unknown)
         from sandbox._arguments import as_key, text_of
         from sandbox._wiring import wire_up
 
@@ -423,6 +425,13 @@ def keyword_defaults(method: str) -> dict[str, Any]:
 
     parameters = inspect.signature(getattr(Container, method)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def unknown_words(what: str, method: str, unknown: Iterable[str]) -> UsageError:
+    """The error for keyword arguments that a method of `Container` has not."""
+    from sandbox._arguments import unknown_argument
+
+    return UsageError(f"{what}: {unknown_argument(min(unknown), keyword_defaults(method))}")
 
 
 def input_bytes(data: bytes | str, stdin: Any, encoding: str | None, errors: str, *, text: bool) -> bytes:  # noqa: ANN401

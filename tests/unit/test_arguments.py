@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import sandbox
-from sandbox import PIPE, Bind, Container, Security, Tmpfs, UsageError, _arguments
+from sandbox import PIPE, Bind, Container, Security, Tmpfs, UsageError, _arguments, aio
 from sandbox.cg import Cgroup
 from sandbox.ns import Namespace, enter
 
@@ -106,6 +107,37 @@ def test_a_mount_target_must_be_absolute() -> None:
 def test_a_wrong_run_is_refused(argv: list[str], options: dict[str, Any], word: str) -> None:
     with pytest.raises(UsageError, match=word):
         sandbox.run(argv, **options)
+
+
+@pytest.mark.parametrize("call", ["run", "exec", "popen", "__init__", "aio.exec", "aio.popen", "aio.__init__", "pool"])
+@pytest.mark.parametrize(
+    ("word", "advice"),
+    [
+        ("capture_output", r"leave it out, or give stdout=DEVNULL"),
+        ("shell", r"\['sh', '-c', 'echo \$HOME'\]"),
+        ("volumes", r"give mounts="),
+        ("mem_limit", r"give memory="),
+        ("nosuch", r"see Container and Container.exec"),
+    ],
+)
+def test_a_word_that_is_no_argument_is_answered_with_what_is(call: str, word: str, advice: str) -> None:
+    container, argv, options = Container(), ["true"], {word: True}  # not started: nothing is done for a wrong call
+
+    async def from_a_loop(method: str) -> None:
+        await getattr(aio.Container(), method)(argv, **options)
+
+    calls: dict[str, Callable[[], object]] = {
+        "run": lambda: sandbox.run(argv, **options),
+        "exec": lambda: container.exec(argv, **options),  # type: ignore[arg-type]
+        "popen": lambda: container.popen(argv, **options),  # type: ignore[arg-type]
+        "__init__": lambda: Container(**options),  # type: ignore[arg-type]
+        "aio.exec": lambda: asyncio.run(from_a_loop("exec")),
+        "aio.popen": lambda: asyncio.run(from_a_loop("popen")),
+        "aio.__init__": lambda: aio.Container(**options),  # type: ignore[misc, arg-type]
+        "pool": lambda: sandbox.Pool(**options),
+    }
+    with pytest.raises(UsageError, match=rf"^\w+: unknown argument '{word}': .*({advice})"):
+        calls[call]()
 
 
 def test_every_word_of_others_that_is_explained_is_none_of_ours_and_names_ones_that_are() -> None:
