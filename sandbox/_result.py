@@ -124,6 +124,13 @@ class Result:
         return -(self.signal or signals.SIGKILL)
 
     @property
+    def shell_code(self) -> int:
+        """What ``sandbox run`` exits with, and a shell would say: the exit code, 128 + the signal, or what docs/reference/cli.md says of a limit."""
+        if self.exit_code is not None:
+            return self.exit_code
+        return _SHELL_CODES.get(self.status, 128 + (self.signal or 0))
+
+    @property
     def args(self) -> tuple[str, ...]:
         """`argv`, by subprocess's name."""
         return self.argv
@@ -149,6 +156,14 @@ class Result:
         return f"{self.argv[0]} {what}{tail}"
 
 
+_SHELL_CODES: Final = {
+    Status.TIMEOUT: 124,  # timeout(1)'s
+    Status.CPU_LIMIT: 128 + signals.SIGXCPU,  # what the kernel's own limits would have sent
+    Status.MEMORY_LIMIT: 128 + signals.SIGKILL,
+    Status.OUTPUT_LIMIT: 128 + signals.SIGXFSZ,
+    Status.SYSCALL_DENIED: 128 + signals.SIGSYS,
+    Status.KILLED: 128 + signals.SIGKILL,
+}
 _DEADLINES: Final[dict[int, Status]] = {wire.Cause.WALL: Status.TIMEOUT, wire.Cause.CPU: Status.CPU_LIMIT}
 _OTHERS: Final[dict[int, Status]] = {wire.Cause.KILLED: Status.KILLED, wire.Cause.SYSCALL: Status.SYSCALL_DENIED}
 

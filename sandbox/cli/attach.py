@@ -20,7 +20,7 @@ from sandbox.cli.arguments import Parser
 from sandbox.cli.keys import Keys
 from sandbox.cli.outcome import outcome
 from sandbox.cli.relay import write_all
-from sandbox.cli.run import Forwarding, code_of_result
+from sandbox.cli.run import Forwarding
 from sandbox.cli.terminal import Terminal
 from sandbox.keep import Attachment, Kept, find
 
@@ -85,7 +85,7 @@ def attach(kept: Kept, parsed: argparse.Namespace, *, start: bool) -> int:
         return 128 + error.number
     if typed.were_typed:
         print(detaching.DETACHED, file=sys.stderr)
-    return 0 if attached.result is None else code_of_result(attached.result)
+    return 0 if attached.result is None else attached.result.shell_code
 
 
 class _EndedError(BaseException):

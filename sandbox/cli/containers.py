@@ -133,9 +133,7 @@ def _add_wait(parser: Parser) -> Carry:
 
 
 def _wait(kept: Kept) -> str:
-    from sandbox.cli.run import code_of_result
-
-    return str(code_of_result(kept.wait()))
+    return str(kept.wait().shell_code)
 
 
 def _add_update(parser: Parser) -> Carry:

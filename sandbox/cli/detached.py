@@ -12,7 +12,7 @@ from sandbox import ImageNotFoundError, Result, SandboxError, UsageError
 from sandbox.cli import health, keys, options
 from sandbox.cli.arguments import Parser, WrongUseError, parse_words
 from sandbox.cli.outcome import one_line
-from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error, code_of_result
+from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error
 from sandbox.cli.streams import Streams
 from sandbox.keep import LEAST, find, start_wishes
 
@@ -138,7 +138,7 @@ def _exec(parsed: Namespace) -> int:
             result = _with_terminal(parsed, forwarding, words)
             if result is None:
                 print(keys.DETACHED, file=sys.stderr)
-            return 0 if result is None else code_of_result(result)
+            return 0 if result is None else result.shell_code
         with (
             Streams(interactive=parsed.interactive) as streams,
             kept.popen(parsed.program, fds=streams.theirs, **words) as execution,
@@ -146,7 +146,7 @@ def _exec(parsed: Namespace) -> int:
         ):
             streams.started()
             streams.relay(execution.fileno())
-            return code_of_result(execution.wait())
+            return execution.wait().shell_code
 
 
 def _with_terminal(parsed: Namespace, forwarding: Forwarding, words: Mapping[str, Any]) -> Result | None:

@@ -82,9 +82,7 @@ def _matches(config: Config, state: State, filters: Iterable[tuple[str, str]]) -
 
 
 def _code(state: State) -> int:
-    from sandbox.cli.run import code_of_result
-
-    return 0 if state.result is None else code_of_result(to_result(state.result))
+    return 0 if state.result is None else to_result(state.result).shell_code
 
 
 def _row(config: Config, state: State, *, whole: bool) -> dict[str, str]:

@@ -28,7 +28,6 @@ from sandbox import (
     Result,
     SandboxError,
     SetupError,
-    Status,
     UnsupportedError,
     UsageError,
 )
@@ -41,14 +40,6 @@ OWN_FAILURE: Final = 125  # docker run's: the failure is ours, not the program's
 NOT_EXECUTABLE: Final = 126
 NOT_FOUND: Final = 127
 WRONG_USE: Final = 2
-CODES: Final = {
-    Status.TIMEOUT: 124,  # timeout(1)'s
-    Status.CPU_LIMIT: 128 + signal.SIGXCPU,  # what the kernel's own limits would have sent
-    Status.MEMORY_LIMIT: 128 + signal.SIGKILL,
-    Status.OUTPUT_LIMIT: 128 + signal.SIGXFSZ,
-    Status.SYSCALL_DENIED: 128 + signal.SIGSYS,
-    Status.KILLED: 128 + signal.SIGKILL,
-}
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _TYPED: Final = (signal.SIGINT, signal.SIGQUIT)  # a terminal sends them to all processes of a group, and not to one
 _ENOEXEC, _EACCES = 8, 13
@@ -81,13 +72,6 @@ def _detach(parsed: argparse.Namespace) -> int:
     for line in detached.run(parsed, os.environ):
         _warn(line)
     return 0
-
-
-def code_of_result(result: Result) -> int:
-    """The program's own exit code, or one that says what ended it."""
-    if result.status is Status.EXITED:
-        return result.exit_code or 0
-    return CODES.get(result.status, 128 + (result.signal or 0))
 
 
 def code_of_error(error: SandboxError) -> int:
@@ -123,8 +107,8 @@ def _run(request: options.Request) -> int:
         except SandboxError as error:
             report.failed(error, code_of_error(error))
             raise
-        report.ended(result, code_of_result(result))
-        return code_of_result(result)
+        report.ended(result, result.shell_code)
+        return result.shell_code
 
 
 def _in_container(request: options.Request, forwarding: Forwarding, *, accounting: bool) -> Result:

@@ -393,9 +393,7 @@ class Keeper:
     def _tell_end(self, result: Result | None) -> None:
         if result is not None and result.oom_killed:
             self.tell("oom")
-        from sandbox.cli.run import code_of_result
-
-        code = {} if result is None else {"exitCode": code_of_result(result)}
+        code = {} if result is None else {"exitCode": result.shell_code}
         self.tell("die", **code, execDuration=int(time.monotonic() - self._began))
 
     def _is_due(self, *, failed: bool, ran_s: float) -> bool:

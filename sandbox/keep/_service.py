@@ -224,8 +224,6 @@ def _await_end(client: socket.socket, watch: int) -> bool:
 
 
 def _exec(keeper: Keeper, client: socket.socket, request: Request, fds: list[int]) -> Answer:
-    from sandbox.cli.run import code_of_result
-
     fields = request.fields
     words: dict[str, Any] = {name: fields[name] or None for name in ("env", "cwd", "user")}
     if fields["tty"]:
@@ -247,7 +245,7 @@ def _exec(keeper: Keeper, client: socket.socket, request: Request, fds: list[int
             client.close()
             _let_run(process)
         result = process.wait()
-        keeper.tell("exec_die", exitCode=code_of_result(result))
+        keeper.tell("exec_die", exitCode=result.shell_code)
         if client.fileno() >= 0:
             _send(client, {"ended": result_of(result)})
     finally:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from sandbox import Status
+from sandbox import Result, Status
 from sandbox._launch import codec, wire
 from sandbox._result import decide
 
@@ -48,3 +48,23 @@ def test_the_only_process_that_was_killed_for_memory_was_not_killed_by_a_deadlin
 )
 def test_status_is_the_first_cause_that_holds(told: codec.End, oom: bool, output: bool, expected: Status) -> None:
     assert decide(told, oom_killed=oom, output_hit=output) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "by", "expected"),
+    [
+        (Status.EXITED, 0, None, 0),
+        (Status.EXITED, 42, None, 42),
+        (Status.SIGNALED, None, signal.SIGSEGV, 139),
+        (Status.TIMEOUT, None, signal.SIGKILL, 124),
+        (Status.CPU_LIMIT, None, signal.SIGKILL, 152),
+        (Status.CPU_LIMIT, None, None, 152),  # it had ended by itself
+        (Status.MEMORY_LIMIT, None, None, 137),
+        (Status.OUTPUT_LIMIT, None, signal.SIGKILL, 153),
+        (Status.SYSCALL_DENIED, None, signal.SIGKILL, 159),
+        (Status.KILLED, None, signal.SIGKILL, 137),
+    ],
+)
+def test_a_shell_is_told_what_ended_it(status: Status, exit_code: int | None, by: int | None, expected: int) -> None:
+    told = Result(("x",), status, exit_code, by, b"", b"", False, False, 0.0, 0.0, 0.0, 0.0, None, 0, None, False)
+    assert told.shell_code == expected
