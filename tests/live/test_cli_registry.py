@@ -15,7 +15,6 @@ import pytest
 
 from tests.faulty_registry import FaultyRegistry, status, tar_of
 
-pytestmark = pytest.mark.unprivileged
 AS_A_USER = """
 import os, sys
 os.environ.pop("SANDBOX_REGISTRIES", None)

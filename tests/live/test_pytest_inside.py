@@ -13,7 +13,7 @@ from tests.support import import_path, needs, why_not
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.unprivileged, needs("userns")]
+pytestmark = needs("userns")
 
 CHECK = ("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:xdist.looponfail", "--strict-markers")
 
@@ -109,6 +109,7 @@ def test_outside(): assert os.path.exists("/etc/shadow")
 """
 
 
+# As root alone: it takes long, and the tests below show that an ordinary user has the same.
 def test_everything_is_reported_as_usual(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SECRET_OF_THE_CALLER", "x")
     pytester.makeconftest(CONFTEST)
@@ -175,6 +176,7 @@ def test_goes_on(): pass
 """
 
 
+@pytest.mark.unprivileged
 def test_a_test_that_does_not_come_to_its_end_says_why(pytester: pytest.Pytester):
     pytester.makepyfile(test_it=ENDS)
     result = pytester.runpytest_subprocess(*CHECK, "-ra", "-s", "--tb=short", "-o", "console_output_style=classic")
@@ -193,6 +195,7 @@ def test_a_test_that_does_not_come_to_its_end_says_why(pytester: pytest.Pytester
     assert "\x07" not in result.stdout.str()
 
 
+@pytest.mark.unprivileged
 @needs("cgroup:memory", "cgroup:pids")
 def test_limits_give_a_clear_failure(pytester: pytest.Pytester):
     pytester.makepyfile("""
@@ -219,6 +222,7 @@ def test_limits_give_a_clear_failure(pytester: pytest.Pytester):
     )  # fmt: skip
 
 
+@pytest.mark.unprivileged
 def test_limits_that_cannot_be_enforced_are_an_error(pytester: pytest.Pytester):
     if not why_not("cgroup:memory"):
         pytest.skip("needs a host where this user has no memory control group")
@@ -228,6 +232,7 @@ def test_limits_that_cannot_be_enforced_are_an_error(pytester: pytest.Pytester):
     result.stdout.fnmatch_lines(["E*UnsupportedError: *"])
 
 
+@pytest.mark.unprivileged
 def test_an_interpreter_anywhere_on_disk_is_shown(pytester: pytest.Pytester, tmp_path: Path):
     """A virtual environment behind links, with a package that only an import hook finds, and a project elsewhere."""
     real = tmp_path / "some where" / "venv"
@@ -253,6 +258,7 @@ def test_an_interpreter_anywhere_on_disk_is_shown(pytester: pytest.Pytester, tmp
     result.stdout.fnmatch_lines(["*1 passed*"])
 
 
+@pytest.mark.unprivileged
 def test_another_plugins_timeout_ends_the_container(pytester: pytest.Pytester):
     pytester.makepyfile("""
         import pytest, time

@@ -19,7 +19,6 @@ from sandbox.image.registry import Registry
 from tests.faulty_registry import MANIFEST, FaultyRegistry, basic, changed, closed, digest_of, dripping, raw, redirect, served, status, truncated
 from tests.support import patience
 
-pytestmark = pytest.mark.unprivileged
 QUICK = Patience(connect_s=5, answer_s=1.0, stall_s=1.0, attempts=4, first_delay_s=0.001, most_delay_s=0.002, most_asked_s=2)
 USER = Credentials("user", "secret")
 BLOB = bytes(range(256)) * 1000
