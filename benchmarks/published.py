@@ -14,12 +14,13 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from sandbox import PIPE, Container, Network, features
+from sandbox import PIPE, Container, Network, NetworkStore, features
 
 HOST, WORLD, BY_HAND = "203.0.113.1", "203.0.113.2", "192.0.2.2"
 PORT: Final = 5201
@@ -56,6 +57,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.25, help="of each transfer")
     parser.add_argument("--long-way", action="store_true", help="beside it the same as where no programs of BPF can be loaded")
+    parser.add_argument("--kept", action="store_true", help="in networks that are kept, of a store of its own")
     options = parser.parse_args()
     if os.environ.get("_PUBLISHED_ALONE") is None:
         os.environ["_PUBLISHED_ALONE"] = "1"
@@ -64,8 +66,9 @@ def main() -> int:
         other, hand = stack.enter_context(_namespace("wan", HOST, WORLD)), stack.enter_context(_namespace("hand", "192.0.2.1", BY_HAND, bridge=True))
         _serve(stack, ["nsenter", f"--net=/proc/{hand}/ns/net", PYTHON, "-c", RECEIVER])
         ways = {"": PORT} | ({", the long way": PORT + 1} if options.long_way else {})
+        store = NetworkStore(stack.enter_context(tempfile.TemporaryDirectory(dir="/run")) + "/networks") if options.kept else None
         for port in ways.values():
-            _publish(stack, port)
+            _publish(stack, port, store)
         away = ["nsenter", f"--net=/proc/{other}/ns/net"]
         goals: dict[str, tuple[list[str], str, int]] = {"from the host, by hand": ([], BY_HAND, PORT)}
         for way, port in ways.items():
@@ -80,14 +83,21 @@ def main() -> int:
     return 0
 
 
-def _publish(stack: ExitStack, port: int) -> None:
+def _publish(stack: ExitStack, port: int, store: NetworkStore | None) -> None:
     """Have a receiver in a container be reached at that port; at another than `PORT` by the long way."""
+    network = Network() if store is None else _kept(stack, store, f"of-{port}")
     with features.pretend(packet_programs=features.packet_programs() and port == PORT):
-        c = stack.enter_context(Container(net=stack.enter_context(Network()), ports=[f"{port}:{PORT}"]))
+        c = stack.enter_context(Container(net=stack.enter_context(network), ports=[f"{port}:{PORT}"]))
     server = stack.enter_context(c.popen([PYTHON, "-c", RECEIVER], stdout=PIPE))
     stack.callback(server.kill)
     assert server.stdout is not None
     assert server.stdout.readline() == b"up\n"
+
+
+def _kept(stack: ExitStack, store: NetworkStore, name: str) -> Network:
+    store.create(name)
+    stack.callback(store.remove, name)
+    return store.open(name)
 
 
 def _send(prefix: Sequence[str], address: str, port: int, seconds: float) -> tuple[float, float]:

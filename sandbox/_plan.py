@@ -2,25 +2,23 @@
 
 Theory of operation
 -------------------
-A plan is two lists of operations. *host_ops* are carried out by the launcher, in the caller's mount and user
-namespaces, after the container's init has been cloned and its user namespace has its id maps (so that mounts
-can be id-mapped). *init_ops* are carried out by init itself, PID 1 of the container, with no rights but those
-its own user namespace gives. Each operation is about one system call.
+A plan is two lists of operations. *host_ops* are carried out by the launcher, in the caller's mount and user namespaces, after the container's init
+has been cloned and its user namespace has its id maps (so that mounts can be id-mapped). *init_ops* are carried out by init itself, PID 1 of the
+container, with no rights but those its own user namespace gives. Each operation is about one system call.
 
-Operations pass file descriptors to one another through **slots**: a slot is a name, given by whoever makes the
-operations; `encode` turns names into small numbers. The descriptors that the caller hands in are slots too
-(`Plan.fds`: name -> descriptor). Slots filled by host_ops are handed to init with the others.
-`HOST` instead of a slot means: no directory; paths are absolute and seen from where the process stands (in
-init, before `Pivot`: the host's tree; after: the container's). Any other directory confines the path:
-resolution never leaves it (``openat2`` with ``RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS``), whatever links lie inside.
+Operations pass file descriptors to one another through **slots**: a slot is a name, given by whoever makes the operations; `encode` turns names into
+small numbers. The descriptors that the caller hands in are slots too (`Plan.fds`: name -> descriptor). Slots filled by host_ops are handed to init
+with the others. `HOST` instead of a slot means: no directory; paths are absolute and seen from where the process stands (in init, before `Pivot`: the
+host's tree; after: the container's). Any other directory confines the path: resolution never leaves it (``openat2`` with ``RESOLVE_IN_ROOT |
+RESOLVE_NO_MAGICLINKS``), whatever links lie inside.
 
-An operation with ``optional=True`` may fail: the failure is reported to the caller beside success, and the
-operation is skipped. Everything here is pure: plans can be printed, compared and fuzzed without a kernel.
+An operation with ``optional=True`` may fail: the failure is reported to the caller beside success, and the operation is skipped. Everything here is
+pure: plans can be printed, compared and fuzzed without a kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import attrs
@@ -142,10 +140,7 @@ class CloneTree(Op):
 
 @frozen
 class SetAttr(Op):
-    """mount_setattr on the mount in *slot*: MOUNT_ATTR_* to set and clear, MS_PRIVATE... as *propagation*.
-
-    With *idmap* (host_ops only) the mount is id-mapped with the container's user namespace.
-    """
+    """mount_setattr on *slot*: MOUNT_ATTR_*, MS_PRIVATE... as *propagation*; *idmap* (host_ops only): mapped with the container's user namespace."""
 
     CODE: ClassVar[int] = 10
     slot: Slot
@@ -267,8 +262,7 @@ class Landlock(Op):
 
 @frozen
 class Seccomp(Op):
-    """Install a classic BPF program on init and all that it starts; with *listen*, init answers SECCOMP_RET_USER_NOTIF
-    by killing the exec that the caller belongs to and reporting the syscall (Status.SYSCALL_DENIED).
+    """Install a classic BPF program on init and all that it starts. *listen*: SECCOMP_RET_USER_NOTIF kills the exec, with Status.SYSCALL_DENIED.
 
     *policy*: a program that init asks first, of each call that is reported: what that allows is noted, and goes on (`sec.traces`).
     """
@@ -464,6 +458,17 @@ class Netlink(Op):
 
 
 @frozen
+class LinkProgram(Op):
+    """bpf(BPF_LINK_CREATE): have the program in *slot* see packets of an interface here (its index), while *out* lives; *where*: BPF_TCX_*."""
+
+    CODE: ClassVar[int] = 37
+    out: Slot
+    slot: Slot
+    interface: int
+    where: int
+
+
+@frozen
 class IdMap:
     """One line of uid_map or gid_map: *count* ids from *inside* on are those from *outside* on."""
 
@@ -487,11 +492,8 @@ class Plan:
 
     def explain(self) -> str:
         """List the plan, a line each, as ``sandbox run --explain`` prints it."""
-        lines = [f"clone flags={self.clone_flags:#x} uid_map={_maps(self.uid_map)} gid_map={_maps(self.gid_map)}"]
+        maps = [",".join(f"{m.inside}:{m.outside}:{m.count}" for m in one) or "-" for one in (self.uid_map, self.gid_map)]
+        lines = [f"clone flags={self.clone_flags:#x} uid_map={maps[0]} gid_map={maps[1]}"]
         lines += [f"host {index:3d} {op.describe()}" for index, op in enumerate(self.host_ops)]
         lines += [f"init {index:3d} {op.describe()}" for index, op in enumerate(self.init_ops)]
         return "\n".join(lines)
-
-
-def _maps(maps: Sequence[IdMap]) -> str:
-    return ",".join(f"{m.inside}:{m.outside}:{m.count}" for m in maps) or "-"

@@ -115,6 +115,12 @@ def _bpf(_: str) -> str:
     return "" if features.packet_programs() else "may not load programs of BPF for packets"
 
 
+def _tcx(_: str) -> str:
+    from sandbox import features
+
+    return "" if features.packet_links() else "the kernel has no links for programs of BPF to interfaces (tcx, Linux 6.6)"
+
+
 def _root(_: str) -> str:
     return "" if os.geteuid() == 0 else f"runs as uid {os.geteuid()}"
 
@@ -279,6 +285,7 @@ PROBES: dict[str, Probe] = {
     "qdisc": _qdisc,
     "root": _root,
     "subids": _subids,
+    "tcx": _tcx,
     "user": _user,
     "userns": _userns,
 }

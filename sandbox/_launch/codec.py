@@ -138,6 +138,7 @@ _ENCODERS: Final[dict[type[plan.Op], Callable[[Any, SlotTable], bytes]]] = {
     plan.NewOverlay: _new_overlay,
     plan.Socket: lambda o, s: _U16(s.number(o.out)) + _U32(o.domain) + _U32(o.type) + _U32(o.protocol),
     plan.Netlink: lambda o, s: _U16(s.number(o.slot)) + _U16(s.number(o.named)) + _U32(o.mark) + _U32(o.last) + block(o.data),
+    plan.LinkProgram: lambda o, s: _U16(s.number(o.out)) + _U16(s.number(o.slot)) + _U32(o.interface) + _U32(o.where),
     plan.CopyTree: lambda o, s: _U16(s.number(o.src)) + _U16(s.number(o.at)) + text(o.path),
 }
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from sandbox._networks.directories import Directory, is_alive, pid_namespace
 from sandbox._networks.kept_by_users import check as check_users
@@ -25,6 +25,7 @@ from sandbox._networks.kept_names import KeptNames, sockets_for
 from sandbox._networks.kept_outlet import KeptOutlet
 from sandbox._networks.kept_outside import carry_loopback, lead_on, leads6
 from sandbox._networks.kept_shaping import KeptShaping
+from sandbox._networks.kept_shortcut import KeptShortcut
 from sandbox._networks.live import Live, check_mac, check_place, cut_off
 from sandbox._networks.measures import stats_at
 from sandbox._networks.outlet import check_ports, find_program, reaches6
@@ -42,6 +43,7 @@ from sandbox.network import Network, register
 
 if TYPE_CHECKING:
     from sandbox._networks.ahead import Given
+    from sandbox._networks.shortcut import Shortcut
     from sandbox._networks.wishes import Join
     from sandbox._session import Session
 
@@ -70,6 +72,7 @@ class KeptLive(Live):
     number: int = field(kw_only=True)  # of an outlet that is its own (`kept_outlet`); 0: it has none
     on_admitted: Callable[[], None] = field(kw_only=True)
     on_leave: Callable[[], None] = field(kw_only=True)
+    shortcut: Shortcut = field(default=Factory(KeptShortcut.of, takes_self=True), kw_only=True)
 
     @classmethod
     def open(cls, network: KeptNetwork, spec: NetworkSpec, stack: ExitStack) -> KeptLive:
@@ -157,6 +160,7 @@ class KeptLive(Live):
             self.neighbours.close()
             self.guard.close()
             self.shaping.close()
+            self.shortcut.close()
         with stack:
             if self.outlet is not None:
                 stack.callback(self.outlet.close)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from sandbox._networks.directories import is_alive
 from sandbox._networks.filters import SharedFilters
 from sandbox._networks.kept_outside import carry_loopback
+from sandbox._networks.shortcut import marking
 from sandbox._networks.uplink import KNOWN
 from sandbox.errors import NetworkNotFoundError
 from sandbox.net.kept import Published
@@ -70,6 +71,7 @@ class KeptGate(SharedFilters):
         self._table = Table("ip6" if self._is_six else "ip", f"published-{os.getpid()}-{next(_numbers)}", owner=True)
         self._ports = Set(self._table, "ports", (PROTOCOL, PORT), data=(IPV6 if self._is_six else IPV4, PORT))
         self._open = Set(self._table, "open", (PROTOCOL, PORT))
+        self._is_marking = False
 
     def numbers(self, count: int) -> list[int]:
         """Inner ports that nobody else has."""
@@ -87,6 +89,13 @@ class KeptGate(SharedFilters):
         work.add(rule(inward, [iif(UPLINK), (ip6_daddr if self._is_six else ip_daddr)(self._there), dnat_to(self._ports, l4proto, th_dport)]))
         work.add(rule(known, [iif(UPLINK), in_set(self._open, ct_original_protocol, ct_original_dport), set_mark(KNOWN)]))
         filters.commit(work)
+        if self._is_marking:
+            filters.commit(marking(self._table))
+
+    def mark(self) -> None:
+        """Have packets of flows that may take the short way be marked, whenever a port is published."""
+        self._commit(marking(self._table))
+        self._is_marking = True
 
     def add(self, entries: Iterable[Entry], address: IPv4Address | IPv6Address) -> None:
         made = tuple(entries)

@@ -66,10 +66,7 @@ class Live:
     lender: Lender = field(factory=Lender)
     shaping: Shaping = field(default=Factory(lambda live: Shaping(live.switch, live.requests, live.spec.mtu), takes_self=True))
     shortcut: Shortcut = field(  # not of the network itself: that is to end when nobody has it any more
-        default=Factory(
-            lambda live: Shortcut(live.switch, live.requests, live.shaping, live.uplink, live.addresses.gateway, live.spec.mtu, live.lock),
-            takes_self=True,
-        )
+        default=Factory(Shortcut.of, takes_self=True)
     )
     _next_port: int = FIRST_PORT
 

@@ -38,6 +38,7 @@ from sandbox._networks.kept import KeptLive
 from sandbox._networks.kept_outside import carry_loopback
 from sandbox._networks.kept_published import KeptGate
 from sandbox._networks.reserved import ANY, ANY6, Reserved
+from sandbox._networks.shortcut import marking
 from sandbox._networks.uplink import open_in, walls_of
 from sandbox.errors import ProtocolError, SandboxError, UsageError
 from sandbox.net.conntrack import PROTOCOLS, Direction, Flow, Flows
@@ -172,6 +173,10 @@ class _Gate(SharedFilters):
         keys = [Element(element.key) for element in elements]
         self._commit(Transaction().add_elements(self._open, keys).add_elements(self._ports, elements))
 
+    def mark(self) -> None:
+        """Have the switch mark packets of flows that may take the short way."""
+        self._commit(marking(walls_of("ip")))
+
     def remove(self, entries: Iterable[Entry]) -> None:
         keys = [Element((entry.protocol, entry.inner)) for entry in entries]
         self._commit(Transaction().delete_elements(self._ports, keys).delete_elements(self._open, keys))
@@ -233,8 +238,7 @@ def publish(held: Iterable[Reserved], live: Live, place: Place, version: int = 4
         # In a kept network a process that was killed may have led them to the same uplink.
         mine = {entry.inner for entry in entries}
         _forget(entries, lambda flow: flow.reply.source != uplink.there or flow.reply.source_port not in mine)
-        if isinstance(gate, _Gate):
-            live.shortcut.lead(entries, place)
+        live.shortcut.lead(entries, place, gate.mark)
         found = _Publication(live, uplink, gate, entries)
         _publications.append(found)
         stack.pop_all()

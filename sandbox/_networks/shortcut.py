@@ -6,7 +6,7 @@ On its way to a published port a packet passes two stacks that translate, the ho
 speed of a pair and a bridge made by hand. So programs of BPF at the uplink and at the container's port (`net.shortcut`) translate packets of TCP
 themselves and hand them to the other end, which spares them conntrack, rules, routes and the bridge. Who decides has not changed:
 
-- A flow is known only after the switch's rules have let a packet of it through, which a chain behind all others marks (`_mark`); for a quarter
+- A flow is known only after the switch's rules have let a packet of it through, which a chain behind all others marks (`marking`); for a quarter
   of a second. Then one packet goes the long way again, and all that the rules ask is asked anew. So conntrack's times go on, too.
 - Whereto a packet may go is not in what is known of flows, but in *slots* that are written here alone, one for each published port. A port
   that is withdrawn loses its slot first: from that moment on no packet of its flows passes but by the rules.
@@ -19,6 +19,7 @@ finds invalid is dropped there. What ends connections it believes without that a
 as a connection lives.
 
 Maps and programs live by descriptors of this process and by the interfaces in the switch: they go with the last of these, after kill -9 as well.
+In a network that is kept the switch lasts, and others publish there too: see `kept_shortcut`.
 Where any of it cannot be had (bpf(2) is refused, tc knows no such filters, conntrack has no such settings), there is the long way.
 """
 
@@ -26,10 +27,10 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from attrs import define, field, frozen
 
@@ -40,12 +41,14 @@ from sandbox.net.addresses import mac_of
 from sandbox.net.rtnetlink import UPLINK, Batch
 
 if TYPE_CHECKING:
+    from sandbox._networks.live import Live
     from sandbox._networks.places import Place
     from sandbox._networks.published import Entry
     from sandbox._networks.shaping import Shaping
     from sandbox._networks.switch import Switch
     from sandbox._networks.uplink import Uplink
     from sandbox._session import Asked
+    from sandbox.net.nft import Table, Transaction
     from sandbox.net.rtnetlink import Requests
 
 _CONNTRACK: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_"
@@ -95,16 +98,24 @@ class Shortcut:
     _fitting: Asked | None = None
     _slots: dict[int, tuple[Entry, Place]] = field(factory=dict[int, tuple["Entry", "Place"]])
 
+    @classmethod
+    def of(cls, live: Live) -> Self:
+        """That of a network."""
+        return cls(live.switch, live.requests, live.shaping, live.uplink, live.addresses.gateway, live.spec.mtu, live.lock)
+
     @property
     def flows(self) -> Fd | None:
         """The map of flows, for looking only; None: all packets go the long way."""
         return None if self._programs is None else self._programs.flows
 
-    def lead(self, entries: Iterable[Entry], place: Place) -> None:
-        """Have flows to these ports, which lead to *place*, take the short way where there is one. Does not fail."""
+    def lead(self, entries: Iterable[Entry], place: Place, mark: Callable[[], None]) -> None:
+        """Have flows to these ports, which lead to *place*, take the short way where there is one. Does not fail.
+
+        *mark* has packets of flows that may be known be marked from then on, by the rules of `marking`.
+        """
         wanted = [entry for entry in entries if entry.held.port.protocol == "tcp" and entry.held.address.version == 4]
         with self._lock:
-            if not wanted or not self._begun():
+            if not wanted or not self._begun(mark):
                 return
             self._fit(place.port)
             from sandbox.net.shortcut import slot_of
@@ -176,25 +187,29 @@ class Shortcut:
         except OSError as error:
             raise SetupError("write the slot of a published port", error.errno or 0, step="network") from error
 
-    def _begun(self) -> bool:
+    def _begun(self, mark: Callable[[], None]) -> bool:
         if not self._is_tried:
             self._is_tried = True
-            if self._uplink is not None and not self._switch.is_ordinary and features.packet_programs():
+            if self._uplink is not None and not self._switch.is_ordinary and self._is_offered():
                 try:
-                    self._programs = self._begin()
+                    self._programs = self._begin(mark)
                 except (OSError, SandboxError):  # there is the long way
                     self._programs = None
         return self._programs is not None
 
-    def _begin(self) -> _Programs:
+    def _is_offered(self) -> bool:
+        """Whether this kernel has what it takes, and lets us."""
+        return features.packet_programs()
+
+    def _begin(self, mark: Callable[[], None]) -> _Programs:
         """Load the programs, and have the uplink's run; the others have nothing to do before it does."""
         from sandbox._sys import bpf
-        from sandbox.net import qdisc
         from sandbox.net import shortcut as made
 
         uplink = self._uplink
         if uplink is None:
             raise SetupError("lead the short way", 0, step="network")
+        self._switch.write(_SETTINGS)
         with ExitStack() as stack:
             slots, flows = (
                 stack.enter_context(Fd(bpf.make_map(kind, key, value, entries, f"sandbox_{name}")))
@@ -210,24 +225,19 @@ class Shortcut:
                 stack.enter_context(Fd(bpf.load_program(bpf.SCHED_CLS, program(ends), f"sandbox_{program.__name__}")))
                 for program in (made.inward, made.outward, made.learner)
             )
-            self._switch.write(_SETTINGS)
-            self._mark()
-            messages = [qdisc.clsact(UPLINK), qdisc.program(UPLINK, "ingress", inward.fileno())]
-            self._requests.send(messages, "have a program look at what comes by the uplink")
-            inward.close()
+            mark()
+            self._begin_inward(inward)
             stack.pop_all()
             return _Programs(slots, flows, outward, learner)
         raise AssertionError("unreachable")
 
-    def _mark(self) -> None:
-        """Mark what may be known: packets of connections that are established, that came to a published port, and whose client kept its own port."""
-        from sandbox._networks.uplink import walls_of
-        from sandbox.net.nft import Chain, Transaction, ct_original_dport, ct_state, ct_status, iif, l4proto, mark_as, rule
+    def _begin_inward(self, program: Fd) -> None:
+        """Have the uplink's run, whose descriptor is closed then."""
+        from sandbox.net import qdisc
 
-        chain = Chain(walls_of("ip"), "shortcut", hook="forward", priority=_BEHIND_THE_WALLS)
-        known = [iif(UPLINK), l4proto("tcp"), ct_state("established"), ct_status("dnat"), ct_status("snat", negate=True)]
-        with self._switch.filters() as filters:
-            filters.commit(Transaction().add(chain).add(rule(chain, [*known, mark_as(ct_original_dport)])))
+        messages = [qdisc.clsact(UPLINK), qdisc.program(UPLINK, "ingress", program.fileno())]
+        self._requests.send(messages, "have a program look at what comes by the uplink")
+        program.close()
 
     def _fit(self, port: int) -> None:
         """Nobody waits for it: the kernel may be removing the interfaces of a container before, which takes it milliseconds."""
@@ -240,3 +250,16 @@ class Shortcut:
         with suppress(SandboxError):
             self._fitting = self._switch.ask((first, self._programs.outward.fileno()), (second, self._programs.learner.fileno()))
             self._fitted.add(port)
+
+
+def marking(table: Table) -> Transaction:
+    """Mark what may be known: packets of connections that are established, that came to a published port, and whose client kept its own port.
+
+    No other packet that comes by the uplink leaves with a mark.
+    """
+    from sandbox.net.nft import Chain, Transaction, accept, ct_original_dport, ct_state, ct_status, iif, l4proto, mark_as, rule, set_mark
+
+    chain = Chain(table, "shortcut", hook="forward", priority=_BEHIND_THE_WALLS)
+    known = [iif(UPLINK), l4proto("tcp"), ct_state("established"), ct_status("dnat"), ct_status("snat", negate=True)]
+    work = Transaction().add(chain).add(rule(chain, [*known, mark_as(ct_original_dport), accept]))
+    return work.add(rule(chain, [iif(UPLINK), set_mark(0)]))

@@ -30,6 +30,7 @@ from sandbox._launch import wire
 from sandbox._session import Asked, Session
 from sandbox._spawner import start_helper
 from sandbox._sys import outer
+from sandbox._sys.bpf import TCX_INGRESS
 from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, NS_GET_USERNS
 from sandbox._sys.fds import Fd
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError
@@ -259,6 +260,15 @@ class Switch:
             fds[f"named{number}"] = named
             ops.append(plan.Netlink("ours", batch.data, batch.last, f"named{number}", batch.mark or 0))
         return self._session.ask([*self._home, *ops], [], fds)
+
+    def ask_for_link(self, program: int, interface: int) -> Asked:
+        """Have the helper let a program of BPF see what comes by an interface here; `take_link` waits. Not for an ordinary user."""
+        fds = {**self._home_fds, "program": program}
+        return self._session.ask([*self._home, plan.LinkProgram("link", "program", interface, TCX_INGRESS)], ["link"], fds)
+
+    def take_link(self, asked: Asked) -> int:
+        """Wait for a link, which lives as long as its descriptor, the caller's. Raises: SetupError."""
+        return self._session.answer(asked)[0]
 
     def answer(self, asked: Asked) -> None:
         """Wait until that has been done. Raises: SetupError: the first failure."""

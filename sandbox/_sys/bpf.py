@@ -7,11 +7,12 @@ from typing import Final
 
 from sandbox._sys import calls
 
-__all__ = ["ARRAY", "LRU_HASH", "SCHED_CLS", "load_program", "lookup", "make_map", "update"]
+__all__ = ["ARRAY", "LRU_HASH", "SCHED_CLS", "TCX_INGRESS", "link", "load_program", "lookup", "make_map", "update"]
 
-_MAP_CREATE, _LOOKUP, _UPDATE, _PROG_LOAD = 0, 1, 2, 5
+_MAP_CREATE, _LOOKUP, _UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 1, 2, 5, 28
 ARRAY, LRU_HASH = 2, 9  # BPF_MAP_TYPE_*
 SCHED_CLS: Final = 3  # BPF_PROG_TYPE_*
+TCX_INGRESS: Final = 46  # BPF_TCX_INGRESS
 # What the programs are under does not bind who loads them: the kernel asks it of those that call functions which it gives to such programs only.
 _LICENSE: Final = b"Dual MIT/GPL\0"
 _NAME: Final = 16
@@ -59,6 +60,14 @@ def load_program(kind: int, code: bytes, name: str, *, log: int = 0) -> int:
         if log:
             raise OSError(error.errno, f"{error.strerror}\n{room.value.decode(errors='replace')}") from None
         raise
+
+
+def link(program: int, interface: int, where: int) -> int:
+    """Have a program see the packets of an interface here, as long as somebody has the link.
+
+    Raises: OSError: EINVAL: *where* is unknown (tcx: Linux 6.6); ENODEV: there is no such interface.
+    """
+    return calls.bpf(_LINK_CREATE, struct.pack("=IIII", program, interface, where, 0))
 
 
 def _named(name: str) -> bytes:

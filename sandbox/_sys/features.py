@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from errno import EBADF, EFAULT, EINVAL, ENOSYS
+from errno import EBADF, EFAULT, EINVAL, ENODEV, ENOSYS
 from typing import Any, Final, Generic, TypeVar
 
 from attrs import frozen
@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 _BAD_FLAGS: Final = 0x7FFFFFFF
 _TIMEOUT_S: Final = 10.0
+IGNORE_INVALID_RST: Final = "/proc/sys/net/netfilter/nf_conntrack_tcp_ignore_invalid_rst"
+_NETLINK_NETFILTER: Final = 12
+_NO_FLOW: Final = struct.pack("=IHHIIBBH", 20, 0x0101, 1, 0, 0, 2, 0, 0)  # IPCTNL_MSG_CT_GET, of IPv4
 
 
 class Probe(Generic[T]):
@@ -233,14 +236,41 @@ def seccomp_wait_killable() -> bool:
 
 @Probe
 def packet_programs() -> bool:
-    """Programs of BPF that decide about packets (CAP_BPF and CAP_NET_ADMIN) and can ask for a time that costs nothing (Linux 5.11)."""
+    """Programs of BPF that decide about packets (CAP_BPF and CAP_NET_ADMIN) and can ask for a time that costs nothing (Linux 5.11), beside a
+    conntrack that believes a reset which it did not expect (Linux 5.14).
+    """
+    try:
+        _packet_program().close()
+    except OSError:
+        return False
+    _have_conntrack()
+    return os.path.lexists(IGNORE_INVALID_RST)
+
+
+def _packet_program() -> Fd:
+    from sandbox._sys import bpf
+
+    return Fd(bpf.load_program(bpf.SCHED_CLS, struct.pack("<QQ", 160 << 32 | 0x85, 0x95), "sandbox_probe"))  # call ktime_get_coarse_ns; exit
+
+
+def _have_conntrack() -> None:
+    """Have the kernel load conntrack, whose settings tell what it knows, if it is a module: by asking it for no flow at all (EINVAL)."""
+    import socket
+
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
+        sock.send(_NO_FLOW)
+
+
+@Probe
+def packet_links() -> bool:
+    """Programs of BPF that see an interface's packets as long as somebody holds a link (tcx, Linux 6.6)."""
     from sandbox._sys import bpf
 
     try:
-        Fd(bpf.load_program(bpf.SCHED_CLS, struct.pack("<QQ", 160 << 32 | 0x85, 0x95), "sandbox_probe")).close()  # call ktime_get_coarse_ns; exit
+        with _packet_program() as program:
+            return _errno_of(lambda: bpf.link(program.fileno(), _BAD_FLAGS, bpf.TCX_INGRESS)) == ENODEV
     except OSError:
         return False
-    return True
 
 
 @Probe

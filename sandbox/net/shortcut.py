@@ -39,7 +39,7 @@ KNOWN: Final = struct.Struct("=Q")
 
 _LOOKUP, _UPDATE, _L4_SUM, _REDIRECT, _COARSE_NS = 1, 2, 11, 23, 160  # BPF_FUNC_*; the last since Linux 5.11
 _PSEUDO_HEAD: Final = 0x10  # BPF_F_PSEUDO_HDR
-_PASS, _DROP = 0, 2  # TC_ACT_OK, TC_ACT_SHOT
+_NEXT, _DROP = -1, 2  # TC_ACT_UNSPEC: whoever is next may say, or it goes on; TC_ACT_SHOT
 # struct __sk_buff
 _LENGTH, _MARK, _TAGGED, _INTERFACE, _DATA, _END, _GSO_SIZE = 0, 8, 20, 40, 76, 80, 176
 # Ethernet, IPv4 without options, TCP
@@ -93,7 +93,7 @@ class _Program(Assembler):
 
     def finish(self) -> bytes:
         self.place(self.long)
-        self.do(R0, "=", _PASS)
+        self.do(R0, "=", _NEXT)
         self.exit()
         return self.assemble()
 

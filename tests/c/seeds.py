@@ -41,6 +41,7 @@ OPS: tuple[plan.Op, ...] = (
     plan.Setns("f", 0x40000000),
     plan.Socket("s", 16, 3, 0),
     plan.Netlink("s", bytes(20), 0, "f", 16),
+    plan.LinkProgram("l", "f", 2, 46),
     plan.Unmount("/mnt", optional=True),
     plan.CopyTree("f", "t", "a"),
     plan.NewOverlay("o", (("lowerdir+", plan.FdPath("t", "/a")), ("upperdir", plan.FdPath("t", "/u")), ("userxattr", None)), plan.FdPath("t", "l")),

@@ -227,6 +227,7 @@ static long stub_syscall(long nr, ...) {
         if (stub_call("seccomp", AT_FDCWD, NULL, NULL) < 0)
             return -1;
         return (unsigned)a[1] & SECCOMP_FILTER_FLAG_NEW_LISTENER ? stub_fd() : 0;
+    case __NR_bpf: return stub_opens("bpf", AT_FDCWD, NULL);
     case __NR_getrandom:
         memset((void *)a[0], 0x5a, (size_t)a[1]);
         return stub_call("getrandom", AT_FDCWD, NULL, NULL) < 0 ? -1 : a[1];

@@ -25,7 +25,7 @@ LOOPBACK: Final = 1  # the interface that packets of such trials come by: it pla
 THERE, CONTAINER, CLIENT = IPv4Address("10.87.9.1"), IPv4Address("10.89.0.2"), IPv4Address("203.0.113.7")
 INNER, OWN, CLIENT_PORT = 4711, 8080, 45678
 BRIDGE_MAC, UPLINK_MAC, HOST_MAC, MAC = (bytes([2, 0x42, 10, 89, 0, last]) for last in (1, 9, 8, 2))
-PASS, REDIRECT = 0, 7
+PASS, REDIRECT = (1 << 32) - 1, 7  # TC_ACT_UNSPEC: nothing is said
 NOW_AND_LATER: Final = (1 << 64) - (1 << 17)
 
 

@@ -159,6 +159,13 @@ def pretended_off(stack: ExitStack, _: pytest.MonkeyPatch) -> None:
     stack.enter_context(features.pretend(packet_programs=False))
 
 
+def on_an_older_kernel(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5.11 to 5.13 load the programs, and have no such setting."""
+    monkeypatch.setattr("sandbox._sys.features.IGNORE_INVALID_RST", "/proc/sys/net/netfilter/none")
+    features.packet_programs.forget()
+    stack.callback(features.packet_programs.forget)
+
+
 def without_settings(_: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*_: object) -> None:
         raise SetupError("write", 2, step="network")
@@ -171,7 +178,7 @@ def without_filters(_: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @alone
-@pytest.mark.parametrize("how", [pretended_off, without_settings, without_filters])
+@pytest.mark.parametrize("how", [pretended_off, on_an_older_kernel, without_settings, without_filters])
 def test_without_the_short_way_all_take_the_long_one(how: Callable[[ExitStack, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     with world(), ExitStack() as stack:
         how(stack, monkeypatch)

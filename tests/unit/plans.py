@@ -25,7 +25,7 @@ FIELDS: dict[str, SearchStrategy[object]] = {
     **dict.fromkeys(("set", "clear", "propagation", "resolve", "keep", "handled_fs", "handled_net", "scoped"), U64),
     **dict.fromkeys(("uid", "gid", "attrs", "kind", "domain", "type", "protocol"), U32),
     **dict.fromkeys(("offset", "start"), U64),
-    **dict.fromkeys(("last", "mark"), U32),
+    **dict.fromkeys(("last", "mark", "interface", "where"), U32),
     "named": st.one_of(SLOTS, st.just(plan.HOST)),
     "size": st.integers(0, 1 << 20),
     "seconds": st.integers(-(2**63), 2**63 - 1),

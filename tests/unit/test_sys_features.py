@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 
@@ -44,6 +45,22 @@ def test_every_probe_can_be_forced(name):
         with features.pretend(**{name: 3}):
             assert features.PROBES[name]() == 3
         assert features.PROBES[name]() is False
+
+
+@needs("root", "bpf")
+def test_packet_programs_take_a_setting_of_conntrack_that_came_after_the_programs(monkeypatch):
+    assert features.packet_programs()
+    features.forget()
+    monkeypatch.setattr(features, "IGNORE_INVALID_RST", "/proc/sys/net/netfilter/none")
+    assert not features.packet_programs()
+
+
+def test_links_of_packet_programs_are_there_only_where_the_kernel_knows_them(monkeypatch):
+    monkeypatch.setattr(features.calls, "bpf", lambda command, _: refuse(errno.EINVAL)() if command == 28 else os.open("/dev/null", os.O_RDONLY))
+    assert not features.packet_links()
+    features.forget()
+    monkeypatch.setattr(features.calls, "bpf", lambda command, _: refuse(errno.ENODEV)() if command == 28 else os.open("/dev/null", os.O_RDONLY))
+    assert features.packet_links()
 
 
 def test_a_probe_that_is_none_is_refused():

@@ -10,6 +10,7 @@
 #include "sys.h"
 #include "tree.h"
 
+#include <linux/bpf.h>
 #include <linux/filter.h>
 #include <linux/netlink.h>
 #include <linux/seccomp.h>
@@ -923,6 +924,20 @@ static int op_socket(struct ops *o, struct reader *r) {
     return slot_put(o, out, socket((int)domain, (int)type | SOCK_CLOEXEC, (int)protocol));
 }
 
+static int op_link_program(struct ops *o, struct reader *r) {
+    uint16_t out = rd_uint16(r);
+    int program = slot_get(o, rd_uint16(r));
+    uint32_t interface = rd_uint32(r), where = rd_uint32(r);
+    if (r->bad || program < 0)
+        return fail(EPROTO);
+    union bpf_attr asked;
+    memset(&asked, 0, sizeof asked);
+    asked.link_create.prog_fd = (uint32_t)program;
+    asked.link_create.target_fd = interface; // one place for either
+    asked.link_create.attach_type = where;
+    return slot_put(o, out, (int)syscall(__NR_bpf, BPF_LINK_CREATE, &asked, sizeof asked));
+}
+
 // What the kernel says to messages of netlink: it has carried them out, and answered, by the time send(2) returns. If an
 // answer was lost, there is none to wait for.
 static int netlink_answer(int sock, uint32_t last) {
@@ -1007,14 +1022,14 @@ static int op_copy_tree(struct ops *o, struct reader *r) {
 }
 
 static op_fn *const TABLE[] = {
-    [1] = op_unshare,     [2] = op_hostname,    [3] = op_domainname,     [4] = op_loopback_up,     [5] = op_make_private,
-    [6] = op_new_fs,      [7] = op_attach,      [8] = op_open,           [9] = op_clone_tree,      [10] = op_set_attr,
-    [11] = op_make_dir,   [12] = op_symlink,    [13] = op_write_file,    [14] = op_make_target,    [15] = op_pivot,
-    [16] = op_chdir,      [17] = op_write_proc, [18] = op_drop_bounding, [19] = op_no_new_privs,   [20] = op_landlock,
-    [21] = op_seccomp,    [22] = op_close,      [23] = op_mask,          [24] = op_read_only_path, [25] = op_sethook,
-    [26] = op_bind_mount, [27] = op_setns,      [28] = op_unlink,        [29] = op_unmount,        [30] = op_set_times,
-    [31] = op_remove,     [32] = op_write_from, [33] = op_copy_tree,     [34] = op_new_overlay,    [35] = op_socket,
-    [36] = op_netlink,
+    [1] = op_unshare,     [2] = op_hostname,      [3] = op_domainname,     [4] = op_loopback_up,     [5] = op_make_private,
+    [6] = op_new_fs,      [7] = op_attach,        [8] = op_open,           [9] = op_clone_tree,      [10] = op_set_attr,
+    [11] = op_make_dir,   [12] = op_symlink,      [13] = op_write_file,    [14] = op_make_target,    [15] = op_pivot,
+    [16] = op_chdir,      [17] = op_write_proc,   [18] = op_drop_bounding, [19] = op_no_new_privs,   [20] = op_landlock,
+    [21] = op_seccomp,    [22] = op_close,        [23] = op_mask,          [24] = op_read_only_path, [25] = op_sethook,
+    [26] = op_bind_mount, [27] = op_setns,        [28] = op_unlink,        [29] = op_unmount,        [30] = op_set_times,
+    [31] = op_remove,     [32] = op_write_from,   [33] = op_copy_tree,     [34] = op_new_overlay,    [35] = op_socket,
+    [36] = op_netlink,    [37] = op_link_program,
 };
 
 static int run_one(struct ops *o, struct reader *block) {
