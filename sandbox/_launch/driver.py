@@ -337,7 +337,7 @@ class Launcher:
             self._sock.settimeout(_LEAVE_S)
             while self._sock.recv(4):  # what it said at its start, if nobody has asked
                 pass
-        self.retire()
+        self.drop()
 
     def retire(self) -> None:
         """Close the socket as soon as nobody has this any more.
