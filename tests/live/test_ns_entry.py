@@ -40,8 +40,7 @@ def test_a_namespace_made_alone_is_new_and_can_be_entered(kind):
     with ns.Namespace.create(kind) as made, ns.Namespace.own(kind) as ours:
         assert made != ours
         assert made.kind == kind
-        if kind != "time":
-            assert inside(made.enter(), kind) == f"{file_of(kind)}:[{made.id}]"
+        assert inside(made.enter(), kind) == f"{file_of(kind)}:[{made.id}]"
     assert own(kind).endswith(f"[{ours.id}]")
 
 
@@ -69,6 +68,18 @@ def test_a_containers_user_namespace_owns_its_others():
         assert owner is not None
         with owner, ns.Namespace.own("user") as ours:
             assert owner == user != ours
+
+
+def test_a_containers_clocks_are_entered_together_with_others():
+    with sandbox.Container(hostname="inner", time_offsets=(5e6, 0)) as c, namespaces_of(c.pid, "time", "uts", "net") as opened:
+        words = "uname -n; cat /proc/self/timens_offsets; readlink /proc/self/ns/net; exec sh -c 'readlink /proc/self/ns/time'"
+        said = ns.enter(*opened).run(["sh", "-c", words], check=True, text=True).stdout.split()
+        assert (said[0], said[2], said[-2], said[-1]) == ("inner", "5000000", f"net:[{opened[2].id}]", f"time:[{opened[0].id}]")
+    with ns.Namespace.create("time") as made:
+        plan = ns.enter(made).plan()
+        wrong = evolve(plan, joins=(*plan.joins, ("ns.time", CLONE_NEWUTS)))
+        with pytest.raises(SetupError, match="join the uts namespace"):
+            carry_out(wrong)
 
 
 def test_several_namespaces_are_entered_at_once():

@@ -499,9 +499,14 @@ static struct {
     struct create *create;
     long pid;
     int pidfd, step, error;
+    int report; // a pipe to write all this to, for a joiner with memory of its own; or -1
 } joiner;
 
 static char joiner_stack[65536] __attribute__((aligned(16)));
+
+static _Noreturn void end_joiner(void) {
+    _exit(joiner.report >= 0 && write(joiner.report, &joiner, sizeof joiner) != sizeof joiner);
+}
 
 static int join_and_clone(void *unused) {
     (void)unused;
@@ -510,7 +515,7 @@ static int join_and_clone(void *unused) {
         if (setns(k->joins[i].fd, (int)k->joins[i].kind) < 0) {
             joiner.step = i + 1;
             joiner.error = errno;
-            _exit(1);
+            end_joiner();
         }
     int pidfd = -1;
     long pid = clone_init(k, CLONE_PARENT, &pidfd);
@@ -519,21 +524,42 @@ static int join_and_clone(void *unused) {
     joiner.pid = pid;
     joiner.error = errno;
     joiner.pidfd = pidfd;
-    _exit(0);
+    end_joiner();
 }
 
-// The joiner shares the launcher's memory and descriptors (so the pidfd is the launcher's), but not its namespaces.
+static bool joins_time(const struct create *k) {
+    for (int i = 0; i < k->njoins; i++)
+        if (k->joins[i].kind == X_CLONE_NEWTIME)
+            return true;
+    return false;
+}
+
+// The joiner shares the launcher's memory and descriptors (so the pidfd is the launcher's), but not its namespaces. Who enters a
+// time namespace must share memory with nobody, however (EUSERS of timens_install()).
 static long clone_joined(struct create *k, int *pidfd, uint32_t *step) {
     joiner.create = k;
     joiner.pid = -1;
     joiner.pidfd = -1;
     joiner.step = 0;
     joiner.error = ECHILD; // if it ends before it can say what happened
-    int helper = clone(join_and_clone, joiner_stack + sizeof joiner_stack, CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, NULL);
-    if (helper < 0)
-        return -1;
-    while (waitpid(helper, NULL, 0) < 0 && errno == EINTR)
+    int pair[2] = {-1, -1}, shared = CLONE_VM;
+    if (joins_time(k)) {
+        shared = 0;
+        if (pipe2(pair, O_CLOEXEC | O_NONBLOCK) < 0)
+            return -1;
+    }
+    joiner.report = pair[1];
+    int helper = clone(join_and_clone, joiner_stack + sizeof joiner_stack, shared | CLONE_VFORK | CLONE_FILES | SIGCHLD, NULL);
+    while (helper > 0 && waitpid(helper, NULL, 0) < 0 && errno == EINTR)
         ;
+    if (helper < 0)
+        joiner.error = errno;
+    if (pair[0] >= 0) {
+        if (read(pair[0], &joiner, sizeof joiner) < 0 && errno != EAGAIN)
+            joiner.error = errno;
+        close(pair[0]);
+        close(pair[1]);
+    }
     *pidfd = joiner.pidfd;
     *step = (uint32_t)joiner.step;
     errno = joiner.error;
