@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -92,8 +93,7 @@ def no_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     """Fail the test when it leaves anything behind: see tests/leak/snapshot.py for what is counted."""
     import sandbox
 
-    # /dev/null and the like are opened once per process.
-    sandbox.run(["true"])
+    _open_what_stays()
     sandbox.shut_down()
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -104,3 +104,11 @@ def no_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     sandbox.shut_down()
     left = before.wait_until_clean()
     assert not left, "left behind:\n" + "\n".join(left)
+
+
+@functools.cache
+def _open_what_stays() -> None:
+    """/dev/null and the like are opened once per process."""
+    import sandbox
+
+    sandbox.run(["true"])

@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -54,7 +54,9 @@ class Snapshot:
     @classmethod
     def take(cls) -> Snapshot:
         """Look at the machine now. Blocks for a few milliseconds, or tens where packet filters are listed."""
-        pids = [os.getpid(), *descendants(os.getpid()), *orphaned_launchers()]
+        parents = _parents()
+        family = [os.getpid(), *descendants(os.getpid(), parents)]
+        pids = [*family, *orphaned_launchers(parents, family)]
         return cls(
             processes=frozenset(filter(None, map(describe, pids))),
             threads=frozenset(os.listdir("/proc/self/task")),
@@ -85,10 +87,10 @@ class Snapshot:
         return left
 
 
-def descendants(pid: int) -> list[int]:
+def descendants(pid: int, parents: Mapping[int, int] | None = None) -> list[int]:
     """All living children of *pid* and their children, zombies too."""
     children: dict[int, list[int]] = {}
-    for child, parent in _parents():
+    for child, parent in (_parents() if parents is None else parents).items():
         children.setdefault(parent, []).append(child)
     found: list[int] = []
     todo = [pid]
@@ -98,21 +100,16 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def orphaned_launchers() -> list[int]:
-    """Launchers and inits (they share its executable) whose parent is gone; not those of a stranger that is alive."""
-    found = [pid for pid, parent in _parents() if parent == 1 and "memfd:" in (exe := _readlink(f"/proc/{pid}/exe")) and OURS.search(exe)]
-    family = _family()
+def orphaned_launchers(parents: Mapping[int, int], family: Collection[int]) -> list[int]:
+    """Launchers and inits (they share its executable) whose parent is gone; not those of a stranger, who is not of the *family*, that is alive."""
+    found = [pid for pid, parent in parents.items() if parent == 1 and "memfd:" in (exe := _readlink(f"/proc/{pid}/exe")) and OURS.search(exe)]
     return [pid for pid in found if (caller := _caller(pid)) in family or not (PROC / str(caller)).exists()]
-
-
-def _family() -> set[int]:
-    return {os.getpid(), *descendants(os.getpid())}
 
 
 def strangers_groups() -> set[str]:
     """Names of the directories that processes have which live and do not descend from this one: another run of the tests, say."""
-    family = _family()
-    owners = (pid for pid, _ in _parents() if pid not in family)
+    parents = _parents()
+    owners = parents.keys() - {os.getpid(), *descendants(os.getpid(), parents)}
     return {f"sandbox-{pid}-{words[-1]}" for pid in owners if (words := describe(pid).removesuffix(" (zombie)").split())}
 
 
@@ -125,21 +122,26 @@ def _caller(launcher: int) -> int:
     return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 
 
-def _parents() -> Iterator[tuple[int, int]]:
+def _parents() -> dict[int, int]:
+    """The parent of each process that there is."""
+    found: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                # The name, in brackets, may contain anything; the state and the parent follow the last bracket.
-                fields = (PROC / entry / "stat").read_bytes().rpartition(b")")[2].split()
+                with open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
+                    # The name, in brackets, may contain anything; the state and the parent follow the last bracket.
+                    fields = file.read().rpartition(b")")[2].split(maxsplit=2)
             except OSError:
                 continue  # it ended while we looked
-            yield int(entry), int(fields[1])
+            found[int(entry)] = int(fields[1])
+    return found
 
 
 def describe(pid: int) -> str:
     """Name a process so that a recycled pid does not look like the old process; "" when it is gone."""
     try:
-        head, _, tail = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            head, _, tail = file.read().rpartition(")")
     except OSError:
         return ""
     fields = tail.split()
