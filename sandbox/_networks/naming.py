@@ -17,7 +17,7 @@ from attrs import evolve
 from sandbox._networks.names import NetworkNames
 from sandbox.fs import Resolver, host_resolver
 from sandbox.net.allow import groups_of
-from sandbox.net.roster import Member
+from sandbox.net.roster import BY_NAME, Member
 from sandbox.net.rtnetlink import BRIDGE
 from sandbox.ns.uts import DEFAULT_HOSTNAME
 
@@ -65,6 +65,7 @@ def arrive(arrival: Arrival) -> Callable[[], object]:
     own = [] if endpoint.hostname == DEFAULT_HOSTNAME else [endpoint.hostname]
     running = ((alias, other) for alias, other in arrival.wishes.links if other.is_running)
     links = {alias: key_of(other._session()) for alias, other in running}  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    links |= {alias: f"{BY_NAME}{name}" for alias, name in arrival.join.links}
     member = Member(
         key_of(arrival.place.session),
         [address for address in (endpoint.address, endpoint.address6) if address is not None],

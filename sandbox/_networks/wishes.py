@@ -26,6 +26,16 @@ def _to_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(to_host_name(name, what="name in a network", most=253) for name in names)
 
 
+def _to_named(links: Mapping[str, str] | tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Pairs of a name of one's own, and of the name that it stands for."""
+    if not isinstance(links, (Mapping, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance] - the caller may not be typed
+        raise UsageError(f"links: {links!r} is not a mapping of names to names in the network")
+    given = dict(links)
+    if not all(isinstance(name, str) for name in given.values()):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"links: {links!r}: names in the network are meant; Container(links=...) takes containers")
+    return tuple(zip(_to_names(given), _to_names([*given.values()]), strict=True))
+
+
 def _to_address(value: Any, version: int) -> str | None:  # noqa: ANN401
     from ipaddress import ip_address
 
@@ -77,6 +87,8 @@ class Join:
     None: made of the address. aliases: names by which the others of that network find it, beside its own. address6: as *address*, in a
     network with IPv6.
     shape: how its packets pass there; None: as `Network` says, and ``Shape()`` for none in any case.
+    links: ``{"store": "db"}``: names by which it alone finds others, and the names that those have in that network, whoever has them at a time,
+    of whatever process. (`Container(links=)` is to one container, and has Docker's variables.)
 
     Raises: UsageError. Whether an address is free in the network is looked at when the container joins it.
     """
@@ -87,6 +99,7 @@ class Join:
     aliases: tuple[str, ...] = field(default=(), kw_only=True, converter=_to_names)
     address6: str | None = field(default=None, kw_only=True, converter=_to_address6)
     shape: Shape | None = field(default=None, kw_only=True, converter=_to_shape)
+    links: tuple[tuple[str, str], ...] = field(default=(), kw_only=True, converter=_to_named)
 
 
 @define

@@ -160,6 +160,7 @@ def _add_network(parser: Parser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--network-alias", metavar="NAME", action="append", default=[], help="by which others of the network find it, too")
     group.add_argument("--ip", metavar="ADDRESS", help="its address in the network")
+    group.add_argument("--ip6", metavar="ADDRESS", help="its address of IPv6 there")
     group.add_argument("--mac-address", metavar="MAC", help="of its interface there, such as 02:42:0a:59:00:02")
     group.add_argument("--publish", "-p", metavar="[[IP:]HOST:]PORT[/udp]", action="append", default=[], help="make a port of it one of the host's")
     group.add_argument("--publish-all", "-P", action="store_true", help="all ports that its image exposes, at free ports of the host")

@@ -16,7 +16,7 @@ from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error
 from sandbox.cli.streams import Streams
 from sandbox.keep import LEAST, find, start_wishes
 
-_NETWORK: Final = ("network", "network_alias", "ip", "mac_address", "publish", "publish_all", "link", "dns", "dns_search", "add_host")
+_NETWORK: Final = ("network", "network_alias", "ip", "ip6", "mac_address", "publish", "publish_all", "link", "dns", "dns_search", "add_host")
 _EXEC: Final = "sandbox exec"
 
 

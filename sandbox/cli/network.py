@@ -65,8 +65,10 @@ def _parser() -> Parser:
     prune.add_argument("--filter", metavar="WHAT=VALUE", action="append", default=[], help="label=NAME[=TEXT]; until=24h: only what is older")
     joining = command("connect", _connect, "put a container that outlives its command into a network")
     joining.add_argument("--ip", metavar="ADDRESS", default="", help="its address there")
+    joining.add_argument("--ip6", metavar="ADDRESS", default="", help="its address of IPv6 there")
     joining.add_argument("--mac-address", metavar="MAC", default="", help="of its interface there")
     joining.add_argument("--alias", metavar="NAME", action="append", default=[], help="by which others of the network find it, too")
+    joining.add_argument("--link", metavar="CONTAINER[:ALIAS]", action="append", default=[], help="another one there by a name that it alone knows")
     leaving = command("disconnect", _disconnect, "take a container out of a network")
     for each in (joining, leaving):
         each.add_argument("network", metavar="NETWORK")
@@ -75,9 +77,11 @@ def _parser() -> Parser:
 
 
 def _connect(parsed: argparse.Namespace) -> int:
-    from sandbox.keep import find
+    from sandbox.keep import find, links_in
 
-    find(parsed.container).connect(parsed.network, address=parsed.ip, mac=parsed.mac_address, aliases=parsed.alias)
+    found = find(parsed.container)
+    links = links_in(parsed.network, parsed.link) if parsed.link else {}
+    found.connect(parsed.network, address=parsed.ip, address6=parsed.ip6, mac=parsed.mac_address, aliases=parsed.alias, links=links)
     return 0
 
 

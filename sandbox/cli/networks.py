@@ -11,7 +11,8 @@ from sandbox import Join, Network, UsageError
 if TYPE_CHECKING:
     from sandbox.net import HostPort, Port
 
-_OF_NETWORKS: Final = {"alias": "aliases", "ip": "address", "mac-address": "mac"}  # of --network name=..., and the argument of `Join`
+# Of --network name=..., and the argument of `Join`.
+_OF_NETWORKS: Final = {"alias": "aliases", "ip": "address", "ip6": "address6", "mac-address": "mac"}
 _NETNS: Final = "netns:"
 _FREE: Final = " (at a free port of the host: standard error tells which)"
 _CONTAINER: Final = "container:"
@@ -50,7 +51,7 @@ def explained(container: Mapping[str, Any]) -> list[str]:
     joins = cast("list[Join]", net) if isinstance(net, list) else []
     found: list[str] = []
     for join in joins:
-        said = {"address": join.address, "mac": join.mac, "aliases": ",".join(join.aliases)}
+        said = {"address": join.address, "address6": join.address6, "mac": join.mac, "aliases": ",".join(join.aliases)}
         place = "".join(f" {name}={value}" for name, value in said.items() if value)
         found.append(f"network {join.network.name if join.network.is_kept else NEW}{place}")
     found += (f"publish {port}{_FREE if port.is_chosen_later else ''}" for port in _ports(container))
@@ -101,7 +102,9 @@ def _network(parsed: Namespace) -> Any:  # noqa: ANN401 - whatever `Container` t
 
 def _place(parsed: Namespace) -> list[tuple[str, str, Any]]:
     """What the options say of the place in the one network: the option, its word in --network name=..., and the value."""
-    said = (("--network-alias", "alias", "network_alias"), ("--ip", "ip", "ip"), ("--mac-address", "mac-address", "mac_address"))
+    said = (
+        ("--network-alias", "alias", "network_alias"), ("--ip", "ip", "ip"), ("--ip6", "ip6", "ip6"), ("--mac-address", "mac-address", "mac_address")
+    )  # fmt: skip
     return [(option, key, value) for option, key, name in said if (value := getattr(parsed, name, None))]
 
 

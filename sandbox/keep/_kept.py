@@ -369,9 +369,18 @@ class Kept:
 
     # ---- Its networks ----
 
-    def connect(self, network: str, *, address: str = "", mac: str = "", aliases: Iterable[str] = ()) -> None:
-        """Put it into one more network that is kept; see `Container.connect`."""
-        self._ask("connect", network=network, address=address, mac=mac, aliases=list(aliases))
+    def connect(
+        self,
+        network: str,
+        *,
+        address: str = "",
+        address6: str = "",
+        mac: str = "",
+        aliases: Iterable[str] = (),
+        links: Mapping[str, str] | None = None,
+    ) -> None:
+        """Put it into one more network that is kept; see `Container.connect`, and `Join` for the rest."""
+        self._ask("connect", network=network, address=address, address6=address6, mac=mac, aliases=list(aliases), links=dict(links or {}))
 
     def disconnect(self, network: str) -> None:
         """Take it out of a network."""

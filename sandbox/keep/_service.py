@@ -332,7 +332,8 @@ def _connect(keeper: Keeper, _client: socket.socket, request: Request, _fds: lis
 
     fields = request.fields
     network = NetworkStore().open(fields["network"])
-    keeper.container.connect(Join(network, address=fields["address"] or None, mac=fields["mac"] or None, aliases=fields["aliases"]))
+    numbers = {name: fields[name] or None for name in ("address", "address6", "mac")}
+    keeper.container.connect(Join(network, **numbers, aliases=fields["aliases"], links=fields["links"]))
     keeper.changed()
     return {}
 

@@ -54,7 +54,7 @@ VERBS: Final[Mapping[str, Mapping[str, Kind]]] = {
     "export": {},
     "copy_in": {"source": str, "target": str},
     "copy_out": {"source": str, "target": str},
-    "connect": {"network": str, "address": str, "mac": str, "aliases": _TEXTS},
+    "connect": {"network": str, "address": str, "address6": str, "mac": str, "aliases": _TEXTS, "links": _MAPPING},
     "disconnect": {"network": str},
     "stats": {},
     "update": {"restart": str, "memory": str, "cpus": float, "pids": int},

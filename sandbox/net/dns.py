@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import dnslib  # pyright: ignore[reportMissingTypeStubs]
 
-from sandbox.net.roster import Member, Roster, to_number
+from sandbox.net.roster import BY_NAME, Member, Roster, to_number
 
 HEAD: Final = 12  # bytes of a DNS header (RFC 1035, 4.1.1)
 MOST: Final = 4096  # bytes of a query
@@ -136,14 +136,23 @@ def _find(name: str, kind: int, client: Member, rosters: Sequence[Roster]) -> tu
     """The code, and addresses (for PTR: names), of what is ours to say; None: it is not."""
     if kind == _PTR and (address := _reverse(name)):
         return _name_of(address, rosters)
-    key = client.links.get(name)
+    is_link = False
     for roster in rosters:
-        linked = None if key is None else roster.members.get(key)
-        members = [linked] if linked is not None else _named(name, roster)
+        meant = roster.members.get(client.key, client).links.get(name)  # a link may be of one network
+        is_link = is_link or meant is not None
+        members = ([] if meant is None else _linked(meant, roster)) or _named(name, roster)
         if members:
             return NOERROR, [address for member in members for address in member.addresses]
     # A link to somebody who has gone is nobody else's name.
-    return None if key is None else (NXDOMAIN, ())
+    return (NXDOMAIN, ()) if is_link else None
+
+
+def _linked(meant: str, roster: Roster) -> list[Member]:
+    """Whom a link means, if he is there."""
+    if meant.startswith(BY_NAME):
+        return _named(meant.removeprefix(BY_NAME).lower(), roster)
+    member = roster.members.get(meant)
+    return [] if member is None else [member]
 
 
 def _named(name: str, roster: Roster) -> list[Member]:

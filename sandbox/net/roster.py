@@ -26,12 +26,13 @@ from sandbox._sys.constants import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 BEGIN: Final = 4096  # of the lines: a page of its own for the number
 SLACK: Final = 1 << 16  # bytes of the past that nobody minds
 _CHUNK: Final = 1 << 18
+BY_NAME: Final = "@"  # before what a link means by a name, which may be anybody's at a time; others mean a key
 
 
 class Member:
-    """A container in a network. *links*: names that only it knows others by, and those others' keys. *servers*: whom to ask what nobody here is.
+    """A container in a network. *links*: names that only it knows others by, and those others' keys, or `BY_NAME` and a name.
 
-    *port*: the index of its interface in the switch.
+    *servers*: whom to ask what nobody here is. *port*: the index of its interface in the switch.
     """
 
     __slots__ = ("addresses", "key", "links", "names", "port", "servers")

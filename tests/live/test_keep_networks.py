@@ -45,16 +45,40 @@ def test_a_container_is_connected_found_linked_and_disconnected(cli: Cli, networ
     assert cli("run", "--network", "container:db", "--", "/usr/bin/python3", "-c", ASK, "127.0.0.1") == "hello\n"
     assert "none of this one's networks" in cli("run", "--link", "db", "--", "true", code=125)
 
-    cli("run", "-d", "--name", "app", "--", "sleep", "1000")
-    assert cli("network", "connect", "--alias", "front", "shop", "app") == ""
+    cli("network", "create", "--internal", "home")
+    cli("run", "-d", "--name", "app", "--network", "home", "--", "sleep", "1000")
+    assert cli("network", "connect", "--alias", "front", "--link", "db:store", "shop", "app") == ""
     assert cli("exec", "app", "/usr/bin/python3", "-c", ASK, address) == "hello\n"
-    assert set(json.loads(cli("inspect", "app"))[0]["NetworkSettings"]["Networks"]) == {"shop"}
+    assert cli("exec", "app", "/usr/bin/python3", "-c", ASK, "store") == "hello\n"  # which it alone knows
+    assert cli("exec", "db", "getent", "hosts", "app").split()[0] == cli("exec", "db", "getent", "hosts", "front").split()[0]
+    assert cli("exec", "db", "getent", "hosts", "store", code=2) == ""
+    assert "no container 'nobody', and nobody" in cli("network", "connect", "--link", "nobody", "shop", "app", code=1)
+    assert "NAME:ALIAS" in cli("network", "connect", "--link", "db:", "shop", "app", code=1)
+    assert set(json.loads(cli("inspect", "app"))[0]["NetworkSettings"]["Networks"]) == {"home", "shop"}
     assert "in use" in cli("network", "rm", "shop", code=1)
     assert "already" in cli("network", "connect", "shop", "app", code=1) or "in there" in cli("network", "connect", "shop", "app", code=1)
     cli("network", "disconnect", "shop", "app")
     assert "unreachable" in cli("exec", "app", "/usr/bin/python3", "-c", ASK, address, code=1)
     cli("rm", "-f", "app", "db")
     cli("network", "rm", "shop")
+
+
+def test_a_link_follows_the_container_and_is_found_before_that_is_there(cli: Cli, networks: NetworkStore) -> None:
+    networks.create("shop", internal=True, ipv6=True, subnet="10.77.6.0/24", subnet6="fd00:77:6::/64")
+    networks.create("home", internal=True)
+    for name in ("db", "app"):
+        cli("run", "-d", "--name", name, "--network", "home", "--", "sleep", "1000")
+    cli("network", "connect", "--alias", "front", "--link", "db:store", "--ip", "10.77.6.9", "--ip6", "fd00:77:6::99", "shop", "app")
+    told = json.loads(cli("network", "inspect", "shop"))[0]["Containers"].values()
+    assert [(one["IPv4Address"], one["IPv6Address"]) for one in told] == [("10.77.6.9/24", "fd00:77:6::99/64")]
+    assert cli("exec", "app", "getent", "ahostsv4", "store", code=2) == ""
+    for address in ("10.77.6.20", "10.77.6.30"):
+        cli("network", "connect", "--ip", address, "shop", "db")
+        assert cli("exec", "app", "getent", "ahostsv4", "store").split()[0] == address
+        assert cli("exec", "db", "getent", "ahostsv4", "front").split()[0] == "10.77.6.9"
+        cli("network", "disconnect", "shop", "db")
+    assert "is not an address of IPv6" in cli("network", "connect", "--ip6", "10.1.1.1", "shop", "db", code=1)
+    assert cli("run", "--network", "shop", "--ip6", "fd00:77:6::5", "--", "ip", "-6", "-o", "address", "show", "eth0").split()[3] == "fd00:77:6::5/64"
 
 
 def test_two_that_outlive_their_commands_share_one_network_namespace(cli: Cli) -> None:

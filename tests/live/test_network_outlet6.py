@@ -210,4 +210,5 @@ def test_the_programs_own_subnet_is_refused() -> None:
     wrong: dict[str, Any] = {"uplink": "slirp4netns", "ipv6": True, "subnet6": "fd00::/64"}
     with pytest.raises(UsageError, match="fd00::/64"):
         Network(**wrong).create()
-    assert Network(**{**wrong, "uplink": None}, internal=True).create().close() is None
+    with Network(**{**wrong, "uplink": None}, internal=True) as net:
+        assert net.subnet6 == "fd00::/64"

@@ -67,7 +67,7 @@ EXAMPLES = {
 }
 SAME = {"--interactive", "--help"}  # the default, and what never gets here
 OF_IMAGES = {"--image", "--entrypoint", "--pull"}
-OF_NETWORKS = {"--network-alias", "--ip", "--mac-address", "--publish", "--publish-all", "--link"}  # only with a network: test_cli_networks
+OF_NETWORKS = {"--network-alias", "--ip", "--ip6", "--mac-address", "--publish", "--publish-all", "--link"}  # only with a network: test_cli_networks
 OF_DETACHED = {"--detach", "--rm", "--restart", "--label", "--log-size"}  # test_keep_pieces
 OF_HEALTH = {  # test_keep_health
     "--health-cmd", "--health-interval", "--health-timeout", "--health-start-period", "--health-start-interval", "--health-retries",

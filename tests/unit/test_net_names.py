@@ -330,3 +330,16 @@ def test_nobody_listens_where_another_network_does(kind: int) -> None:
         listen([one], "127.0.0.1", 1, 0)
         with pytest.raises(SetupError, match="listen for names"):
             listen([two], "127.0.0.1", 1, one.getsockname()[1])
+
+
+def test_a_link_by_name_means_whoever_has_that_in_its_network() -> None:
+    left, right = Net("left", "10.1.0.0/24", forwards=False), Net("right", "10.2.0.0/24", forwards=False)
+    left.join(Member("me", ["10.1.0.2"]), Member("x", ["10.1.0.3"], ["db"]))
+    right.join(Member("me", ["10.2.0.2"], links={"store": "@DB"}))
+    assert answers("store", left, right, client="me") == ("NXDOMAIN", [])  # not the other network's "db"
+    right.join(Member("y", ["10.2.0.3"], ["db"]))
+    assert answers("store", left, right, client="me") == ("NOERROR", ["10.2.0.3"])
+    assert answers("store", right, client="y") == ("NXDOMAIN", [])
+    right.leave("y")
+    right.join(Member("z", ["10.2.0.4"], ["db"]))
+    assert answers("Store", right, left, client="me") == ("NOERROR", ["10.2.0.4"])

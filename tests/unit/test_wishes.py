@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from sandbox import Container, Join, Network, UsageError
 from sandbox._networks.wishes import NONE, to_wishes
@@ -77,3 +78,14 @@ def test_a_container_of_anothers_network_publishes_nothing_itself() -> None:
 def test_what_is_said_of_names_is_in_the_plan() -> None:
     spec = Container(dns=["10.0.0.53"], dns_search=["example.org"], extra_hosts={"db": "10.0.0.9"}).spec
     assert (spec.resolver.nameservers, spec.resolver.search, spec.resolver.hosts) == (("10.0.0.53",), ("example.org",), (("10.0.0.9", "db"),))
+
+
+@pytest.mark.parametrize("links", [["db"], {"store": 5}, {"": "db"}, {"store": "a b"}, "db"])
+def test_links_of_a_join_are_names(links: Any) -> None:
+    with pytest.raises(UsageError):
+        Join(Network(internal=True), links=links)
+
+
+def test_a_join_can_be_changed_and_keeps_its_links() -> None:
+    join = Join(Network(internal=True), links={"store": "db"})
+    assert evolve(join, address="10.1.2.5").links == join.links == (("store", "db"),)
