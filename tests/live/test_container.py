@@ -435,3 +435,21 @@ def test_a_signal_reaches_the_first_process_or_all_that_it_has_started(beside: b
             assert other.poll() is None
             other.kill()
             other.wait()
+
+
+_QUEUE = """
+import ctypes, errno, os
+rt = ctypes.CDLL(None if hasattr(ctypes.CDLL(None), "mq_open") else "librt.so.1", use_errno=True)
+queue = rt.mq_open(b"/q", os.O_CREAT | os.O_RDWR, 0o600, None)
+assert queue >= 0 or ctypes.get_errno() == errno.ENOSYS, os.strerror(ctypes.get_errno())
+print(queue < 0 or os.listdir("/dev/mqueue") == ["q"] and rt.mq_send(queue, b"word", 4, 0) == 0)
+"""
+
+
+@needs("program:/usr/bin/python3")
+@pytest.mark.parametrize("options", [{}, {"read_only": True}, {"user": 0}, {"security": "strict"}], ids=str)
+def test_message_queues_of_posix_work_and_belong_to_the_container_alone(options: dict[str, Any]) -> None:
+    for _ in range(2):
+        with Container(**options) as c:
+            done = c.exec(["/usr/bin/python3", "-c", _QUEUE], text=True)
+            assert done.stdout == "True\n", done.stderr
