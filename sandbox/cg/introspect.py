@@ -42,6 +42,13 @@ class TextFile(BaseFileInterface):  # type: ignore[misc]  # cgroupspy is untyped
     """Text as it is."""
 
 
+class RatesFile(DictFile):  # type: ignore[misc]  # cgroupspy is untyped
+    """A line for each disk that has a limit, and none at first, which cgroupspy's class cannot read."""
+
+    def sanitize_get(self, value: str) -> dict[str, int]:
+        return {device: int(rate) for device, rate in (line.split() for line in value.splitlines())}
+
+
 class TableFile(BaseFileInterface):  # type: ignore[misc]  # cgroupspy is untyped
     """Lines of ``NAME KEY=VALUE ...``, as ``io.stat``, ``io.max`` and the pressure files have: a mapping of mappings of text."""
 
@@ -152,13 +159,20 @@ class PidsV1(_Pids, _V1):
 class IoV1(_V1):
     """What is left of blkio: throttling, and BFQ's weight; cgroupspy's class is of the CFQ scheduler's days, gone in v5.0."""
 
-    throttle_read_bps_device = DictFile("blkio.throttle.read_bps_device")
-    throttle_write_bps_device = DictFile("blkio.throttle.write_bps_device")
-    throttle_read_iops_device = DictFile("blkio.throttle.read_iops_device")
-    throttle_write_iops_device = DictFile("blkio.throttle.write_iops_device")
+    throttle_read_bps_device = RatesFile("blkio.throttle.read_bps_device")
+    throttle_write_bps_device = RatesFile("blkio.throttle.write_bps_device")
+    throttle_read_iops_device = RatesFile("blkio.throttle.read_iops_device")
+    throttle_write_iops_device = RatesFile("blkio.throttle.write_iops_device")
     throttle_io_service_bytes = TextFile("blkio.throttle.io_service_bytes", readonly=True)
     throttle_io_serviced = TextFile("blkio.throttle.io_serviced", readonly=True)
     bfq_weight = TextFile("blkio.bfq.weight")
+
+
+class HugetlbV1(_V1):
+    limit_2mb = IntegerFile("hugetlb.2MB.limit_in_bytes")
+    usage_2mb = IntegerFile("hugetlb.2MB.usage_in_bytes", readonly=True)
+    limit_1gb = IntegerFile("hugetlb.1GB.limit_in_bytes")
+    usage_1gb = IntegerFile("hugetlb.1GB.usage_in_bytes", readonly=True)
 
 
 class MemoryV1(spy.MemoryController):  # type: ignore[misc]  # cgroupspy is untyped
@@ -187,6 +201,7 @@ _CLASSES: Final[dict[tuple[str, int], type]] = {
     ("devices", 1): spy.DevicesController,
     ("io", 1): IoV1,
     ("pids", 1): PidsV1,
+    ("hugetlb", 1): HugetlbV1,
     ("freezer", 1): FreezerV1,
     ("memory", 2): MemoryV2,
     ("cpu", 2): CpuV2,

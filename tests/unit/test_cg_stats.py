@@ -89,6 +89,20 @@ def test_typed_files_of_v2(v2: Bundle, tmp_path: Path):
         _ = files_.memory.high
 
 
+def test_typed_files_of_v1_that_cgroupspy_has_not(tmp_path: Path):
+    rates = [f"blkio.throttle.{way}_{what}_device" for way in ("read", "write") for what in ("bps", "iops")]
+    for name, text in {**dict.fromkeys(rates, ""), rates[0]: "8:0 1024\n254:0 2048\n", "hugetlb.2MB.limit_in_bytes": "4194304\n"}.items():
+        (tmp_path / name).write_text(text)
+    hierarchy = Hierarchy(1, ("blkio", "hugetlb"), "/mnt", "/mnt")
+    files_ = Introspection(Bundle(Host((hierarchy,)), "group", {"/mnt": Place(hierarchy, str(tmp_path))}))
+    assert files_.names() == ["io", "hugetlb"]
+    assert files_.io.throttle_read_bps_device == {"8:0": 1024, "254:0": 2048}
+    assert files_.io.throttle_read_iops_device == files_.io.throttle_write_bps_device == files_.io.throttle_write_iops_device == {}
+    files_.io.throttle_write_bps_device = {"8:0": 512}
+    assert files_.io.throttle_write_bps_device == {"8:0": 512}
+    assert files_.hugetlb.limit_2mb == 4194304
+
+
 def test_a_missing_file_is_fatal_unless_optional_or_replaced(tmp_path: Path):
     directory = str(tmp_path)
     with pytest.raises(UnsupportedError, match=r"no file memory\.max"):
