@@ -36,6 +36,7 @@ _COPYING: Final = {
     errno.ELOOP: "the directory is more than 100 levels deep",
     errno.EMFILE: "the directory is deeper than this process may open files (ulimit -Hn)",
 }
+_WRITING: Final = (plan.MakeDir, plan.MakeTarget, plan.WriteFile, plan.Symlink)
 _NO_DIRECTORY: Final = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 _FORBIDDEN: Final = (errno.EPERM, errno.EACCES, errno.ENOSPC)
 
@@ -114,6 +115,8 @@ def _hint(phase: wire.Phase, op: plan.Op | None, number: int) -> str:
         return _COPYING[number]
     if isinstance(op, plan.MakeTarget) and op.path.endswith("/.") and number in _NO_DIRECTORY:
         return "the image's VOLUME or WORKDIR there is a file, or a link that leads nowhere: mount something on it, or give another cwd="
+    if isinstance(op, _WRITING) and number == errno.ENOSPC:
+        return "what the container's root is written to is full: give scratch= more bytes, Scratch(..., inodes=...) more files, or its disk more room"
     if isinstance(op, plan.Unshare) and number == errno.ENOSPC:
         return "user.max_mnt_namespaces, max_net_namespaces or another limit of that kind is reached; raise the sysctl"
     if number == errno.EMFILE:

@@ -124,3 +124,9 @@ def test_a_volume_of_an_image_that_is_no_directory_is_named(number):
     error = failed(plan.MakeTarget("/etc/passwd/.", "root", "root"), number)
     assert isinstance(error, SetupError)
     assert "VOLUME" in error.hint
+
+
+@pytest.mark.parametrize("op", [plan.MakeDir("d", "root"), plan.MakeTarget("t", "root", "item"), plan.WriteFile("f", b"x", "root"), plan.Symlink("l", "to", "root")])
+def test_a_layer_that_is_full_before_anything_runs_says_what_to_enlarge(op: plan.Op) -> None:
+    assert "scratch=" in str(failed(op, errno.ENOSPC))
+    assert "scratch=" not in str(failed(op, errno.EROFS))
