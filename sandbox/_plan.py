@@ -1,7 +1,6 @@
 """The plan's vocabulary: what is to be done to set a container up, as plain values.
 
-Theory of operation
--------------------
+Theory of operation.
 A plan is two lists of operations. *host_ops* are carried out by the launcher, in the caller's mount and user namespaces, after the container's init
 has been cloned and its user namespace has its id maps (so that mounts can be id-mapped). *init_ops* are carried out by init itself, PID 1 of the
 container, with no rights but those its own user namespace gives. Each operation is about one system call.
@@ -24,14 +23,16 @@ from typing import ClassVar, Final
 import attrs
 from attrs import field, frozen
 
+from sandbox._types import Shown
+
 Slot = str
 HOST: Final[Slot] = ""
 NO_ID: Final = 0xFFFFFFFF
 NEW_FILE: Final = 0xFFFFFFFFFFFFFFFF  # instead of an offset
 
 
-@frozen
-class Op:
+@frozen(repr=False)
+class Op(Shown):
     """One operation; `CODE` is its number in wire.md."""
 
     CODE: ClassVar[int] = 0
@@ -42,7 +43,7 @@ class Op:
         return f"{type(self).__name__}({', '.join(fields)})"
 
 
-@frozen
+@frozen(repr=False)
 class Unshare(Op):
     """unshare(2): give init new namespaces (CLONE_NEW* in *flags*, owned by the container's user namespace)."""
 
@@ -50,33 +51,33 @@ class Unshare(Op):
     flags: int
 
 
-@frozen
+@frozen(repr=False)
 class SetHostname(Op):
     CODE: ClassVar[int] = 2
     name: str
 
 
-@frozen
+@frozen(repr=False)
 class SetDomainname(Op):
     CODE: ClassVar[int] = 3
     name: str
 
 
-@frozen
+@frozen(repr=False)
 class LoopbackUp(Op):
     """Bring ``lo`` of the current network namespace up (ioctl, no netlink)."""
 
     CODE: ClassVar[int] = 4
 
 
-@frozen
+@frozen(repr=False)
 class MakePrivate(Op):
     """Stop mount propagation of the whole tree, both ways (MS_REC | MS_PRIVATE on ``/``)."""
 
     CODE: ClassVar[int] = 5
 
 
-@frozen
+@frozen(repr=False)
 class NewFs(Op):
     """fsopen + fsconfig + fsmount: make a detached mount of *fstype* in slot *out*.
 
@@ -92,15 +93,15 @@ class NewFs(Op):
     optional: bool = False
 
 
-@frozen
-class FdPath:
+@frozen(repr=False)
+class FdPath(Shown):
     """An option's value: the path of a slot's descriptor, with *suffix* appended (``"/upper"``)."""
 
     slot: Slot
     suffix: str = ""
 
 
-@frozen
+@frozen(repr=False)
 class Attach(Op):
     """move_mount: attach the detached mount in *slot* at *path* below directory *at*."""
 
@@ -111,7 +112,7 @@ class Attach(Op):
     optional: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class Open(Op):
     """openat2 *path* below *at* into slot *out*; with *same_as*, fail (ESTALE) unless it is the same inode as that slot's."""
 
@@ -126,7 +127,7 @@ class Open(Op):
     optional: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class CloneTree(Op):
     """open_tree(OPEN_TREE_CLONE) of *path* (empty: the slot itself) below *src*: a detached copy of a mount, in slot *out*."""
 
@@ -138,7 +139,7 @@ class CloneTree(Op):
     optional: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class SetAttr(Op):
     """mount_setattr on *slot*: MOUNT_ATTR_*, MS_PRIVATE... as *propagation*; *idmap* (host_ops only): mapped with the container's user namespace."""
 
@@ -152,7 +153,7 @@ class SetAttr(Op):
     optional: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class MakeDir(Op):
     """mkdir *path* below *at* (an existing directory is fine, it keeps its mode and owner). NO_ID leaves the owner."""
 
@@ -164,7 +165,7 @@ class MakeDir(Op):
     gid: int = NO_ID
 
 
-@frozen
+@frozen(repr=False)
 class Symlink(Op):
     """Make the symbolic link *path* below *at*. NO_ID leaves the owner."""
 
@@ -176,7 +177,7 @@ class Symlink(Op):
     gid: int = NO_ID
 
 
-@frozen
+@frozen(repr=False)
 class WriteFile(Op):
     """Create or replace the regular file *path* below *at* (symlinks are not followed at the last name).
 
@@ -200,7 +201,7 @@ class WriteFile(Op):
         return f"WriteFile(path={self.path!r}, {len(self.data)} bytes, at={self.at!r}, mode={self.mode:#o}{ids}{where})"
 
 
-@frozen
+@frozen(repr=False)
 class MakeTarget(Op):
     """Make sure that *path* below *at* can be mounted on by *like*: missing parents and a last directory or empty file are made."""
 
@@ -210,7 +211,7 @@ class MakeTarget(Op):
     like: Slot
 
 
-@frozen
+@frozen(repr=False)
 class Pivot(Op):
     """pivot_root into the (attached) mount in *slot*, drop the old tree, chdir to ``/``."""
 
@@ -218,13 +219,13 @@ class Pivot(Op):
     slot: Slot
 
 
-@frozen
+@frozen(repr=False)
 class Chdir(Op):
     CODE: ClassVar[int] = 16
     path: str
 
 
-@frozen
+@frozen(repr=False)
 class WriteProc(Op):
     """Write *data* to the existing file *path* below the procfs in *at* (``sys/...``, ``self/timens_offsets``)."""
 
@@ -235,7 +236,7 @@ class WriteProc(Op):
     optional: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class DropBounding(Op):
     """Keep only *keep* (a mask of capabilities) in the bounding set that all programs of the container inherit; clear inheritable and ambient."""
 
@@ -243,12 +244,12 @@ class DropBounding(Op):
     keep: int
 
 
-@frozen
+@frozen(repr=False)
 class NoNewPrivs(Op):
     CODE: ClassVar[int] = 19
 
 
-@frozen
+@frozen(repr=False)
 class Landlock(Op):
     """Make a Landlock ruleset and enforce it on init and all that it starts. *rules*: (slot, allowed access)."""
 
@@ -260,7 +261,7 @@ class Landlock(Op):
     optional: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class Seccomp(Op):
     """Install a classic BPF program on init and all that it starts. *listen*: SECCOMP_RET_USER_NOTIF kills the exec, with Status.SYSCALL_DENIED.
 
@@ -279,13 +280,13 @@ class Seccomp(Op):
         return f"Seccomp({len(self.program) // 8} instructions, flags={self.flags:#x}, listen={self.listen}{asks})"
 
 
-@frozen
+@frozen(repr=False)
 class Close(Op):
     CODE: ClassVar[int] = 22
     slot: Slot
 
 
-@frozen
+@frozen(repr=False)
 class Mask(Op):
     """Hide *path* below *at*: a copy of the mount in *file_slot* goes over a file, of *dir_slot* over a directory; a missing path is skipped."""
 
@@ -296,7 +297,7 @@ class Mask(Op):
     dir_slot: Slot
 
 
-@frozen
+@frozen(repr=False)
 class ReadOnlyPath(Op):
     """Bind *path* below *at* read-only onto itself, with everything below it; a missing path is skipped."""
 
@@ -305,7 +306,7 @@ class ReadOnlyPath(Op):
     at: Slot
 
 
-@frozen
+@frozen(repr=False)
 class Sethook(Op):
     """Keep the descriptor in *slot* for init's own use: *role* is one of the ROLE_* numbers."""
 
@@ -321,7 +322,7 @@ ROLE_LAST_PID: Final = 4  # traceless containers: ns_last_pid, to be written to
 ROLE_UPPER: Final = 5  # of a root of layers: the directory that has what was written, for the caller to read; never seen by programs
 
 
-@frozen
+@frozen(repr=False)
 class BindMount(Op):
     """mount(2) MS_BIND of *src*'s path ``/proc/self/fd/N`` onto *path* (host_ops only): for names that last, as /run/netns/NAME."""
 
@@ -330,7 +331,7 @@ class BindMount(Op):
     path: str
 
 
-@frozen
+@frozen(repr=False)
 class Setns(Op):
     """setns(2) into the namespace in *slot*; *kind* is its CLONE_NEW* (0: whatever it is)."""
 
@@ -339,7 +340,7 @@ class Setns(Op):
     kind: int = 0
 
 
-@frozen
+@frozen(repr=False)
 class Unlink(Op):
     """unlinkat *path* below *at*; *directory*: rmdir."""
 
@@ -350,7 +351,7 @@ class Unlink(Op):
     optional: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class Unmount(Op):
     """umount2(MNT_DETACH | UMOUNT_NOFOLLOW) of *path* as the process sees it."""
 
@@ -359,7 +360,7 @@ class Unmount(Op):
     optional: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class SetTimes(Op):
     """utimensat(2): the time of the last change of *path* below *at*, in seconds and nanoseconds; a symlink's own."""
 
@@ -370,7 +371,7 @@ class SetTimes(Op):
     nanoseconds: int = 0
 
 
-@frozen
+@frozen(repr=False)
 class Remove(Op):
     """Remove *path* below *at*, a file, a link or an empty directory; *recursive*: with all that is in it, however deep, never through a
     link or into another mount. EAGAIN: there is more than is done at once; ask again.
@@ -382,7 +383,7 @@ class Remove(Op):
     recursive: bool = False
 
 
-@frozen
+@frozen(repr=False)
 class WriteFrom(Op):
     """As `WriteFile`; the data are *size* bytes (at most 1 MiB) from *start* on of the file in *slot*, outside the request."""
 
@@ -398,7 +399,7 @@ class WriteFrom(Op):
     offset: int = NEW_FILE
 
 
-@frozen
+@frozen(repr=False)
 class CopyTree(Op):
     """Copy what is in the directory *src* into *path* below *at*; what is there stays. Mounts below *src* and devices are left out."""
 
@@ -408,7 +409,7 @@ class CopyTree(Op):
     path: str
 
 
-@frozen
+@frozen(repr=False)
 class NewOverlay(Op):
     """Make a detached overlay mount in slot *out*; *options* as in `NewFs`, with one ``lowerdir+`` for each layer, the topmost first.
 
@@ -430,7 +431,7 @@ class NewOverlay(Op):
         return f"NewOverlay(out={self.out!r}, {layers} layers, options={others!r})"
 
 
-@frozen
+@frozen(repr=False)
 class Socket(Op):
     """socket(2) into slot *out*: it belongs to the network namespace that the process is in just then."""
 
@@ -441,7 +442,7 @@ class Socket(Op):
     protocol: int = 0
 
 
-@frozen
+@frozen(repr=False)
 class Netlink(Op):
     """Carry out netlink messages, numbered from 0 to *last*, of which only that asks for an answer. The first failure is the operation's."""
 
@@ -457,7 +458,7 @@ class Netlink(Op):
         return f"Netlink(slot={self.slot!r}, {self.last + 1} messages)"
 
 
-@frozen
+@frozen(repr=False)
 class LinkProgram(Op):
     """bpf(BPF_LINK_CREATE): have the program in *slot* see packets of an interface here (its index), while *out* lives; *where*: BPF_TCX_*."""
 
@@ -468,8 +469,8 @@ class LinkProgram(Op):
     where: int
 
 
-@frozen
-class IdMap:
+@frozen(repr=False)
+class IdMap(Shown):
     """One line of uid_map or gid_map: *count* ids from *inside* on are those from *outside* on."""
 
     inside: int
@@ -477,8 +478,8 @@ class IdMap:
     count: int
 
 
-@frozen
-class Plan:
+@frozen(repr=False)
+class Plan(Shown):
     """A whole set-up. *clone_flags*: CLONE_NEW* of the clone itself (user, pid); the others are made by `Unshare` in init."""
 
     clone_flags: int = 0

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 from sandbox.errors import UsageError
 
@@ -25,6 +25,17 @@ _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, 
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\s*", re.IGNORECASE | re.ASCII)
 MAX_SIZE: Final = (1 << 63) - 1
 MAX_SECONDS: Final = 10.0 * 365 * 86400
+
+
+class Shown:
+    """The base of classes with ``@frozen(repr=False)`` that have a `repr` like attrs' all the same: attrs compiles one for each, at each start."""
+
+    __slots__ = ()
+    __attrs_attrs__: ClassVar[tuple[Any, ...]] = ()
+
+    def __repr__(self) -> str:
+        fields = (f"{field.name}={getattr(self, field.name)!r}" for field in self.__attrs_attrs__ if field.repr)
+        return f"{type(self).__qualname__}({', '.join(fields)})"
 
 
 def to_size(value: Size, *, what: str = "size", least: int = 0) -> int:

@@ -11,7 +11,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, Any, Final, cast
+from functools import partial
+from typing import IO, Final, cast
 
 from attrs import define, field
 
@@ -23,6 +24,7 @@ from sandbox.builder._plan import Plan, earlier_stage, make_plan, platform_of
 from sandbox.builder._source import MAX_DOCKERFILE
 from sandbox.builder._stage import StageRun
 from sandbox.builder._state import Scope, State, expand_word, platform_names
+from sandbox.builder._tasks import Task, carry_out
 from sandbox.builder._tree import Tree
 from sandbox.builder._workshop import Workshop
 from sandbox.builder.events import Event, EventKind
@@ -30,9 +32,6 @@ from sandbox.builder.ignore import Patterns
 from sandbox.builder.instructions import Dockerfile, Stage, parse
 from sandbox.errors import DockerfileError, ImageError, ImageNotFoundError, UsageError
 from sandbox.image import Image, Lease, Platform, Reference, Store
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
 
 MAX_THREADS: Final = 8
 StrPath = str | os.PathLike[str]
@@ -225,7 +224,7 @@ def _global_names(dockerfile: Dockerfile, options: Options) -> dict[str, str]:
     return names
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Building:
     """The stages of one build, and what they have come to."""
 
@@ -233,20 +232,12 @@ class Building:
     dockerfile: Dockerfile
     plan: Plan
     names: dict[str, str]
-    _states: dict[int, Future[State]] = field(factory=dict[int, Any], init=False)
+    _states: dict[int, Task[State]] = field(factory=dict[int, Task[State]], init=False)
 
     def run(self, names: tuple[Reference, ...]) -> Image:
         """Build all that is needed, and add the image."""
-        from concurrent.futures import ThreadPoolExecutor, wait  # with what it loads, a tenth of what a rebuild takes
-
-        with ThreadPoolExecutor(min(MAX_THREADS, len(self.plan.stages)), thread_name_prefix="build") as pool:
-            try:
-                for stage in self.plan.stages:
-                    self._states[stage.index] = pool.submit(self._stage, stage)
-                wait(self._states.values())
-            except BaseException:  # an interrupt: the pool waits for its threads
-                self.job.stop()
-                raise
+        self._states = {stage.index: Task(partial(self._stage, stage)) for stage in self.plan.stages}
+        carry_out(self._states.values(), threads=min(MAX_THREADS, len(self._states)), stop=self.job.stop)
         state = self._outcome()
         labels = dict(state.settings.labels) | dict(self.job.options.labels)
         state.set(labels=tuple(labels.items()))
@@ -255,7 +246,7 @@ class Building:
         return self.job.add_image(state.config(), tuple(layer.blob for layer in state.layers), names)
 
     def _outcome(self) -> State:
-        errors = [error for future in self._states.values() if (error := future.exception()) is not None]
+        errors = [task.error for task in self._states.values() if task.error is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
             raise error
         return self._states[self.plan.target.index].result()
@@ -302,10 +293,10 @@ class Building:
         if name.lower() in self.job.contexts:
             return self.job.contexts[name.lower()]
         if (earlier := earlier_stage(self.dockerfile, stage, name)) is not None:
-            future = self._states.get(earlier.index)
-            if future is None:  # a trigger of ONBUILD names it, which nobody knew before the base image was there
+            task = self._states.get(earlier.index)
+            if task is None:  # a trigger of ONBUILD names it, which nobody knew before the base image was there
                 raise ImageError(f"the stage {name!r} was not built: no line of this Dockerfile needs it")
-            return Sources(self.job.tree_of(future.result()), is_preserving=True)
+            return Sources(self.job.tree_of(task.result()), is_preserving=True)
         if name == "scratch" or name.lower() == stage.base.name:
             raise ImageError(f"nothing can be taken from {'scratch' if name == 'scratch' else 'the stage itself'}")
         return Sources(self.job.tree_of(self.job.hold(self._image(name, self.job.options.platform))), is_preserving=True)
@@ -328,7 +319,7 @@ class Building:
 
     def _warn_of_unused(self) -> None:
         known = {name.text for instruction in self.dockerfile.arguments for name, _ in instruction.pairs}
-        known |= {name for future in self._states.values() for name in future.result().arguments}
+        known |= {name for task in self._states.values() for name in task.result().arguments}
         for name in self.job.options.build_args:
             if name not in known and name != "SOURCE_DATE_EPOCH" and not name.upper().endswith("_PROXY"):
                 self.job.report(Event(EventKind.WARNING, text=f"build argument {name} is not used: no ARG names it"))

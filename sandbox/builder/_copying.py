@@ -24,7 +24,7 @@ _DIRECTORY_MODE: Final = stat.S_IFDIR | 0o755
 _NOTHING: Final = Patterns()
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Found:
     """A source: *entry*, which *parts* lead to; the *kept* last of these it keeps at its destination (``--parents``; 0: none)."""
 
@@ -39,7 +39,7 @@ class Found:
         return self.parts[-1] if self.parts else ""
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Inline:
     """A file whose content is in the Dockerfile, or was fetched."""
 
@@ -49,14 +49,14 @@ class Inline:
     mtime: int | None = None
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Archive:
     """An unpacked archive: the whole of *tree* goes into the destination."""
 
     tree: Tree
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Sources:
     """Where a line takes its files from: a tree, less what *ignored* leaves out; *is_preserving*: their owners are kept (a stage, an image)."""
 
@@ -133,7 +133,7 @@ def _clean(text: str) -> tuple[int, str]:
     return 0 if before == "." else before.count("/") + 1, cleaned
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Placing:
     """Puts what was found into a `Layer`, over the image *image*; *now*: the time of directories that nobody named."""
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from sandbox.builder._addresses import is_url
 from sandbox.errors import ImageError, UnsupportedError
 
 MAX_FETCHED: Final = 1 << 30
@@ -19,23 +20,13 @@ _REDIRECTIONS: Final = (301, 302, 303, 307, 308)
 _CHECKSUM: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Fetched:
     """What a URL gave: its last component, and the time that the server says."""
 
     name: str
     data: bytes
     mtime: int | None
-
-
-def is_url(text: str) -> bool:
-    """Whether ADD would fetch it."""
-    return text.startswith(("http://", "https://"))
-
-
-def is_git(text: str) -> bool:
-    """Whether ADD would clone it."""
-    return text.startswith(("git@", "git://", "ssh://")) or (is_url(text) and re.search(r"\.git(?:[#?].*)?$", text) is not None)
 
 
 def check_checksum(text: str) -> None:

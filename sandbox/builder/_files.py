@@ -9,8 +9,8 @@ from typing import Final
 
 from attrs import define, field
 
+from sandbox.builder._addresses import is_git, is_url
 from sandbox.builder._copying import Archive, Found, Inline, Placing, Sources, is_directory_target
-from sandbox.builder._fetch import check_checksum, fetch, is_git, is_url
 from sandbox.builder._job import Job, digest_of
 from sandbox.builder._layer import Item, Layer, item_of, key_of, write_tar
 from sandbox.builder._owners import id_inside, owner_of
@@ -49,7 +49,7 @@ def make_working_dir(job: Job, state: State, instruction: Words) -> Done:
     return _finish(job, image, layer) if layer.items else (None, "", False)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Copying:
     job: Job
     state: State
@@ -108,6 +108,8 @@ class _Copying:
             raise self.copy.statement.error_at(f"in the text of {heredoc.word}: {error}", word) from None
 
     def _fetched(self, url: str, target: str) -> Inline:
+        from sandbox.builder._fetch import check_checksum, fetch  # needed by few
+
         if self.job.options.network in (None, "none"):
             raise ImageError("a URL, and the build has no network; ask for it: network='host', --network host")
         checksum = expand_word(self.copy.statement, Word(self.copy.checksum, 0), self.state.names)

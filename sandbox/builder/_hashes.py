@@ -23,7 +23,7 @@ _FRESH_NS: Final = 2_000_000_000
 _VERSION: Final = 1
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Hashes:
     """The hashes of one context; *path*: the file that keeps them from one build to the next, None for none. Thread-safe."""
 

@@ -29,7 +29,7 @@ class StoppedError(SandboxError):
     """Another stage failed, or the caller was interrupted; what this one has come to is of no use."""
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Options:
     """What `build` was told, checked."""
 
@@ -47,7 +47,7 @@ class Options:
     epoch: int | None
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Job:
     """One build."""
 

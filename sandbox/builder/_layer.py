@@ -31,7 +31,7 @@ _PAX_FORMAT: Final = 2
 _RECORD: Final = 10240  # tar archives end in whole records of 20 blocks
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Item:
     """One file, directory or link of a layer; *path* has no slash at either end."""
 
@@ -52,7 +52,7 @@ class Item:
         return stat.S_IFMT(self.mode)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Layer:
     """Items by path: a later one takes the place of an earlier one."""
 

@@ -12,7 +12,7 @@ from sandbox.builder.instructions import Copy, Dockerfile, From, Run, Stage
 from sandbox.errors import DockerfileError, UsageError
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Plan:
     """The stages that *target* needs, each after those that it needs itself, and the images that FROM names once variables are expanded."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +34,7 @@ _SCRIPTS: Final = "/dev/sandbox-build"
 MAX_OUTPUT: Final = 1 << 40
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class _Mounted:
     """A mount whose source was found: *origin* and *entry*; None for those that need none."""
 
@@ -44,7 +43,7 @@ class _Mounted:
     entry: Entry | None = None
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Running:
     """One RUN step."""
 
@@ -281,6 +280,8 @@ class Running:
             raise self._failed(result)
 
     def _failed(self, result: Result) -> DockerfileError:
+        import shlex
+
         how = f"ended with exit code {result.exit_code}" if result.exit_code is not None else f"ended: {result.status.name}"
         shown = shlex.join(self._argv())
         error = self.run.statement.error(f"RUN {how}: {shown[:200]}", 0, max(1, len(self.run.statement.text)))

@@ -43,7 +43,7 @@ class Word:
     at: int
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Source:
     """The lines of a Dockerfile, under the *name* that errors show."""
 
@@ -70,6 +70,9 @@ class Statement:
     places: tuple[tuple[int, int], ...]  # ... this line and column
     offset: int  # where `text` begins in `full`
     full: str
+
+    def __repr__(self) -> str:
+        return f"Statement({self.source.name}:{self.line}: {self.full[:200]!r})"
 
     @property
     def line(self) -> int:
@@ -103,7 +106,7 @@ def read_source(data: bytes | str, name: str) -> Source:
     if len(data) > MAX_DOCKERFILE:
         raise DockerfileError(f"a Dockerfile of more than {MAX_DOCKERFILE >> 20} MiB", file=name, line=1)
     try:
-        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data.removeprefix("\ufeff")
+        text = (data.decode() if isinstance(data, bytes) else data).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1 if isinstance(data, bytes) else 1
         raise DockerfileError("not UTF-8", file=name, line=line) from None
@@ -140,7 +143,7 @@ def is_comment(line: str) -> bool:
     return line.lstrip().startswith("#")
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Marker:
     """A word that announces a heredoc."""
 
@@ -150,7 +153,7 @@ class _Marker:
     expand: bool
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Reader:
     source: Source
     row: int = 0  # of the next line, from 0

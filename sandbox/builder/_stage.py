@@ -17,7 +17,7 @@ from sandbox.builder.events import Event, EventKind
 from sandbox.builder.instructions import Copy, Instruction, Run, Stage, Words, parse_triggers
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class StageRun:
     """Carries out the steps of *stage* on *state*. *sources*: the trees that ``--from`` names."""
 

@@ -19,7 +19,7 @@ DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 DEFAULT_SHELL: Final = ("/bin/sh", "-c")
 
 
-@frozen
+@frozen(repr=False)
 class LayerRef:
     """One layer of an image: what it is when unpacked, and the blob that it is kept as."""
 
@@ -27,7 +27,7 @@ class LayerRef:
     blob: Descriptor
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class State:
     """An image in the making."""
 
@@ -92,7 +92,7 @@ class State:
         return self.settings.working_dir or "/"
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Scope:
     """Where ARG takes values from: what the caller said, the ARGs before the first FROM, the platform's."""
 

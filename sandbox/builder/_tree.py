@@ -26,7 +26,7 @@ _OPAQUE: Final = ("user.overlay.opaque", "trusted.overlay.opaque")
 Parts = tuple[str, ...]
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Entry:
     """What is at a place: *parts* leads there without any link."""
 
@@ -50,7 +50,7 @@ class Entry:
         return "/".join(self.parts)
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Located:
     """Where a path leads once all links are followed: *entry* is None when nothing is there yet."""
 
@@ -58,7 +58,7 @@ class Located:
     entry: Entry | None
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Tree:
     """A directory of the host (one path), or layers, the lowest first, as overlay shows them."""
 

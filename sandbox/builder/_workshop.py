@@ -24,7 +24,7 @@ _BEGUN: Final = "begun"
 MAX_PRIVATE: Final = 1000
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Workshop:
     """The directory of one build below *top*. Thread-safe."""
 
@@ -122,7 +122,7 @@ def _open_up(_function: object, path: str, _error: object) -> None:
         os.unlink(path)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class CacheMount:
     """The directory of one cache mount while a step uses it; close it."""
 

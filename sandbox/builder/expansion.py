@@ -54,7 +54,7 @@ def expand_words(text: str, names: Mapping[str, str], *, escape: str = "\\") -> 
     return [*words, current] if current or has_word else words
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Expansion:
     text: str
     names: Mapping[str, str]

@@ -84,7 +84,7 @@ def has_glob(path: str) -> bool:
     return any(letter in path for letter in "*?[\\")
 
 
-@frozen
+@frozen(repr=False)
 class _Rule:
     pattern: re.Pattern[str]
     takes_back: bool

@@ -13,12 +13,12 @@ from sandbox.builder._source import Source, Statement, Word, is_json_form, read_
 from sandbox.builder.expansion import ExpansionError, expand
 
 _STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9_.-]*", re.ASCII)
-_DURATION: Final = re.compile(r"(?:(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h))+", re.ASCII)
+_DURATION: Final = r"(?:(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h))+"
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_OTHER_FRONTENDS: Final = re.compile(r"(?:docker\.io/)?(?:docker/dockerfile(?:-upstream)?|library/dockerfile|dockerfile)(?:[:@].*)?", re.ASCII)
+_FRONTENDS: Final = r"(?:docker\.io/)?(?:docker/dockerfile(?:-upstream)?|library/dockerfile|dockerfile)(?:[:@].*)?"
 
 
-@frozen
+@frozen(eq=False)
 class Flag:
     """``--name=value``; *word* is where it stands."""
 
@@ -41,8 +41,11 @@ class Instruction:
 
     statement: Statement
 
+    def __repr__(self) -> str:  # one for all: attrs would compile one for each, whenever this is loaded
+        return f"{type(self).__name__}({self.statement!r})"
 
-@frozen(eq=False)
+
+@frozen(eq=False, repr=False)
 class From(Instruction):
     """Begin a stage."""
 
@@ -51,7 +54,7 @@ class From(Instruction):
     platform: str = ""
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Run(Instruction):
     """Run a command in a container."""
 
@@ -60,7 +63,7 @@ class Run(Instruction):
     network: str = "default"
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Copy(Instruction):
     """COPY, and ADD (*is_add*): put files into the image."""
 
@@ -77,28 +80,28 @@ class Copy(Instruction):
     exclude: tuple[str, ...] = ()
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Pairs(Instruction):
     """ENV, LABEL and ARG: names and values (None: ARG without one)."""
 
     pairs: tuple[tuple[Word, Word | None], ...]
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Words(Instruction):
     """EXPOSE, VOLUME, USER, WORKDIR, STOPSIGNAL, MAINTAINER: words that are expanded one by one."""
 
     words: tuple[Word, ...]
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Program(Instruction):
     """CMD, ENTRYPOINT and SHELL."""
 
     command: Command
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Health(Instruction):
     """HEALTHCHECK; *command* None: NONE. Times in seconds."""
 
@@ -107,7 +110,7 @@ class Health(Instruction):
     retries: int | None = None
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class OnBuild(Instruction):
     """Hand *trigger* down to those who build upon the image."""
 
@@ -190,7 +193,7 @@ def parse_statement(statement: Statement) -> Instruction:
 
 def _check_directives(source: Source) -> None:
     syntax = source.directives.get("syntax")
-    if syntax is not None and not _OTHER_FRONTENDS.fullmatch(syntax):
+    if syntax is not None and not re.fullmatch(_FRONTENDS, syntax, re.ASCII):
         line = next(number for number, text in enumerate(source.lines, 1) if "syntax" in text.lower())
         raise source.error(f"syntax={syntax}: only docker/dockerfile is known; another reader is an image, which is not run", line)
     check = source.directives.get("check")
@@ -410,7 +413,7 @@ def _read_health(statement: Statement) -> Health:
 
 
 def _duration(statement: Statement, flag: Flag) -> float:
-    if not _DURATION.fullmatch(flag.value) and flag.value != "0":
+    if not re.fullmatch(_DURATION, flag.value, re.ASCII) and flag.value != "0":
         raise statement.error_at(f"--{flag.name}: {flag.value!r} is not a time, such as 30s or 1m30s", flag.word)
     pieces = re.findall(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", flag.value)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in pieces)

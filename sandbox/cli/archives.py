@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from sandbox import SandboxError
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.outcome import outcome
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.image import Platform, bootstrap, export, import_rootfs, load, save
 
 __all__ = ["main_bootstrap", "main_export", "main_import", "main_load", "main_save"]

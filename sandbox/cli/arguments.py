@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from sandbox.cli import health
-from sandbox.errors import UsageError
+from sandbox.cli.parser import Parser, PlainHelp, WrongUseError
 
 DESCRIPTION: Final = """\
 Run a program in a container of its own, which is removed afterwards. Without --root and --image it sees the host's programs, read-only. With
@@ -33,18 +33,6 @@ shell runs it: write "sh -c '...'" for one.
 exit code: 0; 1 a run failed (without --ignore-failure), or all runs of a program did; 2 unknown option, or no program; 125 a value that makes
 no sense, or a failure of our own; 126 the program cannot be executed; 127 there is no such program.
 """
-
-
-class WrongUseError(UsageError):
-    """The shape of the command line is wrong: an option that there is not, a value or the program missing."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are exceptions, so that they all look alike."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise WrongUseError."""
-        raise WrongUseError(message)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -114,7 +102,7 @@ def _parser(command: str, description: str, epilog: str) -> Parser:
         usage=f"sandbox {command} [options] [--] PROGRAM [ARGUMENT...]",
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=PlainHelp,
         add_help=False,
         allow_abbrev=False,
     )

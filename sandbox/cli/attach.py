@@ -16,9 +16,9 @@ from attrs import define, field
 
 from sandbox import UsageError
 from sandbox.cli import keys as detaching
-from sandbox.cli.arguments import Parser
 from sandbox.cli.keys import Keys
 from sandbox.cli.outcome import outcome
+from sandbox.cli.parser import Parser
 from sandbox.cli.relay import write_all
 from sandbox.cli.run import Forwarding
 from sandbox.cli.terminal import Terminal

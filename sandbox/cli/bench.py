@@ -33,7 +33,8 @@ _FIGURES: Final = (
 
 def main(arguments: Sequence[str]) -> int:
     """Measure what the command line says; return the exit code."""
-    from sandbox.cli.arguments import WrongUseError, parse_bench
+    from sandbox.cli.arguments import parse_bench
+    from sandbox.cli.parser import WrongUseError
 
     try:
         request = options.to_bench_request(parse_bench(arguments), os.environ)

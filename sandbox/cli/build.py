@@ -14,9 +14,8 @@ from typing import IO, Final
 
 from sandbox import UsageError
 from sandbox.builder import Event, build
-from sandbox.cli.arguments import Parser, WrongUseError
-from sandbox.cli.build_progress import Plain, is_shown_live, live
 from sandbox.cli.outcome import outcome
+from sandbox.cli.parser import Parser, PlainHelp, WrongUseError
 
 MAX_SECRET: Final = 512 << 10  # BuildKit's own bound
 _EPILOG: Final = """\
@@ -38,7 +37,7 @@ def _parser() -> Parser:
         usage="sandbox build [options] CONTEXT",
         description="Build an image from a Dockerfile; each RUN is carried out in a container of its own.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=PlainHelp,
         allow_abbrev=False,
     )
     parser.add_argument("context", metavar="CONTEXT", help="the directory that COPY and ADD take files from, or a tar of it")
@@ -134,7 +133,10 @@ def _inputs(context: str, file: str | None) -> tuple[str | IO[bytes], str | byte
 def _progress(parsed: argparse.Namespace) -> Generator[Callable[[Event], None] | None]:
     if parsed.quiet:
         yield None
-    elif is_shown_live(parsed.progress):
+        return
+    from sandbox.cli.build_progress import Plain, is_shown_live, live
+
+    if is_shown_live(parsed.progress):
         with live() as tell:
             yield tell
     else:

@@ -38,7 +38,7 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Lines:
     """Cuts the output of each stage into whole lines."""
 
@@ -56,7 +56,7 @@ class Lines:
         return [printable(line.rstrip("\r").rpartition("\r")[2]) for line in lines]
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Plain:
     """A line for each thing that happens."""
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Final
 
 from sandbox import ContainerNotFoundError, ImageNotFoundError, UnsupportedError, UsageError
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.outcome import one_line, outcome
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.keep import Kept, find
 
 Carry = Callable[[argparse.Namespace], int | None]

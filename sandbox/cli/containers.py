@@ -14,9 +14,8 @@ from typing import Any, Final
 from sandbox import ContainerNotFoundError, SandboxError, UsageError
 from sandbox.cli import figures, looking, tables, top
 from sandbox.cli import kept as by_name
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.outcome import FAILED, complain, one_line, outcome
-from sandbox.cli.relay import write_all
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.keep import ContainerStore, Kept, Record, containers, find
 
 Carry = Callable[[argparse.Namespace], int]
@@ -247,6 +246,8 @@ def _add_logs(parser: Parser) -> Carry:
 
 
 def _logs(parsed: argparse.Namespace) -> int:
+    from sandbox.cli.relay import write_all  # with what containers of this process need
+
     if parsed.tail != "all" and not (parsed.tail.isascii() and parsed.tail.isdigit() and len(parsed.tail) < 10):
         raise UsageError(f"--tail: {parsed.tail!r} is no number of lines")
     last = None if parsed.tail == "all" else int(parsed.tail)

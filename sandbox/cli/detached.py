@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from sandbox import ImageNotFoundError, Result, SandboxError, UsageError
 from sandbox.cli import health, keys, options
-from sandbox.cli.arguments import Parser, WrongUseError, parse_words
+from sandbox.cli.arguments import parse_words
 from sandbox.cli.outcome import one_line
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error
 from sandbox.cli.streams import Streams
 from sandbox.keep import LEAST, find, start_wishes

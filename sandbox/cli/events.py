@@ -13,9 +13,9 @@ from typing import Any, Final
 from sandbox import UsageError
 from sandbox.cli import kept as by_name
 from sandbox.cli import tables
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.health import to_duration
 from sandbox.cli.outcome import one_line, outcome
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.keep import Event, events
 
 _FILTERS: Final = ("container", "event", "image", "label", "type")

@@ -12,8 +12,8 @@ from attrs import define, field
 
 from sandbox import BrokenError, ContainerNotFoundError, SandboxError
 from sandbox.cli import tables
-from sandbox.cli.arguments import Parser
 from sandbox.cli.outcome import FAILED, complain
+from sandbox.cli.parser import Parser
 from sandbox.keep import SHORT_ID, Kept, containers, find
 
 Carry = Callable[[argparse.Namespace], int]

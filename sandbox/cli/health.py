@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sandbox import UsageError
 
 if TYPE_CHECKING:
-    from sandbox.cli.arguments import Parser
+    from sandbox.cli.parser import Parser
     from sandbox.image import Healthcheck
 
 _OPTIONS: Final = ("health_cmd", "health_interval", "health_timeout", "health_start_period", "health_start_interval", "health_retries")

@@ -12,9 +12,9 @@ from typing import Final
 
 from sandbox import SandboxError, UsageError
 from sandbox.cli import tables
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.options import to_time
 from sandbox.cli.outcome import FAILED, WRONG_USE, complain, one_line, outcome
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.fs import VolumeStore
 from sandbox.image import Image, Reference, Store
 

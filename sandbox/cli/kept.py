@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from sandbox import SandboxError, UsageError
-from sandbox.cli.arguments import WrongUseError
 from sandbox.cli.outcome import FAILED
+from sandbox.cli.parser import WrongUseError
 
 T_co = TypeVar("T_co", covariant=True)
 Complain = Callable[[str], None]

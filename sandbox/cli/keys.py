@@ -9,7 +9,7 @@ from attrs import define, field
 from sandbox import UsageError
 
 if TYPE_CHECKING:
-    from sandbox.cli.arguments import Parser
+    from sandbox.cli.parser import Parser
 
 USUAL: Final = "ctrl-p,ctrl-q"
 DETACHED: Final = "read escape sequence"

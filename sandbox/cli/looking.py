@@ -12,8 +12,8 @@ from typing import Any, Final
 from sandbox import ContainerNotFoundError, UsageError
 from sandbox.cli import kept as by_name
 from sandbox.cli import tables
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.outcome import complain
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.keep import SHORT_ID, Config, Kept, State, containers, find, to_result
 
 Carry = Callable[[argparse.Namespace], int]

@@ -9,9 +9,9 @@ from typing import Final
 
 from sandbox import NetworkStore, UsageError
 from sandbox.cli import kept, tables
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.options import to_time
 from sandbox.cli.outcome import complain, one_line, outcome
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.net.kept import NetworkInfo
 
 _COMMAND: Final = "sandbox network"

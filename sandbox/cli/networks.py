@@ -6,9 +6,10 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from sandbox import Join, Network, UsageError
+from sandbox import UsageError
 
 if TYPE_CHECKING:
+    from sandbox import Join, Network
     from sandbox.net import HostPort, Port
 
 # Of --network name=..., and the argument of `Join`.
@@ -131,6 +132,8 @@ def _join(word: str, place: Mapping[str, Any]) -> Join:
     name, said = (word, dict(place)) if "=" not in word else _fields(word, place)
     if name in ("bridge", "default"):
         raise UsageError(f"--network: there is no {name!r} for all; 'new' is one for this run, `sandbox network create` makes one that is kept")
+    from sandbox import Join, Network  # with all that networks need: a third of what a run without one takes
+
     given = {argument: said[key] for key, argument in _OF_NETWORKS.items() if key in said}
     return Join(Network() if name == NEW else name, **given)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sandbox import SandboxError
-from sandbox.cli.arguments import WrongUseError
+from sandbox.cli.parser import WrongUseError
 
 FAILED: Final = 1
 WRONG_USE: Final = 2

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from attrs import define, field
 
 from sandbox import UsageError
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.outcome import one_line, outcome
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.image import Digest, Progress, Reference, Stage, login, logout, pull, push, tags
 
 if TYPE_CHECKING:

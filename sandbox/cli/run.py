@@ -47,7 +47,8 @@ _ENOEXEC, _EACCES = 8, 13
 
 def main(arguments: Sequence[str]) -> int:
     """Run what the command line says; return the exit code."""
-    from sandbox.cli.arguments import WrongUseError, parse
+    from sandbox.cli.arguments import parse
+    from sandbox.cli.parser import WrongUseError
 
     try:
         parsed = parse(arguments)

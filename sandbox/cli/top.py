@@ -13,7 +13,7 @@ from attrs import frozen
 
 from sandbox import UsageError
 from sandbox.cli import tables
-from sandbox.cli.arguments import Parser
+from sandbox.cli.parser import Parser
 from sandbox.keep import Kept, find
 
 Carry = Callable[[argparse.Namespace], int]

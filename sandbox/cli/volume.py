@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sandbox.cli import kept, tables
-from sandbox.cli.arguments import Parser, WrongUseError
 from sandbox.cli.outcome import complain, one_line, outcome
+from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.fs import VolumeInfo, VolumeStore
 
 _COMMAND: Final = "sandbox volume"

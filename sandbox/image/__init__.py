@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sandbox.image.credentials import Credentials, CredentialStore
     from sandbox.image.digest import Digest, Verifier
     from sandbox.image.documents import Config, Descriptor, Healthcheck, History, Index, Manifest, MediaType, Platform, Settings
-    from sandbox.image.images import Fault, HistoryRow, Image, Pruned, Removed, Step, Usage, UsageRow
+    from sandbox.image.images import Image, Step
+    from sandbox.image.outcomes import Fault, HistoryRow, Pruned, Removed, Usage, UsageRow
     from sandbox.image.progress import Progress, Stage
     from sandbox.image.reference import Reference
     from sandbox.image.rootfs import export, import_rootfs
@@ -33,7 +34,8 @@ _HOMES: Final = {  # a module, and the public names that are at home there
     "credentials": "Credentials CredentialStore",
     "digest": "Digest Verifier",
     "documents": "Config Descriptor Healthcheck History Index Manifest MediaType Platform Settings",
-    "images": "Fault HistoryRow Image Pruned Removed Step Usage UsageRow",
+    "images": "Image Step",
+    "outcomes": "Fault HistoryRow Pruned Removed Usage UsageRow",
     "progress": "Progress Stage",
     "reference": "Reference",
     "rootfs": "export import_rootfs",

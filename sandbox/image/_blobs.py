@@ -79,7 +79,7 @@ def _take_up(writer: BlobWriter) -> BlobWriter:
     return writer
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Wanted:
     """What a blob has to be; None: not known."""
 
@@ -92,7 +92,7 @@ class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class BlobWriter:
     """Takes a blob piece by piece. A context manager: what was not committed at its end is kept for another try, if its digest is known.
 

@@ -26,7 +26,7 @@ _SMALL: Final = 1 << 17  # bytes of documents whose meaning is remembered
 _ALGORITHM: Final = {64: "sha256", 128: "sha512"}
 
 
-@frozen
+@frozen(repr=False)
 class Record:
     """What is kept of an image beside its blobs."""
 

@@ -78,7 +78,7 @@ def _to_path(value: StrPath | None) -> str:
     return os.path.join(os.getcwd(), os.fsdecode(to_text(value, what="image store")))
 
 
-@frozen
+@frozen(repr=False)
 class Disk:
     """The place of a store; nothing is made there before somebody opens it to write."""
 
@@ -122,7 +122,7 @@ def _open(path: str, *, make: bool) -> int:
     return os.open(path, flags)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Root:
     """The open directory of a store, for one operation."""
 
@@ -312,7 +312,7 @@ def try_lock(fd: Fd, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Stage:
     """A directory below ``staging/`` that is ours alone until `release`."""
 

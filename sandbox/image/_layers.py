@@ -34,7 +34,7 @@ class Unpacked(Protocol):
     def bytes_on_disk(self) -> int: ...
 
 
-@frozen
+@frozen(repr=False)
 class Folded:
     """What a fold (see `_folds`) was made of: the layers ``chain[first:]``, over the others of *chain*, the lowest first."""
 
@@ -54,7 +54,7 @@ class Folded:
             return cls(0, ())
 
 
-@frozen
+@frozen(repr=False)
 class Facts:
     """What is known of an unpacked layer."""
 

@@ -77,7 +77,7 @@ def _create(root: Root, name: str, kind: Kind) -> Fd:
     return file
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Live:
     """What the leases of living owners list."""
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Generator, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
@@ -22,14 +22,17 @@ from sandbox.image._disk import Root, Stage, blob_name, hold, layer_name, releas
 from sandbox.image._leases import Live, live
 from sandbox.image.digest import Digest
 from sandbox.image.documents import Index, parse_config, parse_document
-from sandbox.image.images import Pruned, Removed, Step
+from sandbox.image.images import Step
 from sandbox.image.reference import Reference
+
+if TYPE_CHECKING:
+    from sandbox.image.outcomes import Pruned, Removed
 
 _ALGORITHMS: Final = ("sha256", "sha512")
 _PIECES_S: Final = 86400.0  # for how long a piece of a blob is kept for a transfer that goes on
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Reached:
     """Blobs and layers that something needs."""
 
@@ -108,6 +111,8 @@ def reached(root: Root, alive: Live) -> Reached:
 
 def remove(root: Root, name: str | Reference | Digest, *, force: bool) -> Removed:
     """See `Store.remove`."""
+    from sandbox.image.outcomes import Removed
+
     with _trash(root) as trash, root.locked(exclusive=True):
         all_names = _catalog.names(root)
         named = _catalog.resolve(root, name, all_names)
@@ -162,6 +167,8 @@ def _check_free(image: Digest, own: list[str], alive: Live, *, by_id: bool, forc
 
 def prune(root: Root, *, everything: bool, build_cache: bool, older_s: float) -> Pruned:
     """See `Store.prune`."""
+    from sandbox.image.outcomes import Pruned
+
     before = time.time() - older_s
     with _trash(root) as trash, root.locked(exclusive=True):
         alive = live(root, sweep=True)

@@ -11,7 +11,8 @@ from sandbox.image import _cache, _layers, _sweep
 from sandbox.image._disk import Root, blob_name
 from sandbox.image._leases import live
 from sandbox.image.digest import Digest
-from sandbox.image.images import HistoryRow, Image, Usage, UsageRow
+from sandbox.image.images import Image
+from sandbox.image.outcomes import HistoryRow, Usage, UsageRow
 
 
 @frozen

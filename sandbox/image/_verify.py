@@ -20,7 +20,7 @@ from sandbox.image._blobs import chunks_of
 from sandbox.image._disk import OPEN_DIRECTORY, Root, Stage, blob_name, layer_name
 from sandbox.image._leases import Lease
 from sandbox.image.digest import Digest, Verifier
-from sandbox.image.images import Fault
+from sandbox.image.outcomes import Fault
 
 Unpack = Callable[[int, int, str], object]  # (blob, directory, media type)
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

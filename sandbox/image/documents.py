@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 
 from attrs import field, frozen
 
+from sandbox._types import Shown
 from sandbox.errors import ImageError, UsageError
 from sandbox.image.digest import Digest
 
@@ -43,8 +44,8 @@ INDEXES: Final = frozenset({MediaType.OCI_INDEX, MediaType.DOCKER_INDEX})
 MANIFESTS: Final = frozenset({MediaType.OCI_MANIFEST, MediaType.DOCKER_MANIFEST})
 
 
-@frozen
-class Platform:
+@frozen(repr=False)
+class Platform(Shown):
     """What an image runs on; `variant` tells kinds of one architecture apart ("v7" of "arm")."""
 
     os: str = "linux"
@@ -88,8 +89,8 @@ _ARCHITECTURES: Final = {
 }
 
 
-@frozen
-class Descriptor:
+@frozen(repr=False)
+class Descriptor(Shown):
     """A pointer to content: its media type, digest and size in bytes. `platform` where an index tells it."""
 
     media_type: str
@@ -119,8 +120,8 @@ class Descriptor:
         return result
 
 
-@frozen
-class Index:
+@frozen(repr=False)
+class Index(Shown):
     """A list of manifests, one for each platform."""
 
     manifests: tuple[Descriptor, ...]
@@ -142,8 +143,8 @@ class Index:
         return encode({"schemaVersion": 2, "mediaType": self.media_type, "manifests": [entry.to_json() for entry in self.manifests]})
 
 
-@frozen
-class Manifest:
+@frozen(repr=False)
+class Manifest(Shown):
     """One image: its configuration, and its layers, the lowest first."""
 
     config: Descriptor
@@ -158,8 +159,8 @@ class Manifest:
         return encode(document | ({"annotations": dict(self.annotations)} if self.annotations else {}))
 
 
-@frozen
-class Healthcheck:
+@frozen(repr=False)
+class Healthcheck(Shown):
     """How to see whether a container is well: ``("CMD", ...)``, ``("CMD-SHELL", line)`` or ``("NONE",)``; seconds; None: the default."""
 
     test: tuple[str, ...]
@@ -170,8 +171,8 @@ class Healthcheck:
     start_interval: float | None = None  # between checks while the start period lasts
 
 
-@frozen
-class History:
+@frozen(repr=False)
+class History(Shown):
     """One step of an image's making."""
 
     created_by: str = ""
@@ -180,8 +181,8 @@ class History:
     empty_layer: bool = False
 
 
-@frozen
-class Settings:
+@frozen(repr=False)
+class Settings(Shown):
     """What an image says of the containers that are made of it; None: it says nothing."""
 
     entrypoint: tuple[str, ...] | None = None
@@ -198,8 +199,8 @@ class Settings:
     on_build: tuple[str, ...] = ()
 
 
-@frozen
-class Config:
+@frozen(repr=False)
+class Config(Shown):
     """The configuration of an image: what it is for, how it was made, and what its layers are when they are unpacked."""
 
     platform: Platform

@@ -15,10 +15,11 @@ from sandbox.image._disk import Disk, blob_name, layer_name
 from sandbox.image._layers import Unpacked
 from sandbox.image._leases import Kind, Lease
 from sandbox.image.digest import Digest
-from sandbox.image.images import Fault, HistoryRow, Image, Pruned, Removed, Step, Usage
+from sandbox.image.images import Image, Step
 from sandbox.image.reference import Reference
 
 if TYPE_CHECKING:
+    from sandbox.image.outcomes import Fault, HistoryRow, Pruned, Removed, Usage
     from sandbox.image.tar import UnpackLimits
 
 __all__ = ["Store", "Use"]
@@ -246,6 +247,8 @@ class Store:
         """
         to_bool(all, what="all")
         if not self._disk.exists:
+            from sandbox.image.outcomes import Pruned
+
             return Pruned((), (), 0)
         with self._disk.opened("prune", make=False) as root:
             return _sweep.prune(root, everything=all, build_cache=all if build_cache is None else build_cache, older_s=older_s)
@@ -270,6 +273,8 @@ class Store:
 
         images = self.images()
         if not self._disk.exists:
+            from sandbox.image.outcomes import Usage
+
             return Usage((), 0, 0, 0, 0, 0, 0)
         with self._disk.opened("count", make=False) as root:
             return _usage.count(root, images)

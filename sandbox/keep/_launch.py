@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import socket
 import struct
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -67,6 +65,8 @@ class Wishes:
 
 def launch(wishes: Wishes) -> tuple[str, tuple[str, ...]]:
     """Start a keeper; gives the id of its container, whose program has started, and warnings. Raises: as `Container` and `popen`; NameInUseError."""
+    import pickle
+
     try:
         raw = pickle.dumps(wishes)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
@@ -91,6 +91,8 @@ def launch(wishes: Wishes) -> tuple[str, tuple[str, ...]]:
 
 
 def _spawn(fd: int) -> None:
+    import subprocess
+
     if not sys.executable:
         raise UnsupportedError("this Python does not know its own program", feature="sys.executable", remedy="use the command `sandbox run -d`")
     home = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))

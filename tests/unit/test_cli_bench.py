@@ -10,7 +10,8 @@ import pytest
 import sandbox
 from sandbox import Container, Estimate, UsageError
 from sandbox.cli import bench, options
-from sandbox.cli.arguments import WrongUseError, build_bench, parse_bench
+from sandbox.cli.arguments import build_bench, parse_bench
+from sandbox.cli.parser import WrongUseError
 
 pytestmark = pytest.mark.unprivileged
 

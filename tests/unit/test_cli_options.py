@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sandbox import Bind, Container, Rlimits, Security, Tmpfs, UsageError, Volume
 from sandbox.cli import options
-from sandbox.cli.arguments import WrongUseError, build, parse
+from sandbox.cli.arguments import build, parse
+from sandbox.cli.parser import WrongUseError
 
 pytestmark = pytest.mark.unprivileged
 PROGRAM = ["--", "true"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sandbox import SandboxError, UsageError
-from sandbox.cli.arguments import WrongUseError
 from sandbox.cli.outcome import outcome
+from sandbox.cli.parser import WrongUseError
 
 
 def ending(error: BaseException | None, value: int | None = None):

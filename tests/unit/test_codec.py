@@ -270,3 +270,9 @@ _named = st.tuples(st.sampled_from(wire.GroupStep), _path, _path, _path)
 def test_a_name_joins_its_steps_to_their_encoding(steps: list[tuple[wire.GroupStep, bytes, bytes, bytes]], name: bytes) -> None:
     whole = codec.encode_steps([(what, before + name + after, value) for what, before, after, value in steps])
     assert name.join(codec.named_steps(steps, len(name))) == whole
+
+
+def test_values_that_share_a_repr_have_the_one_that_attrs_would_make():
+    one = plan.NewFs("out", "tmpfs", (("size", "1M"),), optional=True)
+    made = attrs.make_class("NewFs", [field.name for field in attrs.fields(plan.NewFs)], slots=True)
+    assert repr(one) == repr(made(*attrs.astuple(one, recurse=False))) == "NewFs(out='out', fstype='tmpfs', options=(('size', '1M'),), attrs=0, optional=True)"

@@ -83,3 +83,25 @@ def test_import_loads_nothing_heavy(environment):
 def test_a_costly_import_is_seen(tmp_path, environment):
     (tmp_path / "sandbox.py").write_text("import time, json; time.sleep(0.06)")
     assert import_cost({**environment, "PYTHONPATH": str(tmp_path)}, rounds=3) > BUDGET_S
+
+
+LATE = {  # what a command loads only for what it was not asked to do here
+    "build": {"concurrent.futures", "email", "logging", "sandbox.container", "shutil", "ssl", "subprocess", "tarfile", "tempfile", "urllib"},
+    "ps": {"logging", "pickle", "sandbox._plan", "sandbox.container", "sandbox.image", "shutil", "subprocess"},
+    "run": {"logging", "pickle", "sandbox._networks.live", "sandbox.image", "sandbox.net", "shutil", "subprocess"},
+}
+
+
+@pytest.mark.unprivileged
+@pytest.mark.parametrize("command", sorted(LATE))
+def test_a_command_loads_only_what_it_needs(command, environment, tmp_path):
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\nCOPY Dockerfile /again\n")
+    os.utime(tmp_path / "Dockerfile", (1, 1))  # what has changed just now is hashed again the next time
+    arguments = {"build": ["-q", str(tmp_path)], "ps": [], "run": ["--explain", "--", "true"]}[command]
+    code = f"import sys; from sandbox.cli import main; code = main({[command, *arguments]}); print(); print(code, *sys.modules)"
+    home = {**environment, "SANDBOX_IMAGES": str(tmp_path / "images"), "SANDBOX_CONTAINERS": str(tmp_path / "containers")}
+    for _ in range(2 if command == "build" else 1):  # the second time nothing is to be done
+        ended, *loaded = run_python(code, home)[1].splitlines()[-1].split()
+    assert ended == "0"
+    assert set(loaded) & LATE[command] == set()
+    assert f"sandbox.cli.{'containers' if command == 'ps' else command}" in loaded
