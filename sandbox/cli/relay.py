@@ -12,6 +12,7 @@ from attrs import define, evolve
 from sandbox import Process, Result, Status
 
 CHUNK: Final = 65536
+_BEFORE: Final = (Status.TIMEOUT, Status.CPU_LIMIT, Status.MEMORY_LIMIT)  # they hold first: docs/reference/result.md
 
 
 @define
@@ -55,7 +56,9 @@ def relay_limited(process: Process, limit: int) -> Result:
                 poll.unregister(fd)
                 del streams[fd]
     result = process.wait()
-    return evolve(result, status=Status.OUTPUT_LIMIT, exit_code=None) if over and result.status is Status.KILLED else result
+    if not over or result.status in _BEFORE:
+        return result
+    return evolve(result, status=Status.OUTPUT_LIMIT, exit_code=None)  # also of one that had ended before we read what it wrote
 
 
 def _close_reader(process: Process, fd: int) -> None:

@@ -128,6 +128,12 @@ def test_output_up_to_the_limit_is_passed_on() -> None:
     assert run("--output-limit", "4", "--", "sh", "-c", "printf abcd; printf ef >&2; exit 3").returncode == 3
 
 
+def test_too_much_output_is_told_of_a_program_that_has_ended_by_itself() -> None:
+    done = run("--output-limit", "4", "--report", "--", "sh", "-c", "printf abcdef")
+    assert (done.returncode, done.stdout) == (128 + signal.SIGXFSZ, "abcd")
+    assert '"output limit"' in done.stderr
+
+
 def test_a_complaint_cannot_write_to_the_terminal() -> None:
     done = run("--", "/no/\x1b[31mred")
     assert "\x1b" not in done.stderr
