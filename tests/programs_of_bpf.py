@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from sandbox._sys import calls
+from sandbox._sys import bpf, calls
+from sandbox.net.bpf import Assembler, Reg
 
 _NEXT_PROGRAM, _NEXT_MAP, _PROGRAM, _MAP, _INFO, _RUN, _NEXT_KEY = 11, 12, 13, 14, 15, 10, 4
 _NAME_AT: Final = {_PROGRAM: 64, _MAP: 24}  # struct bpf_prog_info, bpf_map_info
@@ -82,6 +83,22 @@ def _listed(fd: int, size: int) -> list[bytes]:
             return found
         found.append(after.raw)
         before.raw, address = after.raw, ctypes.addressof(before)
+
+
+def corrects_ipv6() -> bool:
+    """Whether a program may say that what changes is an address of IPv6 (BPF_F_IPV6)."""
+    do = Assembler()
+    do.do(Reg.R2, "=", 50)
+    for register in (Reg.R3, Reg.R4):
+        do.do(register, "=", 0)
+    do.do(Reg.R5, "=", 4 | 0x10 | 0x80)
+    do.call(11)  # l4_csum_replace
+    do.exit()
+    program = bpf.load_program(bpf.SCHED_CLS, do.assemble(), "sandbox_probe")
+    try:
+        return run(program, bytes(100))[0] == 0
+    finally:
+        os.close(program)
 
 
 def run(program: int, packet: bytes, *, mark: int = 0, gso_size: int = 0) -> tuple[int, bytes]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from attrs import define
+from attrs import define, field
 
 from sandbox._networks.shortcut import Shortcut
 from sandbox._sys import features
@@ -34,34 +34,34 @@ class KeptShortcut(Shortcut):
     """Of this process, in one network."""
 
     _inward: Fd | None = None  # the uplink's program, until its link is asked for
-    _linking: Asked | None = None
-    _link: Fd | None = None
+    _linking: list[Asked] = field(factory=list["Asked"])
+    _links: list[Fd] = field(factory=list[Fd])
 
     def _is_offered(self) -> bool:
         return super()._is_offered() and features.packet_links()
 
-    def _begin_inward(self, program: Fd) -> None:
+    def _begin_inward(self, version: int, program: Fd) -> None:  # noqa: ARG002 - which looks at the version itself
         self._inward = program
 
-    def _fit(self, port: int) -> None:
-        super()._fit(port)
+    def _fit(self, version: int, port: int) -> None:
+        super()._fit(version, port)
         program, self._inward = self._inward, None
         if program is not None:
             with program, suppress(SandboxError):
-                self._linking = self._switch.ask_for_link(program.fileno(), UPLINK)
+                self._linking.append(self._switch.ask_for_link(program.fileno(), UPLINK))
 
     def settle(self) -> None:
         """As of any; without the link all packets in take the long way."""
         super().settle()
-        linking, self._linking = self._linking, None
-        if linking is not None:
+        linking, self._linking = self._linking, []
+        for asked in linking:
             with suppress(SandboxError):
-                self._link = Fd(self._switch.take_link(linking))
+                self._links.append(Fd(self._switch.take_link(asked)))
 
     def abandon(self) -> None:
         """As of any."""
-        for one in (self._inward, self._link):
+        for one in (self._inward, *self._links):
             if one is not None:
                 one.close()
-        self._inward = self._link = self._linking = None
+        self._inward, self._links, self._linking = None, [], []
         super().abandon()

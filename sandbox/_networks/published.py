@@ -148,7 +148,7 @@ class _Gate(SharedFilters):
         super().__init__(live.switch)
         self._last = 0
         walls, kind, daddr = (walls_of("ip6"), IPV6, ip6_daddr) if six else (walls_of("ip"), IPV4, ip_daddr)
-        self._open = open_in(walls)
+        self._walls, self._open = walls, open_in(walls)
         self._ports = Set(walls, "ports", (PROTOCOL, PORT), data=(kind, PORT))
         inward = Chain(walls, "inward", hook="prerouting", priority=_DESTINATION, type="nat")
         work = Transaction().add(self._ports).add(inward)
@@ -175,7 +175,7 @@ class _Gate(SharedFilters):
 
     def mark(self) -> None:
         """Have the switch mark packets of flows that may take the short way."""
-        self._commit(marking(walls_of("ip")))
+        self._commit(marking(self._walls))
 
     def remove(self, entries: Iterable[Entry]) -> None:
         keys = [Element((entry.protocol, entry.inner)) for entry in entries]

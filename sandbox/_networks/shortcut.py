@@ -92,36 +92,39 @@ class Shortcut:
     _gateway: IPv4Address
     _mtu: int
     _lock: threading.RLock
-    _programs: _Programs | None = None
-    _is_tried: bool = False
-    _fitted: set[int] = field(factory=set[int])  # ports that have the programs, or are about to
-    _fitting: Asked | None = None
-    _slots: dict[int, tuple[Entry, Place]] = field(factory=dict[int, tuple["Entry", "Place"]])
+    # All by version of IP.
+    _programs: dict[int, _Programs | None] = field(factory=dict[int, "_Programs | None"])  # None: they cannot be had
+    _fitted: set[tuple[int, int]] = field(factory=set[tuple[int, int]])  # and port: who have the programs, or are about to
+    _slots: dict[tuple[int, int], tuple[Entry, Place]] = field(factory=dict[tuple[int, int], tuple["Entry", "Place"]])
+    _fitting: list[Asked] = field(factory=list["Asked"])
 
     @classmethod
     def of(cls, live: Live) -> Self:
         """That of a network."""
         return cls(live.switch, live.requests, live.shaping, live.uplink, live.addresses.gateway, live.spec.mtu, live.lock)
 
-    @property
-    def flows(self) -> Fd | None:
+    def flows(self, version: int = 4) -> Fd | None:
         """The map of flows, for looking only; None: all packets go the long way."""
-        return None if self._programs is None else self._programs.flows
+        programs = self._programs.get(version)
+        return None if programs is None else programs.flows
 
     def lead(self, entries: Iterable[Entry], place: Place, mark: Callable[[], None]) -> None:
-        """Have flows to these ports, which lead to *place*, take the short way where there is one. Does not fail.
+        """Have flows to these ports, all of one version of IP, which lead to *place*, take the short way where there is one. Does not fail.
 
         *mark* has packets of flows that may be known be marked from then on, by the rules of `marking`.
         """
-        wanted = [entry for entry in entries if entry.held.port.protocol == "tcp" and entry.held.address.version == 4]
+        wanted = [entry for entry in entries if entry.held.port.protocol == "tcp"]
+        if not wanted:
+            return
+        version = wanted[0].held.address.version
         with self._lock:
-            if not wanted or not self._begun(mark):
+            if not self._begun(version, mark):
                 return
-            self._fit(place.port)
+            self._fit(version, place.port)
             from sandbox.net.shortcut import slot_of
 
             for entry in wanted:
-                at = slot_of(entry.inner)
+                at = version, slot_of(entry.inner)
                 if at not in self._slots:  # else another port's, which lives long: this one takes the long way
                     self._slots[at] = entry, place
                     try:
@@ -151,10 +154,10 @@ class Shortcut:
 
     def settle(self) -> None:
         """Wait until the ports that have been led have the programs. One that does not get them has its packets take the long way."""
-        fitting, self._fitting = self._fitting, None
-        if fitting is not None:
+        fitting, self._fitting = self._fitting, []
+        for asked in fitting:
             with suppress(SandboxError):
-                self._switch.answer(fitting)
+                self._switch.answer(asked)
 
     def close(self) -> None:
         """Let go of all; what the interfaces have goes with them. Twice is fine."""
@@ -163,93 +166,101 @@ class Shortcut:
 
     def abandon(self) -> None:
         """As `close`, in a forked child: what has been asked is the parent's."""
-        programs, self._programs, self._is_tried = self._programs, None, True
-        if programs is not None:
-            programs.close()
+        programs = self._programs
+        self._programs = {4: None, 6: None}
+        for one in programs.values():
+            if one is not None:
+                one.close()
         self._slots.clear()
 
     # ---- Steps ----
 
-    def _write(self, at: int, *, is_open: bool = True) -> None:
+    def _write(self, at: tuple[int, int], *, is_open: bool = True) -> None:
         """Readers may be at it meanwhile: the port is put in last, and taken out before anything else is changed."""
-        if self._programs is None:
+        version, index = at
+        programs = self._programs.get(version)
+        if programs is None:
             return
         from sandbox._sys import bpf
         from sandbox.net.shortcut import slot
 
         entry, place = self._slots[at]
+        address = place.address if version == 4 else place.address6
+        if address is None:
+            raise AssertionError("a port is published for an address that is none")
         is_open = is_open and not self._shaping.is_shaped(place.port)
         mac, bridge = _octets(place.endpoint.mac), _octets(mac_of(self._gateway))
         try:
             for inner in (0, entry.inner) if is_open else (0,):
-                value = slot(inner, place.port, place.address, entry.held.port.number, mac=mac, bridge_mac=bridge)
-                bpf.update(self._programs.slots.fileno(), _INDEX.pack(at), value)
+                value = slot(inner, place.port, address, entry.held.port.number, mac=mac, bridge_mac=bridge)
+                bpf.update(programs.slots.fileno(), _INDEX.pack(index), value)
         except OSError as error:
             raise SetupError("write the slot of a published port", error.errno or 0, step="network") from error
 
-    def _begun(self, mark: Callable[[], None]) -> bool:
-        if not self._is_tried:
-            self._is_tried = True
-            if self._uplink is not None and not self._switch.is_ordinary and self._is_offered():
-                try:
-                    self._programs = self._begin(mark)
-                except (OSError, SandboxError):  # there is the long way
-                    self._programs = None
-        return self._programs is not None
+    def _begun(self, version: int, mark: Callable[[], None]) -> bool:
+        if version not in self._programs:
+            self._programs[version] = None
+            if not self._switch.is_ordinary and self._is_offered():
+                with suppress(OSError, SandboxError):  # there is the long way
+                    self._programs[version] = self._begin(version, mark)
+        return self._programs[version] is not None
 
     def _is_offered(self) -> bool:
         """Whether this kernel has what it takes, and lets us."""
         return features.packet_programs()
 
-    def _begin(self, mark: Callable[[], None]) -> _Programs:
+    def _begin(self, version: int, mark: Callable[[], None]) -> _Programs:
         """Load the programs, and have the uplink's run; the others have nothing to do before it does."""
         from sandbox._sys import bpf
         from sandbox.net import shortcut as made
 
         uplink = self._uplink
-        if uplink is None:
+        way = uplink if version == 4 or uplink is None else uplink.six
+        if uplink is None or way is None:
             raise SetupError("lead the short way", 0, step="network")
         self._switch.write(_SETTINGS)
         with ExitStack() as stack:
             slots, flows = (
                 stack.enter_context(Fd(bpf.make_map(kind, key, value, entries, f"sandbox_{name}")))
                 for kind, key, value, entries, name in (
-                    (bpf.ARRAY, _INDEX.size, made.SLOT.size, made.SLOTS, "slots"),
-                    (bpf.LRU_HASH, made.FLOW.size, made.KNOWN.size, made.FLOWS, "flows"),
+                    (bpf.ARRAY, _INDEX.size, made.FAMILIES[version].slot.size, made.SLOTS, "slots"),
+                    (bpf.LRU_HASH, made.FAMILIES[version].flow.size, made.KNOWN.size, made.FLOWS, "flows"),
                 )
             )
-            here, there = IPv4Address(int(uplink.here)), IPv4Address(int(uplink.there))
-            macs = (_octets(mac_of(address)) for address in (self._gateway, there, here))
-            ends = made.Ends(slots.fileno(), flows.fileno(), UPLINK, there, self._mtu, *macs)
+            macs = (_octets(mac_of(IPv4Address(int(address)))) for address in (self._gateway, uplink.there, uplink.here))
+            ends = made.Ends(slots.fileno(), flows.fileno(), UPLINK, way.there, self._mtu, *macs)
             inward, outward, learner = (
                 stack.enter_context(Fd(bpf.load_program(bpf.SCHED_CLS, program(ends), f"sandbox_{program.__name__}")))
                 for program in (made.inward, made.outward, made.learner)
             )
             mark()
-            self._begin_inward(inward)
+            self._begin_inward(version, inward)
             stack.pop_all()
             return _Programs(slots, flows, outward, learner)
         raise AssertionError("unreachable")
 
-    def _begin_inward(self, program: Fd) -> None:
+    def _begin_inward(self, version: int, program: Fd) -> None:
         """Have the uplink's run, whose descriptor is closed then."""
         from sandbox.net import qdisc
 
-        messages = [qdisc.clsact(UPLINK), qdisc.program(UPLINK, "ingress", program.fileno())]
+        messages = [qdisc.clsact(UPLINK), qdisc.program(UPLINK, "ingress", program.fileno(), version=version)]
         self._requests.send(messages, "have a program look at what comes by the uplink")
         program.close()
 
-    def _fit(self, port: int) -> None:
+    def _fit(self, version: int, port: int) -> None:
         """Nobody waits for it: the kernel may be removing the interfaces of a container before, which takes it milliseconds."""
-        if self._programs is None or port in self._fitted:
+        programs = self._programs[version]
+        if programs is None or (version, port) in self._fitted:
             return
         from sandbox.net import qdisc
 
-        self.settle()  # long since
-        first, second = Batch.of([qdisc.clsact(port), qdisc.program(port, "ingress")]), Batch.of(qdisc.program(port, "egress"))
+        if len(self._fitting) > 1:
+            self.settle()  # long since
+        first = Batch.of([qdisc.clsact(port), qdisc.program(port, "ingress", version=version)])
+        second = Batch.of(qdisc.program(port, "egress", version=version))
         with suppress(SandboxError):
-            self._fitting = self._switch.ask((first, self._programs.outward.fileno()), (second, self._programs.learner.fileno()))
-            self._fitted.add(port)
+            self._fitting.append(self._switch.ask((first, programs.outward.fileno()), (second, programs.learner.fileno())))
+            self._fitted.add((version, port))
 
 
 def marking(table: Table) -> Transaction:

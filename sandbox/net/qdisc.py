@@ -32,7 +32,7 @@ _UP: Final = 1
 _CLSACT: Final = 0xFFFFFFF1  # TC_H_CLSACT, and what filters hang below: TC_H_MIN_INGRESS, _EGRESS
 _DIRECTIONS: Final = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_DIRECT = 6, 7, 8, 1  # TCA_BPF_*; what the program says is done
-_FIRST_OF_IPV4: Final = 1 << 16 | socket.htons(0x0800)  # a filter's priority and protocol
+_FIRST: Final = {4: 1 << 16 | socket.htons(0x0800), 6: 2 << 16 | socket.htons(0x86DD)}  # a filter's priority, and its protocol: one to each
 LOOPBACK: Final = 1  # its index, in each namespace
 _INNER: Final = 0x8000
 _GENERATIONS: Final = 0x7FFE  # so that no inner handle is 0xFFFF, which means ingress
@@ -123,14 +123,14 @@ def drops_of(answer: bytes) -> int:
 
 
 def clsact(index: int) -> bytes:
-    """Have filters look at what comes in by an interface, and what goes out by it."""
-    return _qdisc(_NEWQDISC, index, _ACK | CREATE | EXCL, handle=_CLSACT & 0xFFFF0000, parent=_CLSACT, name="clsact")
+    """Have filters look at what comes in by an interface, and what goes out by it, if they do not already."""
+    return _qdisc(_NEWQDISC, index, _ACK | CREATE, handle=_CLSACT & 0xFFFF0000, parent=_CLSACT, name="clsact")
 
 
-def program(index: int, direction: str, fd: int = MARK_FD) -> bytes:
-    """Have a program of BPF decide about packets of IPv4, ``"ingress"`` or ``"egress"``; see `clsact`. *fd*: of whoever sends this, see `Batch`."""
+def program(index: int, direction: str, fd: int = MARK_FD, *, version: int = 4) -> bytes:
+    """Have a program of BPF decide about packets of IP, ``"ingress"`` or ``"egress"``; see `clsact`. *fd*: of whoever sends this, see `Batch`."""
     options = attribute(_BPF_FD, struct.pack("=I", fd)) + attribute(_BPF_NAME, b"sandbox\0") + attribute(_BPF_FLAGS, struct.pack("=I", _BPF_DIRECT))
-    body = _TC.pack(0, index, 1, _DIRECTIONS[direction], _FIRST_OF_IPV4) + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
+    body = _TC.pack(0, index, 1, _DIRECTIONS[direction], _FIRST[version]) + attribute(_KIND, b"bpf\0") + attribute(_OPTIONS, options)
     return message(_NEWTFILTER, _ACK | CREATE | EXCL, body)
 
 

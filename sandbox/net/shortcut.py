@@ -1,7 +1,7 @@
 """The programs by which packets of flows that are known go past a switch's own stack, and the layout of what they read. Pure; see
 `_networks.shortcut` for the whole.
 
-Three programs, which run where packets of IPv4 pass an interface (tc, direct action):
+Three programs for each version of IP, which run where packets pass an interface (tc, direct action):
 
 - `learner`, where packets leave by a container's port: of a flow that the rules of the switch have let through, and marked with the port of the
   uplink that it came to, it notes both directions in the map of flows, for `LIFE_NS`;
@@ -19,8 +19,9 @@ that a packet may pass, never whereto. Addresses and ports are as they are in pa
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address
-from typing import Final
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -33,25 +34,66 @@ R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Reg
 LIFE_NS: Final = 250_000_000
 SLOTS: Final = 1024
 FLOWS: Final = 4096  # directions
-SLOT: Final = struct.Struct("=HxxI4sH2x6s6s4x")  # the port, whose interface, address and port the container has, its MAC, the bridge's
-FLOW: Final = struct.Struct("=4sHHI")  # the client's address and port; the other port where the packet comes in, and by which interface
 KNOWN: Final = struct.Struct("=Q")
 
 _LOOKUP, _UPDATE, _L4_SUM, _REDIRECT, _COARSE_NS = 1, 2, 11, 23, 160  # BPF_FUNC_*; the last since Linux 5.11
-_PSEUDO_HEAD: Final = 0x10  # BPF_F_PSEUDO_HDR
+_PSEUDO_HEAD, _OF_IPV6 = 0x10, 0x80  # BPF_F_PSEUDO_HDR; BPF_F_IPV6, without which sums that an interface has made go wrong (Linux 6.16)
 _NEXT, _DROP = -1, 2  # TC_ACT_UNSPEC: whoever is next may say, or it goes on; TC_ACT_SHOT
 # struct __sk_buff
 _LENGTH, _MARK, _TAGGED, _INTERFACE, _DATA, _END, _GSO_SIZE = 0, 8, 20, 40, 76, 80, 176
-# Ethernet, IPv4 without options, TCP
-_RECEIVER, _TYPE, _VERSION, _FRAGMENT, _HOPS, _PROTOCOL, _SUM, _SOURCE, _TARGET = 0, 12, 14, 20, 22, 23, 24, 26, 30
-_SOURCE_PORT, _TARGET_PORT, _LENGTH_OF_TCP, _FLAGS, _SUM_OF_TCP, _HEADS = 34, 36, 46, 47, 50, 54
-_IPV4_SWAPPED, _FRAGMENT_SWAPPED, _TCP = 0x0008, 0xFF3F, 6
-_ETHERNET, _IPV4_HEAD = 14, 20
+# Ethernet, and IPv4 without options
+_RECEIVER, _TYPE, _VERSION, _FRAGMENT, _SUM = 0, 12, 14, 20, 24
+_FRAGMENT_SWAPPED, _TCP = 0xFF3F, 6
+_ETHERNET, _TCP_HEAD = 14, 20
 _FIN_SYN_RST_ACK, _ACK = 0x17, 0x10
 # The stack
-_KEY, _INDEX, _VALUE = -16, -24, -32
-# SLOT
-_INNER, _PORT_INDEX, _ADDRESS, _PORT, _MACS = 0, 4, 8, 12, 16
+_KEY, _INDEX, _VALUE = -24, -32, -40
+# A slot
+_INNER, _PORT_INDEX, _ADDRESS = 0, 4, 8
+
+
+@frozen
+class Family:
+    """A version of IP: where things are in its packets, and in what is known of them.
+
+    slot: the port, whose interface, address and port the container has, its MAC, the bridge's.
+    flow: the client's address and port; the other port where the packet comes in, and by which interface.
+    """
+
+    kind: int  # of the frame, as packets have it
+    first: tuple[int, int]  # of the first byte: what counts, and what it is
+    protocol: int
+    hops: int
+    source: int
+    target: int
+    size: int  # of an address
+    head: int  # of IP
+    port: int  # in a slot
+    macs: int
+    slot: struct.Struct
+    flow: struct.Struct
+
+    @property
+    def tcp(self) -> int:
+        return _ETHERNET + self.head
+
+    @property
+    def source_port(self) -> int:
+        return self.tcp
+
+    @property
+    def target_port(self) -> int:
+        return self.tcp + 2
+
+    @property
+    def sum_of_tcp(self) -> int:
+        return self.tcp + 16
+
+
+FAMILIES: Final = {
+    4: Family(0x0008, (0xFF, 0x45), 23, 22, 26, 30, 4, 20, 12, 16, struct.Struct("=HxxI4sH2x6s6s4x"), struct.Struct("=4sHHI")),
+    6: Family(0xDD86, (0xF0, 0x60), 20, 21, 22, 38, 16, 40, 24, 32, struct.Struct("=HxxI16sH6x6s6s4x"), struct.Struct("=16sHHI")),
+}
 
 
 @frozen
@@ -61,7 +103,7 @@ class Ends:
     slots: int  # descriptors
     flows: int
     uplink: int
-    there: IPv4Address
+    there: IPv4Address | IPv6Address
     mtu: int
     bridge_mac: bytes
     uplink_mac: bytes
@@ -78,9 +120,9 @@ def swapped(port: int) -> int:
     return struct.unpack("=H", struct.pack(">H", port))[0]  # type: ignore[no-any-return]
 
 
-def slot(inner: int, interface: int, address: IPv4Address, port: int, *, mac: bytes, bridge_mac: bytes) -> bytes:
+def slot(inner: int, interface: int, address: IPv4Address | IPv6Address, port: int, *, mac: bytes, bridge_mac: bytes) -> bytes:
     """A slot; *inner* 0: it leads nowhere."""
-    return SLOT.pack(swapped(inner), interface, address.packed, swapped(port), mac, bridge_mac)
+    return FAMILIES[address.version].slot.pack(swapped(inner), interface, address.packed, swapped(port), mac, bridge_mac)
 
 
 class _Program(Assembler):
@@ -89,6 +131,7 @@ class _Program(Assembler):
     def __init__(self, ends: Ends) -> None:
         super().__init__()
         self.ends = ends
+        self.ip = FAMILIES[ends.there.version]
         self.long = Label()
 
     def finish(self) -> bytes:
@@ -103,13 +146,17 @@ class _Program(Assembler):
         self.load(R1, R6, _TAGGED, 4)
         self.jump_if(R1, "!=", 0, self.long)
         self.at_packet(self.long)
-        self.expect(R7, _TYPE, 2, _IPV4_SWAPPED)
-        self.expect(R7, _VERSION, 1, 0x45)
-        self.expect(R7, _PROTOCOL, 1, _TCP)
-        self.load(R1, R7, _FRAGMENT, 2)
-        self.do(R1, "&", _FRAGMENT_SWAPPED)
-        self.jump_if(R1, "!=", 0, self.long)
-        self.load(R1, R7, _FLAGS, 1)
+        self.expect(R7, _TYPE, 2, self.ip.kind)
+        counts, first = self.ip.first
+        self.load(R1, R7, _VERSION, 1)
+        self.do(R1, "&", counts)
+        self.jump_if(R1, "!=", first, self.long)
+        self.expect(R7, self.ip.protocol, 1, _TCP)
+        if self.ends.there.version == 4:
+            self.load(R1, R7, _FRAGMENT, 2)
+            self.do(R1, "&", _FRAGMENT_SWAPPED)
+            self.jump_if(R1, "!=", 0, self.long)
+        self.load(R1, R7, self.ip.tcp + 13, 1)
         self.do(R1, "&", _FIN_SYN_RST_ACK)
         self.jump_if(R1, "!=", _ACK, self.long)
 
@@ -118,38 +165,54 @@ class _Program(Assembler):
         self.load(R7, R6, _DATA, 4)
         self.load(R2, R6, _END, 4)
         self.do(R1, "=", R7)
-        self.do(R1, "+", _HEADS)
+        self.do(R1, "+", self.ip.tcp + _TCP_HEAD)
         self.jump_if(R1, ">", R2, otherwise, narrow=False)
 
     def expect(self, at: Reg, offset: int, size: int, number: Reg | int) -> None:
         self.load(R1, at, offset, size)
         self.jump_if(R1, "!=", number, self.long)
 
+    def words(self) -> range:
+        """Of an address."""
+        return range(0, self.ip.size, 4)
+
+    def there(self, word: int) -> int:
+        """One of the uplink's address."""
+        return int.from_bytes(self.ends.there.packed[word : word + 4], "little")
+
+    def expect_slots(self, address: int, port: int) -> None:
+        """Of an address and a port in the packet."""
+        for here, size, mine in (*((address + word, 4, _ADDRESS + word) for word in self.words()), (port, 2, self.ip.port)):
+            self.load(R2, R7, here, size)
+            self.expect(R8, mine, size, R2)
+
     def check_size(self) -> None:
         """What a router would not send on: without hops left, or larger than what all our interfaces take."""
         one = Label()
-        self.load(R1, R7, _HOPS, 1)
+        self.load(R1, R7, self.ip.hops, 1)
         self.jump_if(R1, "<=", 1, self.long)
         self.load(R1, R6, _GSO_SIZE, 4)
         self.load(R2, R6, _LENGTH, 4)
         self.do(R2, "-", _ETHERNET)
         self.jump_if(R1, "==", 0, one)
-        self.load(R2, R7, _LENGTH_OF_TCP, 1)  # several packets in one: each of them is of that size, and has heads
+        self.load(R2, R7, self.ip.tcp + 12, 1)  # several packets in one: each of them is of that size, and has heads
         self.do(R2, ">>", 4)
         self.do(R2, "<<", 2)
-        self.do(R2, "+", _IPV4_HEAD)
+        self.do(R2, "+", self.ip.head)
         self.do(R2, "+", R1)
         self.place(one)
         self.jump_if(R2, ">", self.ends.mtu, self.long)
 
     def key(self, at: int, client: int, client_port: int, other_port: Reg, interface: Reg | int) -> None:
         """A key of *flows* on the stack; where the client's address and port are in the packet."""
-        self.load(R1, R7, client, 4)
-        self.store(R10, at, R1, 4)
+        for word in self.words():
+            self.load(R1, R7, client + word, 4)
+            self.store(R10, at + word, R1, 4)
+        at += self.ip.size
         self.load(R1, R7, client_port, 2)
-        self.store(R10, at + 4, R1, 2)
-        self.store(R10, at + 6, other_port, 2)
-        self.store(R10, at + 8, interface, 4)
+        self.store(R10, at, R1, 2)
+        self.store(R10, at + 2, other_port, 2)
+        self.store(R10, at + 4, interface, 4)
 
     def find_slot(self) -> None:
         """Have r8 at the slot of the port in r9, if it is that one's."""
@@ -182,20 +245,24 @@ class _Program(Assembler):
         *old*, *new*: the address is that of the slot, or (None) the uplink's; the port is in a register or, of r8, the slot's.
         """
         drop, done = Label(), Label()
-        for size, values, otherwise in ((4, (old[0], new[0]), self.long), (2, (old[1], new[1]), drop)):
-            self.do(R1, "=", R6)
-            self.do(R2, "=", _SUM_OF_TCP)
-            for into, value in zip((R3, R4), values, strict=True):
-                self._value(into, value, size)
-            self.do(R5, "=", size | (_PSEUDO_HEAD if size == 4 else 0))
-            self.call(_L4_SUM)  # which knows whether the sum is whole, or left to the interface
-            self.jump_if(R0, "!=", 0, otherwise, narrow=False)  # of the first one: nothing is changed then
+        flags = 4 | _PSEUDO_HEAD | (_OF_IPV6 if self.ends.there.version == 6 else 0)
+        otherwise = self.long  # of the first one: nothing is changed then
+        for word in self.words():
+            self._correct(flags, lambda into, value, word=word: self._word(into, value, word), (old[0], new[0]), otherwise)  # type: ignore[misc]
+            otherwise = drop
+        self._correct(2, self._port, (old[1], new[1]), drop)
         self.at_packet(drop)
-        self._value(R3, old[0], 4)
-        self._value(R4, new[0], 4)
-        self._sum_head()
-        self.store(R7, address, R4, 4)
-        self._value(R4, new[1], 2)
+        if self.ends.there.version == 4:
+            self._word(R3, old[0], 0)
+            self._word(R4, new[0], 0)
+            self._sum_head()
+        for word in self.words():
+            self._word(R4, new[0], word)
+            self.store(R7, address + word, R4, 4)
+        self.load(R1, R7, self.ip.hops, 1)
+        self.do(R1, "-", 1)
+        self.store(R7, self.ip.hops, R1, 1)
+        self._port(R4, new[1])
         self.store(R7, port, R4, 2)
         self.jump(done)
         self.place(drop)
@@ -203,11 +270,25 @@ class _Program(Assembler):
         self.exit()
         self.place(done)
 
-    def _value(self, into: Reg, value: Reg | None, size: int) -> None:
+    def _correct(self, flags: int, put: Callable[[Reg, Any], None], values: tuple[object, object], otherwise: Label) -> None:
+        """The sum of TCP, for what is another value now. The kernel knows whether it is whole, or left to the interface."""
+        self.do(R1, "=", R6)
+        self.do(R2, "=", self.ip.sum_of_tcp)
+        for into, value in zip((R3, R4), values, strict=True):
+            put(into, value)
+        self.do(R5, "=", flags)
+        self.call(_L4_SUM)
+        self.jump_if(R0, "!=", 0, otherwise, narrow=False)
+
+    def _word(self, into: Reg, value: Reg | None, word: int) -> None:
         if value is None:
-            self.do(into, "=", int.from_bytes(self.ends.there.packed, "little"), narrow=True)
-        elif value is R8:
-            self.load(into, R8, _ADDRESS if size == 4 else _PORT, size)
+            self.do(into, "=", self.there(word), narrow=True)
+        else:
+            self.load(into, value, _ADDRESS + word, 4)
+
+    def _port(self, into: Reg, value: Reg) -> None:
+        if value is R8:
+            self.load(into, R8, self.ip.port, 2)
         else:
             self.do(into, "=", value)
 
@@ -228,9 +309,6 @@ class _Program(Assembler):
             self.do(R1, "+", R2)
         self.do(R1, "^", 0xFFFF)
         self.store(R7, _SUM, R1, 2)
-        self.load(R1, R7, _HOPS, 1)
-        self.do(R1, "-", 1)
-        self.store(R7, _HOPS, R1, 1)
 
     def _add_halves(self, source: Reg) -> None:
         self.do(R5, "=", source)
@@ -254,19 +332,21 @@ def inward(ends: Ends) -> bytes:
     """At the uplink, what comes."""
     do = _Program(ends)
     do.begin()
-    do.expect(R7, _TARGET, 4, int.from_bytes(ends.there.packed, "little"))
-    do.load(R9, R7, _TARGET_PORT, 2)
-    do.key(_KEY, _SOURCE, _SOURCE_PORT, R9, ends.uplink)
+    ip = do.ip
+    for word in do.words():
+        do.expect(R7, ip.target + word, 4, do.there(word))
+    do.load(R9, R7, ip.target_port, 2)
+    do.key(_KEY, ip.source, ip.source_port, R9, ends.uplink)
     do.check_size()
     do.find_slot()
     do.store(R10, _VALUE, R9, 8)
     do.find_flow()
     do.load(R1, R10, _VALUE, 8)
     do.jump_if(R1, "!=", R9, do.long)
-    do.translate(_TARGET, _TARGET_PORT, (None, R9), (R8, R8))
-    do.load(R1, R8, _MACS, 8)
+    do.translate(ip.target, ip.target_port, (None, R9), (R8, R8))
+    do.load(R1, R8, ip.macs, 8)
     do.store(R7, _RECEIVER, R1, 8)
-    do.load(R1, R8, _MACS + 8, 4)
+    do.load(R1, R8, ip.macs + 8, 4)
     do.store(R7, _RECEIVER + 8, R1, 4)
     do.send(None)
     return do.finish()
@@ -278,18 +358,17 @@ def outward(ends: Ends) -> bytes:
     do.begin()
     do.expect(R7, _RECEIVER, 4, int.from_bytes(ends.bridge_mac[:4], "little"))
     do.expect(R7, _RECEIVER + 4, 2, int.from_bytes(ends.bridge_mac[4:], "little"))
-    do.load(R9, R7, _SOURCE_PORT, 2)
+    ip = do.ip
+    do.load(R9, R7, ip.source_port, 2)
     do.load(R8, R6, _INTERFACE, 4)
-    do.key(_KEY, _TARGET, _TARGET_PORT, R9, R8)
+    do.key(_KEY, ip.target, ip.target_port, R9, R8)
     do.check_size()
     do.find_flow()
     do.find_slot()
     do.load(R2, R6, _INTERFACE, 4)
     do.expect(R8, _PORT_INDEX, 4, R2)
-    for here, size, mine in ((_SOURCE, 4, _ADDRESS), (_SOURCE_PORT, 2, _PORT)):
-        do.load(R2, R7, here, size)
-        do.expect(R8, mine, size, R2)
-    do.translate(_SOURCE, _SOURCE_PORT, (R8, R8), (None, R9))
+    do.expect_slots(ip.source, ip.source_port)
+    do.translate(ip.source, ip.source_port, (R8, R8), (None, R9))
     macs = ends.host_mac + ends.uplink_mac
     do.load_number(R1, int.from_bytes(macs[:8], "little"))
     do.store(R7, _RECEIVER, R1, 8)
@@ -308,20 +387,19 @@ def learner(ends: Ends) -> bytes:
     do.find_slot()
     do.load(R2, R6, _INTERFACE, 4)
     do.expect(R8, _PORT_INDEX, 4, R2)
-    for here, size, mine in ((_TARGET, 4, _ADDRESS), (_TARGET_PORT, 2, _PORT)):
-        do.load(R2, R7, here, size)
-        do.expect(R8, mine, size, R2)
+    ip = do.ip
+    do.expect_slots(ip.target, ip.target_port)
     do.call(_COARSE_NS)
     do.do(R0, "+", LIFE_NS)
     do.do(R0, ">>", 16)
     do.do(R0, "<<", 16)
     do.do(R0, "|", R9)
     do.store(R10, _VALUE, R0, 8)
-    do.key(_KEY, _SOURCE, _SOURCE_PORT, R9, ends.uplink)
+    do.key(_KEY, ip.source, ip.source_port, R9, ends.uplink)
     _note(do)
-    do.load(R9, R7, _TARGET_PORT, 2)
+    do.load(R9, R7, ip.target_port, 2)
     do.load(R8, R6, _INTERFACE, 4)
-    do.key(_KEY, _SOURCE, _SOURCE_PORT, R9, R8)
+    do.key(_KEY, ip.source, ip.source_port, R9, R8)
     _note(do)
     return do.finish()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from attrs import frozen
@@ -64,9 +65,9 @@ class Long:
 
 
 @contextmanager
-def watched(net: Network) -> Generator[Long]:
+def watched(net: Network, family: Literal["ip", "ip6"] = "ip") -> Generator[Long]:
     with net.live.switch.filters() as filters:
-        chain = Chain(Table("ip", "watch"), "watch", hook="forward", priority=5)
+        chain = Chain(Table(family, "watch"), "watch", hook="forward", priority=5)
         work = Transaction().add(chain.table).add(chain)
         for side in (iifname, oifname):
             work.add(rule(chain, [side("uplink"), l4proto("tcp"), counter()]))
@@ -78,8 +79,8 @@ def watched(net: Network) -> Generator[Long]:
 
 
 @contextmanager
-def echoing(c: Container, port: int = PORT) -> Generator[None]:
-    with c.popen([PYTHON, "-c", ECHO, str(port)], stdout=PIPE, stderr=STDOUT) as process:
+def echoing(c: Container, port: int = PORT, code: str = ECHO) -> Generator[None]:
+    with c.popen([PYTHON, "-c", code, str(port)], stdout=PIPE, stderr=STDOUT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
         yield
@@ -90,12 +91,12 @@ def client_of(address: str = HOST, port: int = PORT) -> socket.socket:
     return socket.create_connection((address, port), timeout=patience(5))
 
 
-def talked(net: Network, *socks: socket.socket) -> None:
+def talked(net: Network, *socks: socket.socket, version: int = 4) -> None:
     """Have the flows of these be known."""
     net.live.shortcut.settle()
     for sock in socks:
         exchange(sock, 5)
-    assert len(keys_of(net)) == 2 * len(socks)
+    assert len(keys_of(net, version)) == 2 * len(socks)
 
 
 def exchange(sock: socket.socket, rounds: int = 1, size: int = CHUNK) -> None:
@@ -114,10 +115,10 @@ def passed(c: Container) -> tuple[int, int]:
     return stats.received_packets, stats.sent_packets
 
 
-def share(net: Network, c: Container, talk: Callable[[], None]) -> tuple[float, float]:
+def share(net: Network, c: Container, talk: Callable[[], None], family: Literal["ip", "ip6"] = "ip") -> tuple[float, float]:
     """What part of the packets to and from a container takes the long way while they talk."""
     net.live.shortcut.settle()
-    with watched(net) as long:
+    with watched(net, family) as long:
         before = passed(c)
         talk()
         every = [now - then for now, then in zip(passed(c), before, strict=True)]
@@ -185,7 +186,7 @@ def test_without_the_short_way_all_take_the_long_one(how: Callable[[ExitStack, p
         net = stack.enter_context(Network())
         c = stack.enter_context(Container(net=net, ports=[f"{PORT}:{PORT}"]))
         stack.enter_context(echoing(c))
-        assert net.live.shortcut.flows is None
+        assert net.live.shortcut.flows() is None
         client = stack.enter_context(client_of())
         assert min(share(net, c, lambda: exchange(client, 20))) > 0.9
 
@@ -204,10 +205,10 @@ def test_a_port_that_is_withdrawn_refuses_the_next_packet(monkeypatch: pytest.Mo
         assert passed(c)[0] == received
 
 
-def keys_of(net: Network) -> list[bytes]:
-    flows = net.live.shortcut.flows
+def keys_of(net: Network, version: int = 4) -> list[bytes]:
+    flows = net.live.shortcut.flows(version)
     assert flows is not None
-    return keys(flows.fileno(), shortcut.FLOW.size)
+    return keys(flows.fileno(), shortcut.FAMILIES[version].flow.size)
 
 
 @alone
@@ -293,7 +294,7 @@ def test_programs_and_maps_go_with_the_network_and_with_who_is_killed() -> None:
         "from sandbox import Container, Network\n"
         "net = Network().create()\n"
         "c = Container(net=net, ports=['8080:80']).create()\n"
-        "assert net.live.shortcut.flows is not None\n"
+        "assert net.live.shortcut.flows() is not None\n"
         "print('ready', flush=True)\n"
         "signal.pause()\n"
     )

@@ -223,7 +223,7 @@ def test_programs_and_maps_go_with_the_last_container_and_with_who_is_killed(sto
         "from sandbox import Container\n"
         "c = Container(net='shop', ports=['8080:80']).create()\n"
         "c.network.live.shortcut.settle()\n"
-        "assert c.network.live.shortcut.flows is not None\n"
+        "assert c.network.live.shortcut.flows() is not None\n"
         "child = os.fork()\n"
         "if not child:\n"
         "    signal.pause()\n"
