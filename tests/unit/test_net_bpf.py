@@ -80,6 +80,14 @@ def test_a_flow_is_known_for_less_than_sequence_numbers_take_to_come_round_by_ha
 
 
 def test_slots_and_ports_are_laid_out_as_programs_read_them():
-    assert (shortcut.SLOT.size, shortcut.FLOW.size, shortcut.KNOWN.size) == (32, 12, 8)
+    assert shortcut.KNOWN.size == 8
+    for version, slot, flow in ((4, 32, 12), (6, 48, 24)):
+        ip = shortcut.FAMILIES[version]
+        assert (ip.slot.size, ip.flow.size) == (slot, flow)
+        made = ip.slot.pack(1, 2, b"a" * ip.size, 3, b"m" * 6, b"b" * 6)
+        assert made[8 : 8 + ip.size] == b"a" * ip.size
+        assert made[ip.port] == 3
+        assert made[ip.macs : ip.macs + 12] == b"m" * 6 + b"b" * 6
+        assert ip.macs % 8 == 0
     assert shortcut.slot_of(shortcut.SLOTS + 3) == 3
     assert shortcut.swapped(0x1234) == 0x3412
