@@ -7,6 +7,8 @@ walls taken down, which shows that the attacks do work.
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -111,7 +113,9 @@ def _table(verdicts: dict[tuple[str, str], str], names: list[str]) -> Iterator[s
 
 @pytest.fixture(scope="session")
 def attacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the attackers' programs, compiled and static."""
+    """A directory with the attackers' programs, compiled and static: or copied, where SANDBOX_TESTS_ATTACKS has them."""
+    if given := os.environ.get("SANDBOX_TESTS_ATTACKS"):
+        return _reachable(Path(shutil.copytree(given, tmp_path_factory.mktemp("attacks"), dirs_exist_ok=True)))
     if reason := why_not("program:gcc"):
         pytest.skip(f"needs program:gcc: {reason}")
     directory = _reachable(tmp_path_factory.mktemp("attacks"))
