@@ -8,6 +8,7 @@ at the next output of their commands, and is what the caller gets.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -233,11 +234,12 @@ class Building:
     plan: Plan
     names: dict[str, str]
     _states: dict[int, Task[State]] = field(factory=dict[int, Task[State]], init=False)
+    _adding: threading.Lock = field(factory=threading.Lock, init=False)
 
     def run(self, names: tuple[Reference, ...]) -> Image:
         """Build all that is needed, and add the image."""
         self._states = {stage.index: Task(partial(self._stage, stage)) for stage in self.plan.stages}
-        carry_out(self._states.values(), threads=min(MAX_THREADS, len(self._states)), stop=self.job.stop)
+        carry_out(tuple(self._states.values()), threads=min(MAX_THREADS, len(self._states)), stop=self.job.stop)
         state = self._outcome()
         labels = dict(state.settings.labels) | dict(self.job.options.labels)
         state.set(labels=tuple(labels.items()))
@@ -293,13 +295,25 @@ class Building:
         if name.lower() in self.job.contexts:
             return self.job.contexts[name.lower()]
         if (earlier := earlier_stage(self.dockerfile, stage, name)) is not None:
-            task = self._states.get(earlier.index)
-            if task is None:  # a trigger of ONBUILD names it, which nobody knew before the base image was there
-                raise ImageError(f"the stage {name!r} was not built: no line of this Dockerfile needs it")
-            return Sources(self.job.tree_of(task.result()), is_preserving=True)
+            return Sources(self.job.tree_of(self._built(earlier)), is_preserving=True)
         if name == "scratch" or name.lower() == stage.base.name:
             raise ImageError(f"nothing can be taken from {'scratch' if name == 'scratch' else 'the stage itself'}")
         return Sources(self.job.tree_of(self.job.hold(self._image(name, self.job.options.platform))), is_preserving=True)
+
+    def _built(self, stage: Stage) -> State:
+        """What *stage* has come to. One that only a trigger of ONBUILD names, which nobody knew before its base was there, is built here and now."""
+        added: list[Task[State]] = []
+        with self._adding:
+            if stage.index not in self._states:
+                plan = make_plan(self.dockerfile, str(stage.index), self.names)
+                self.plan.bases.update(plan.bases)
+                self.plan.needs.update(plan.needs)
+                tasks = {other.index: Task(partial(self._stage, other)) for other in plan.stages if other.index not in self._states}
+                self._states.update(tasks)
+                added.extend(tasks.values())
+        for task in added:
+            task.carry_out()
+        return self._states[stage.index].result()
 
     def _image(self, name: str, platform: Platform) -> Image:
         """An image of the store, or from its registry: asked when there is none of that platform, or always with *pull*."""

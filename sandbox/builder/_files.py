@@ -170,7 +170,8 @@ class _Copying:
         items = [item_of(one.sources.tree, one.entry, str(number), uid=0, gid=0) for number, (_, one) in enumerate(archives)]
         below = [layer.diff_id for layer in self.state.layers]
         flags = (self.state.working_dir, target, owner, self.copy.chmod, *self.copy.exclude)
-        return digest_of("add", key_of(items, self.job.hashes), key_of(layer.ordered(), self.job.hashes), *flags, *below, str(self.job.options.epoch))
+        beside = key_of(layer.ordered(), self.job.hashes)
+        return digest_of("add-0755", key_of(items, self.job.hashes), beside, *flags, *below, str(self.job.options.epoch))
 
     def _unpacked_file(self, found: Found) -> Tree:
         from sandbox.image.unpack import read_chunks
@@ -188,6 +189,7 @@ class _Copying:
         directory = self.job.workshop.directory()
         place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            os.fchmod(place, 0o755)  # what a destination gets that is not there yet, unless the archive says another mode of "."
             unpack(decompress(chunks), place, keep_owners=os.geteuid() == 0, rootfs=True)
         finally:
             os.close(place)

@@ -133,6 +133,33 @@ def test_what_leads_to_a_file_keeps_its_mode(make, context):
     assert stat.S_IMODE(status(image, "tmp").st_mode) == 0o1777
 
 
+def test_add_of_an_archive_makes_a_destination_that_all_may_enter(make, context):
+    with tarfile.open(context / "t.tar", "w") as archive:
+        archive.add(context / "src", "inside")
+    with tarfile.open(context / "own.tar", "w") as archive:
+        top = tarfile.TarInfo("./")
+        top.type, top.mode = tarfile.DIRTYPE, 0o711
+        archive.addfile(top)
+    image = make("FROM scratch\nADD t.tar /new/\nADD own.tar /own/")
+    assert [stat.S_IMODE(status(image, path).st_mode) for path in ("new", "own")] == [0o755, 0o711]
+
+
+def test_a_trigger_may_take_from_a_stage_that_no_line_needs(make):
+    text = (
+        "FROM scratch AS below\nCOPY a.txt /o\nFROM below AS more\nCOPY b.txt /b\n"
+        "FROM scratch AS base\nONBUILD COPY --from=more / /from/\nFROM base AS one\nFROM base AS two\nFROM scratch\n"
+        "COPY --from=one / /1/\nCOPY --from=two / /2/\n"
+    )
+    found = files(make(text))
+    assert {path: found[path] for path in ("1/from/o", "1/from/b", "2/from/o")} == {"1/from/o": "a.txt", "1/from/b": "b.txt", "2/from/o": "a.txt"}
+
+
+def test_what_fails_in_a_stage_that_a_trigger_takes_from_is_told(make):
+    with pytest.raises(DockerfileError, match=r"no such file or directory in the context") as caught:
+        make("FROM scratch AS more\nCOPY none /o\nFROM scratch AS base\nONBUILD COPY --from=more / /from/\nFROM base\n")
+    assert "none" in str(caught.value)
+
+
 @pytest.mark.parametrize(("name", "mode"), [("t.tar", "w"), ("t.tgz", "w:gz"), ("t.xz", "w:xz"), ("t.bz2", "w:bz2")])
 def test_add_unpacks_archives(make, context, name, mode):
     with tarfile.open(context / name, mode) as archive:
