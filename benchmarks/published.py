@@ -22,12 +22,15 @@ from typing import Final
 
 from sandbox import PIPE, Container, Network, NetworkStore, features
 
-HOST, WORLD, BY_HAND = "203.0.113.1", "203.0.113.2", "192.0.2.2"
+# Of a namespace beside this one: our address there, and its own; by version of IP.
+WAN: Final = {4: ("203.0.113.1/24", "203.0.113.2/24"), 6: ("2001:db8:1::1/64", "2001:db8:1::2/64")}
+HAND: Final = {4: ("192.0.2.1/24", "192.0.2.2/24"), 6: ("2001:db8:2::1/64", "2001:db8:2::2/64")}
+LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
 PORT: Final = 5201
 PYTHON: Final = "/usr/bin/python3"
 RECEIVER: Final = f"""
 import socket, threading, time
-server = socket.create_server(("", {PORT}))
+server = socket.create_server(("::", {PORT}), family=socket.AF_INET6, dualstack_ipv6=True)
 print("up", flush=True)
 def take(peer):
     room = bytearray(1 << 20)
@@ -57,24 +60,27 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.25, help="of each transfer")
     parser.add_argument("--long-way", action="store_true", help="beside it the same as where no programs of BPF can be loaded")
+    parser.add_argument("--ipv6", action="store_true", help="by IPv6")
     parser.add_argument("--kept", action="store_true", help="in networks that are kept, of a store of its own")
     options = parser.parse_args()
     if os.environ.get("_PUBLISHED_ALONE") is None:
         os.environ["_PUBLISHED_ALONE"] = "1"
         os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "benchmarks.published", *sys.argv[1:]])
     with ExitStack() as stack:
-        other, hand = stack.enter_context(_namespace("wan", HOST, WORLD)), stack.enter_context(_namespace("hand", "192.0.2.1", BY_HAND, bridge=True))
+        version = 6 if options.ipv6 else 4
+        other, hand = stack.enter_context(_namespace("wan", WAN[version])), stack.enter_context(_namespace("hand", HAND[version], bridge=True))
+        host, by_hand = WAN[version][0].partition("/")[0], HAND[version][1].partition("/")[0]
         _serve(stack, ["nsenter", f"--net=/proc/{hand}/ns/net", PYTHON, "-c", RECEIVER])
         ways = {"": PORT} | ({", the long way": PORT + 1} if options.long_way else {})
         store = NetworkStore(stack.enter_context(tempfile.TemporaryDirectory(dir="/run")) + "/networks") if options.kept else None
         for port in ways.values():
-            _publish(stack, port, store)
+            _publish(stack, port, store, ipv6=options.ipv6)
         away = ["nsenter", f"--net=/proc/{other}/ns/net"]
-        goals: dict[str, tuple[list[str], str, int]] = {"from the host, by hand": ([], BY_HAND, PORT)}
+        goals: dict[str, tuple[list[str], str, int]] = {"from the host, by hand": ([], by_hand, PORT)}
         for way, port in ways.items():
-            goals |= {f"from the host, 127.0.0.1{way}": ([], "127.0.0.1", port), f"from the host, its address{way}": ([], HOST, port)}
-        goals["from another host, by hand"] = away, BY_HAND, PORT
-        goals |= {f"from another host{way}": (away, HOST, port) for way, port in ways.items()}
+            goals |= {f"from the host, {LOOPBACK[version]}{way}": ([], LOOPBACK[version], port), f"from the host, its address{way}": ([], host, port)}
+        goals["from another host, by hand"] = away, by_hand, PORT
+        goals |= {f"from another host{way}": (away, host, port) for way, port in ways.items()}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in goals}
         for _ in range(options.rounds):
             for name, goal in random.sample([*goals.items()], len(goals)):
@@ -83,9 +89,9 @@ def main() -> int:
     return 0
 
 
-def _publish(stack: ExitStack, port: int, store: NetworkStore | None) -> None:
+def _publish(stack: ExitStack, port: int, store: NetworkStore | None, *, ipv6: bool) -> None:
     """Have a receiver in a container be reached at that port; at another than `PORT` by the long way."""
-    network = Network() if store is None else _kept(stack, store, f"of-{port}")
+    network = Network(ipv6=ipv6) if store is None else _kept(stack, store, f"of-{port}", ipv6=ipv6)
     with features.pretend(packet_programs=features.packet_programs() and port == PORT):
         c = stack.enter_context(Container(net=stack.enter_context(network), ports=[f"{port}:{PORT}"]))
     server = stack.enter_context(c.popen([PYTHON, "-c", RECEIVER], stdout=PIPE))
@@ -94,8 +100,8 @@ def _publish(stack: ExitStack, port: int, store: NetworkStore | None) -> None:
     assert server.stdout.readline() == b"up\n"
 
 
-def _kept(stack: ExitStack, store: NetworkStore, name: str) -> Network:
-    store.create(name)
+def _kept(stack: ExitStack, store: NetworkStore, name: str, *, ipv6: bool) -> Network:
+    store.create(name, ipv6=ipv6)
     stack.callback(store.remove, name)
     return store.open(name)
 
@@ -114,25 +120,30 @@ def _serve(stack: ExitStack, command: Sequence[str]) -> None:
 
 
 @contextmanager
-def _namespace(name: str, ours: str, theirs: str, *, bridge: bool = False) -> Generator[int]:
+def _namespace(name: str, addresses: tuple[str, str], *, bridge: bool = False) -> Generator[int]:
     """Another namespace, behind a veth pair or, with *bridge*, a bridge and a pair; gives the pid of who keeps it."""
     with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 100000"], stdout=subprocess.PIPE) as keeper:
         assert keeper.stdout is not None
         keeper.stdout.readline()
         inside = ["nsenter", f"--net=/proc/{keeper.pid}/ns/net", "ip"]
         port = f"{name}-port" if bridge else name
+        ours, theirs = addresses
+        is_six, own = ":" in ours, ours.partition("/")[0]
+        at_once = ["nodad"] if is_six else []
         try:
             _ip("link", "set", "lo", "up")
             _ip("link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(keeper.pid))
             if bridge:
                 _ip("link", "add", name, "type", "bridge")
                 _ip("link", "set", port, "master", name, "up")
-            _ip("address", "add", f"{ours}/24", "dev", name)
+            _ip("address", "add", ours, "dev", name, *at_once)
             _ip("link", "set", name, "up")
-            for words in (["address", "add", f"{theirs}/24", "dev", "eth0"], ["link", "set", "eth0", "up"], ["route", "add", "default", "via", ours]):
+            route = [*(["-6"] if is_six else []), "route", "add", "default", "via", own]
+            for words in (["address", "add", theirs, "dev", "eth0", *at_once], ["link", "set", "eth0", "up"], route):
                 subprocess.run([*inside, *words], check=True)
-            with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
-                file.write("1\n")
+            for switch in ("ipv4/ip_forward", *(["ipv6/conf/all/forwarding"] if is_six else [])):
+                with open(f"/proc/sys/net/{switch}", "w", encoding="ascii") as file:
+                    file.write("1\n")
             yield keeper.pid
         finally:
             keeper.kill()

@@ -8,18 +8,21 @@ import subprocess
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from attrs import frozen
 
-from sandbox import Container, Network
+from sandbox import Container, Network, NetworkStore
 from sandbox.net import shortcut
 from sandbox.net.addresses import mac_of as made_mac
 from tests.escape.networks import FORGER, container
 from tests.escape.test_networks_ports import FORGE
 from tests.live.test_network_shortcut import client_of, echoing, exchange, keys_of, talked
-from tests.netns import HOST, PYTHON, WORLD, alone, world
+from tests.live.test_network_shortcut6 import ECHO6
+from tests.live.test_network_store import store as store  # noqa: PLC0414 - a fixture
+from tests.netns import HOST, HOST6, PYTHON, WORLD, alone, world
+from tests.programs_of_bpf import corrects_ipv6
 from tests.support import needs, patience
 from tests.tcp_frames import ACK, PSH, packet
 
@@ -70,9 +73,14 @@ class Eavesdropper:
             except BlockingIOError:
                 return found
             if frame[12:14] == b"\x08\x00" and frame[23] == socket.IPPROTO_TCP:
-                end = 14 + int.from_bytes(frame[16:18], "big")
-                _, to, *numbers = struct.unpack_from(">HHII", frame, 34)
-                found.append(Seen(str(IPv4Address(frame[26:30])), to, (numbers[0], numbers[1]), frame[34 + 4 * (frame[46] >> 4) : end]))
+                found.append(self._seen(frame, str(IPv4Address(frame[26:30])), 34, 14 + int.from_bytes(frame[16:18], "big")))
+            elif frame[12:14] == b"\x86\xdd" and frame[20] == socket.IPPROTO_TCP:
+                found.append(self._seen(frame, str(IPv6Address(frame[22:38])), 54, 54 + int.from_bytes(frame[18:20], "big")))
+
+    @staticmethod
+    def _seen(frame: bytes, source: str, tcp: int, end: int) -> Seen:
+        _, to, *numbers = struct.unpack_from(">HHII", frame, tcp)
+        return Seen(source, to, (numbers[0], numbers[1]), frame[tcp + 4 * (frame[tcp + 12] >> 4) : end])
 
     def until(self, data: bytes, source: str = "") -> list[Seen]:
         """All up to a packet with *data* in it, from *source*."""
@@ -96,44 +104,66 @@ def hearing(interface: str) -> Generator[Eavesdropper]:
         ear.close()
 
 
-def uplink_of(net: Network) -> tuple[str, IPv4Address, IPv4Address]:
+def uplink_of(net: Network, version: int = 4) -> tuple[str, str, str]:
     found = net.live.uplink
     assert found is not None
-    return found.name, IPv4Address(str(found.here)), IPv4Address(str(found.there))
+    way = found if version == 4 else found.six
+    assert way is not None
+    return found.name, str(way.here), str(way.there)
 
 
 def forged(net: Network, source: Container, port: int, client: tuple[str, int], *, numbers: tuple[int, int], data: bytes) -> str:
     """What *source* would answer, as hex."""
     macs = bytes.fromhex((made_mac(IPv4Address(net.gateway)) + made_mac(IPv4Address(source.address))).replace(":", ""))
-    return packet((IPv4Address(source.address), port), (IPv4Address(client[0]), client[1]), macs=macs, flags=ACK | PSH, numbers=numbers, data=data).hex()
+    to = ip_address(client[0])
+    (place,) = source.endpoints.values()
+    own = ip_address((place.address6 or "") if to.version == 6 else place.address)
+    return packet((own, port), (to, client[1]), macs=macs, flags=ACK | PSH, numbers=numbers, data=data).hex()
 
 
 def forge(attacker: Container, *frames: str) -> None:
     assert attacker.exec([PYTHON, "-c", FORGE, "eth0", *frames], text=True).ok
 
 
+@contextmanager
+def network_of(version: int, store: NetworkStore | None) -> Generator[Network]:
+    """In a world of its own; kept, if there is a store."""
+    with world(ipv6=version == 6), ExitStack() as stack:
+        if store is not None:
+            store.create("shop", ipv6=version == 6)
+        yield stack.enter_context(Network(ipv6=version == 6) if store is None else store.open("shop"))
+
+
 @alone
-def test_nobody_answers_for_a_sister(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "is_kept"),
+    [(4, False), (6, False), pytest.param(4, True, marks=pytest.mark.needs("tcx")), pytest.param(6, True, marks=pytest.mark.needs("tcx"))],
+)
+def test_nobody_answers_for_a_sister(store: NetworkStore, version: int, is_kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if version == 6 and not corrects_ipv6():
+        pytest.skip("a program cannot correct sums of IPv6 (Linux 6.16)")
     monkeypatch.setattr(shortcut, "LIFE_NS", 2_000_000_000)
-    with world(), Network() as net, ExitStack() as stack:
+    host = HOST if version == 4 else HOST6
+    with network_of(version, store if is_kept else None) as net, ExitStack() as stack:
         attacker = stack.enter_context(container(net, security=FORGER, ports=[f"{OTHER_PORT}:{INSIDE}"]))
         victim = stack.enter_context(Container(net=net, ports=[f"{PORT}:{INSIDE}"]))
         for one in (attacker, victim):
-            stack.enter_context(echoing(one, INSIDE))
-        name, _, there = uplink_of(net)
-        with hearing(name) as ear, client_of(port=OTHER_PORT) as own, client_of(port=PORT) as sisters:
-            talked(net, own, sisters)
+            stack.enter_context(echoing(one, INSIDE, ECHO6))
+        name, _, there = uplink_of(net, version)
+        with hearing(name) as ear, client_of(host, OTHER_PORT) as own, client_of(host, PORT) as sisters:
+            talked(net, own, sisters, version=version)
             ear.heard()
+            mine, hers = (sock.getsockname()[:2] for sock in (own, sisters))
             frames = [
-                forged(net, victim, INSIDE, sisters.getsockname(), numbers=(1, 1), data=b"as the sister"),
-                forged(net, victim, INSIDE, own.getsockname(), numbers=(1, 1), data=b"as the sister to mine"),
-                forged(net, attacker, INSIDE, sisters.getsockname(), numbers=(1, 1), data=b"as me to hers"),
-                forged(net, attacker, INSIDE, own.getsockname(), numbers=(1, 1), data=b"as me to mine"),
+                forged(net, victim, INSIDE, hers, numbers=(1, 1), data=b"as the sister"),
+                forged(net, victim, INSIDE, mine, numbers=(1, 1), data=b"as the sister to mine"),
+                forged(net, attacker, INSIDE, hers, numbers=(1, 1), data=b"as me to hers"),
+                forged(net, attacker, INSIDE, mine, numbers=(1, 1), data=b"as me to mine"),
             ]
             forge(attacker, *frames)
             heard = ear.until(b"as me to mine")
             assert not [one for one in heard if b"as the sister" in one.data]
-            assert {one.source for one in heard} <= {str(there), HOST}
+            assert {one.source for one in heard} <= {str(there), host}
             exchange(sisters)
 
 
