@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -77,7 +78,10 @@ def test_a_socket_that_was_passed_on_sends_nothing_for_one_that_has_ended(tmp_pa
         with socket.socket(fileno=fd) as sock:
             before = net.stats()
             for _ in range(3):
-                sock.send(frame)
+                try:
+                    sock.send(frame)
+                except OSError as error:  # the kernel says so where the other end is gone already, and takes it for lost before
+                    assert error.errno in (errno.ENOBUFS, errno.ENETDOWN, errno.ENXIO)
             assert net.stats() == before
 
 
