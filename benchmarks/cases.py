@@ -275,7 +275,7 @@ def measure_import(s: Setting, report: Report) -> None:
 
     Twice: ``import sandbox`` alone, and with the names that a caller needs, which a package may load late.
     """
-    env = {**os.environ, "PYTHONPATH": ours.PACKAGE_PARENT}
+    env = {**ours.ENVIRONMENT, "PYTHONPATH": ours.PACKAGE_PARENT}
 
     def interpreter(code: str) -> Callable[[], float]:
         return timed(lambda: subprocess.run([sys.executable, "-c", code], **peers.QUIET, env=env, check=True))

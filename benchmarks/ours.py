@@ -160,6 +160,8 @@ def shut_down() -> None:
 
 
 PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
+# Of interpreters whose start is measured: as where a package is installed, what they compile is kept.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 # Creates, runs and destroys without end; `ready` is what the harness waits for before it kills.
 EMBEDDING = """

@@ -6,7 +6,6 @@ command line in a new one each time; of each, the first rebuild and the median o
 
 from __future__ import annotations
 
-import os
 import shutil
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.ours import ENVIRONMENT
 from sandbox.builder import build
 from sandbox.image import Store, import_rootfs
 
@@ -96,7 +96,7 @@ def main() -> int:
         context = str(directory / "context")
         first = build(context, tags=["app"], store=store)
         command = [sys.executable, "-m", "sandbox", "build", "-q", "-t", "app", context]
-        environment = {**os.environ, "SANDBOX_IMAGES": store.path}
+        environment = {**ENVIRONMENT, "SANDBOX_IMAGES": store.path}
 
         def by_command() -> None:
             told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
