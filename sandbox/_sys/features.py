@@ -241,9 +241,9 @@ def packet_programs() -> bool:
     """
     try:
         _packet_program().close()
+        _have_conntrack()
     except OSError:
         return False
-    _have_conntrack()
     return os.path.lexists(IGNORE_INVALID_RST)
 
 
@@ -254,7 +254,10 @@ def _packet_program() -> Fd:
 
 
 def _have_conntrack() -> None:
-    """Have the kernel load conntrack, whose settings tell what it knows, if it is a module: by asking it for no flow at all (EINVAL)."""
+    """Have the kernel load conntrack, whose settings tell what it knows, if it is a module: by asking it for no flow at all (EINVAL).
+
+    Raises: OSError: there is no netfilter to ask (EPROTONOSUPPORT).
+    """
     import socket
 
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:

@@ -196,13 +196,20 @@ def test_a_port_that_is_withdrawn_refuses_the_next_packet(monkeypatch: pytest.Mo
     monkeypatch.setattr(shortcut, "LIFE_NS", 2_000_000_000)
     with world(), Network() as net, Container(net=net, ports=[f"{PORT}:{PORT}"]) as c, echoing(c), client_of() as client:
         talked(net, client)
-        (publication,) = published._publications
+        assert_withdrawal_refuses(c, client)
+
+
+def assert_withdrawal_refuses(c: Container, client: socket.socket, *, publications: int = 1) -> None:
+    """Once all that is published is withdrawn, the next packet is refused, and does not arrive."""
+    found = [*published._publications]
+    assert len(found) == publications
+    for publication in found:
         publication.withdraw()
-        received = passed(c)[0]
-        client.send(b"?")
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-        assert passed(c)[0] == received
+    received = passed(c)[0]
+    client.send(b"?")
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    assert passed(c)[0] == received
 
 
 def keys_of(net: Network, version: int = 4) -> list[bytes]:
@@ -245,11 +252,15 @@ def test_two_ports_that_lead_to_one_are_kept_apart_for_a_client_with_one_port(mo
         other.bind(one.getsockname())
         other.connect((HOST, PORT + 1))
         net.live.shortcut.settle()
-        for number in range(3):
-            one.sendall(b"one%d" % number)
-            other.sendall(b"two%d" % number)
-            assert (one.recv(100), other.recv(100)) == (b"one%d" % number, b"two%d" % number)
+        assert_answers_go_to_whom_they_are_for(one, other)
         assert len(keys_of(net)) == 2
+
+
+def assert_answers_go_to_whom_they_are_for(one: socket.socket, other: socket.socket) -> None:
+    for number in range(3):
+        one.sendall(b"one%d" % number)
+        other.sendall(b"two%d" % number)
+        assert (one.recv(100), other.recv(100)) == (b"one%d" % number, b"two%d" % number)
 
 
 @alone

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from sandbox import Container, Network, NetworkStore, Shape
-from sandbox._networks import published
 from sandbox.net import shortcut
-from tests.live.test_network_shortcut import ECHO, PORT, TALK, client_of, echoing, exchange, passed, share, talked
+from tests.live.test_network_shortcut import ECHO, PORT, TALK, assert_withdrawal_refuses, client_of, echoing, exchange, share, talked
 from tests.live.test_network_store import store as store  # noqa: PLC0414 - a fixture
 from tests.netns import HOST, HOST6, PYTHON, alone, world
 from tests.programs_of_bpf import corrects_ipv6
@@ -55,13 +54,7 @@ def test_a_port_that_is_withdrawn_refuses_the_next_packet(monkeypatch: pytest.Mo
     monkeypatch.setattr(shortcut, "LIFE_NS", 2_000_000_000)
     with world(ipv6=True), Network(ipv6=True) as net, serving(net) as c, client_of(HOST6) as client:
         talked(net, client, version=6)
-        for publication in [*published._publications]:
-            publication.withdraw()
-        received = passed(c)[0]
-        client.send(b"?")
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-        assert passed(c)[0] == received
+        assert_withdrawal_refuses(c, client, publications=2)  # of each version of IP
 
 
 @alone

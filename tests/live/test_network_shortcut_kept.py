@@ -15,14 +15,27 @@ import pytest
 from attrs import evolve
 
 from sandbox import Container, Join, Network, NetworkStore, Shape, features
-from sandbox._networks import published
 from sandbox._networks.kept import KeptNetwork
 from sandbox._networks.switch import Switch
 from sandbox.errors import SetupError
 from sandbox.net import shortcut
 from tests.leak.killed import run_and_kill
 from tests.live.test_network_ports import send_until_told
-from tests.live.test_network_shortcut import ECHO, PORT, client_of, echoing, exchange, keys_of, passed, run_outside, share, talked, watched
+from tests.live.test_network_shortcut import (
+    ECHO,
+    PORT,
+    assert_answers_go_to_whom_they_are_for,
+    assert_withdrawal_refuses,
+    client_of,
+    echoing,
+    exchange,
+    keys_of,
+    passed,
+    run_outside,
+    share,
+    talked,
+    watched,
+)
 from tests.live.test_network_store import await_true
 from tests.live.test_network_store import store as store  # noqa: PLC0414 - a fixture
 from tests.netns import HOST, PYTHON, alone, world
@@ -117,13 +130,7 @@ def test_a_port_that_is_withdrawn_refuses_the_next_packet(store: NetworkStore, m
     monkeypatch.setattr(shortcut, "LIFE_NS", 2_000_000_000)
     with world(), opened(store) as net, Container(net=net, ports=[f"{PORT}:{PORT}"]) as c, echoing(c), client_of() as client:
         talked(net, client)
-        (publication,) = published._publications
-        publication.withdraw()
-        received = passed(c)[0]
-        client.send(b"?")
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-        assert passed(c)[0] == received
+        assert_withdrawal_refuses(c, client)
 
 
 @alone
@@ -173,10 +180,7 @@ def test_two_ports_that_lead_to_one_are_kept_apart_for_a_client_with_one_port(st
             other.bind(one.getsockname())
             other.connect((HOST, OTHER_PORT))
             net.live.shortcut.settle()
-            for number in range(3):
-                one.sendall(b"one%d" % number)
-                other.sendall(b"two%d" % number)
-                assert (one.recv(100), other.recv(100)) == (b"one%d" % number, b"two%d" % number)
+            assert_answers_go_to_whom_they_are_for(one, other)
             assert len(keys_of(net)) == 2
 
 

@@ -55,6 +55,12 @@ def test_packet_programs_take_a_setting_of_conntrack_that_came_after_the_program
     assert not features.packet_programs()
 
 
+def test_packet_programs_are_none_where_there_is_no_netfilter(monkeypatch):
+    monkeypatch.setattr(features.calls, "bpf", lambda *_: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr("socket.socket", refuse(errno.EPROTONOSUPPORT))
+    assert not features.packet_programs()
+
+
 def test_links_of_packet_programs_are_there_only_where_the_kernel_knows_them(monkeypatch):
     monkeypatch.setattr(features.calls, "bpf", lambda command, _: refuse(errno.EINVAL)() if command == 28 else os.open("/dev/null", os.O_RDONLY))
     assert not features.packet_links()
