@@ -28,9 +28,13 @@ def _to_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def _to_named(links: Mapping[str, str] | tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """Pairs of a name of one's own, and of the name that it stands for."""
+    wrong = UsageError(f"links: {links!r} is not a mapping of names to names in the network")
     if not isinstance(links, (Mapping, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance] - the caller may not be typed
-        raise UsageError(f"links: {links!r} is not a mapping of names to names in the network")
-    given = dict(links)
+        raise wrong
+    try:
+        given = dict(links)
+    except (TypeError, ValueError):
+        raise wrong from None
     if not all(isinstance(name, str) for name in given.values()):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"links: {links!r}: names in the network are meant; Container(links=...) takes containers")
     return tuple(zip(_to_names(given), _to_names([*given.values()]), strict=True))

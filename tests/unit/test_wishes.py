@@ -80,7 +80,7 @@ def test_what_is_said_of_names_is_in_the_plan() -> None:
     assert (spec.resolver.nameservers, spec.resolver.search, spec.resolver.hosts) == (("10.0.0.53",), ("example.org",), (("10.0.0.9", "db"),))
 
 
-@pytest.mark.parametrize("links", [["db"], {"store": 5}, {"": "db"}, {"store": "a b"}, "db"])
+@pytest.mark.parametrize("links", [["db"], {"store": 5}, {"": "db"}, {"store": "a b"}, "db", ("db",), (1, 2)])
 def test_links_of_a_join_are_names(links: Any) -> None:
     with pytest.raises(UsageError):
         Join(Network(internal=True), links=links)
