@@ -28,16 +28,17 @@ def _to_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def _to_named(links: Mapping[str, str] | tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """Pairs of a name of one's own, and of the name that it stands for."""
-    wrong = UsageError(f"links: {links!r} is not a mapping of names to names in the network")
-    if not isinstance(links, (Mapping, tuple)):  # pyright: ignore[reportUnnecessaryIsInstance] - the caller may not be typed
-        raise wrong
-    try:
-        given = dict(links)
-    except (TypeError, ValueError):
-        raise wrong from None
+    pairs: object = tuple(links.items()) if isinstance(links, Mapping) else links  # the caller may not be typed
+    if not isinstance(pairs, tuple) or not all(map(_is_pair, cast("tuple[object, ...]", pairs))):
+        raise UsageError(f"links: {links!r} is not a mapping of names to names in the network")
+    given = dict(links)
     if not all(isinstance(name, str) for name in given.values()):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"links: {links!r}: names in the network are meant; Container(links=...) takes containers")
     return tuple(zip(_to_names(given), _to_names([*given.values()]), strict=True))
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(cast("tuple[object, ...]", value)) == 2
 
 
 def _to_address(value: Any, version: int) -> str | None:  # noqa: ANN401

@@ -254,10 +254,7 @@ def _packet_program() -> Fd:
 
 
 def _have_conntrack() -> None:
-    """Have the kernel load conntrack, whose settings tell what it knows, if it is a module: by asking it for no flow at all (EINVAL).
-
-    Raises: OSError: there is no netfilter to ask (EPROTONOSUPPORT).
-    """
+    """Have the kernel load conntrack, if it is a module, by asking it for no flow at all (EINVAL). Raises: OSError: it has no netfilter."""
     import socket
 
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as sock:
