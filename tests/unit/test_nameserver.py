@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import dnslib
 import pytest
@@ -34,16 +36,33 @@ def response(packet: bytes, *addresses: str, tc: int = 0, rcode: int = 0) -> byt
     return bytes(reply.pack())
 
 
-class Upstream:
-    """A server outside, at *address*; *answers* makes all datagrams that it sends for one that it gets, and the one message over TCP."""
+def sharing(*addresses: str) -> list[tuple[socket.socket, socket.socket]]:
+    """Sockets for UDP and TCP at each address, all with one number: what the kernel gives for the first, another process may have at the next."""
+    while True:
+        with ExitStack() as opened:
+            try:
+                pairs, port = [], 0
+                for address in addresses:
+                    udp = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                    udp.bind((address, port))
+                    port = udp.getsockname()[1]
+                    pairs.append((udp, opened.enter_context(socket.create_server((address, port)))))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                opened.pop_all()
+                return pairs
 
-    def __init__(self, address: str, port: int, answers: Callable[[bytes, bool], list[bytes]]) -> None:
+
+class Upstream:
+    """A server outside, at *sockets*; *answers* makes all datagrams that it sends for one that it gets, and the one message over TCP."""
+
+    def __init__(self, sockets: tuple[socket.socket, socket.socket], answers: Callable[[bytes, bool], list[bytes]]) -> None:
         self.asked: list[tuple[bytes, int]] = []
         self._answers = answers
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind((address, port))
+        self._udp, self._tcp = sockets
         self.port = self._udp.getsockname()[1]
-        self._tcp = socket.create_server((address, self.port))
         self._stop, self._stopped = os.pipe()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -92,10 +111,8 @@ class Nameserver:
 
     def __init__(self, *, forwards: bool = True, host_servers: tuple[str, ...] = (), **options: object) -> None:
         self.writer = Writer("net", ["127.0.0.0/8"], forwards=forwards, **options)
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        udp.bind(("127.0.0.1", 0))
+        udp, tcp = sharing("127.0.0.1")[0]
         self.at = udp.getsockname()
-        tcp = socket.create_server(self.at)
         self.server = Server(lambda: self.server.loop.later(0, lambda: self.server.set_host_servers(host_servers)))
         self.knocks, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.knocks.settimeout(PATIENCE_S)
@@ -149,7 +166,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Namese
     running: list[Nameserver | Upstream] = []
 
     def build(answers: Callable[[bytes, bool], list[bytes]] = lambda packet, _: [response(packet, "192.0.2.7")], **options: object) -> tuple[Nameserver, Upstream]:
-        upstream = Upstream("127.0.0.53", 0, answers)
+        upstream = Upstream(sharing("127.0.0.53")[0], answers)
         running.append(upstream)
         monkeypatch.setattr(nameserver, "_PORT", upstream.port)
         names = Nameserver(host_servers=("127.0.0.53",), **options)
@@ -222,9 +239,12 @@ def test_an_answer_that_is_larger_than_the_client_takes_is_cut(make) -> None:
 
 def test_the_next_server_is_asked_when_one_refuses_fails_or_is_silent(make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nameserver, "_TRY_S", 0.1)
-    names, upstream = make()
-    silent = Upstream("127.0.0.54", upstream.port, lambda *_: [])
-    failing = Upstream("127.0.0.55", upstream.port, lambda packet, _: [response(packet, rcode=2)])
+    names, _ = make()
+    good, *others = sharing("127.0.0.53", "127.0.0.54", "127.0.0.55")
+    willing = Upstream(good, lambda packet, _: [response(packet, "192.0.2.7")])
+    silent = Upstream(others[0], lambda *_: [])
+    failing = Upstream(others[1], lambda packet, _: [response(packet, rcode=2)])
+    monkeypatch.setattr(nameserver, "_PORT", willing.port)
     try:
         for first in ("127.0.0.54", "127.0.0.55", "127.0.0.56"):  # nobody listens at the last
             names.writer.join(Member("a", ["127.0.0.2"], ["web"], servers=[first, "127.0.0.53"]))
@@ -235,8 +255,8 @@ def test_the_next_server_is_asked_when_one_refuses_fails_or_is_silent(make, monk
         assert names.server.outside == 0
         assert len(silent.asked) == 3
     finally:
-        silent.close()
-        failing.close()
+        for server in (willing, silent, failing):
+            server.close()
 
 
 def test_without_servers_the_answer_is_server_failure(make) -> None:
