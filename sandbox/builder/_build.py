@@ -35,6 +35,8 @@ from sandbox.errors import DockerfileError, ImageError, ImageNotFoundError, Usag
 from sandbox.image import Image, Lease, Platform, Reference, Store
 
 MAX_THREADS: Final = 8
+_OWN_ARGUMENTS: Final = ("SOURCE_DATE_EPOCH", "BUILDKIT_")  # they speak to whoever builds, and need no ARG
+_IMAGE: Final = "docker-image://"  # a further context that is an image, as buildx writes it
 StrPath = str | os.PathLike[str]
 
 
@@ -67,7 +69,7 @@ def build(
     dockerfile: a path, relative to the context; bytes: the text itself; None: ``Dockerfile`` in the context.
     target: the stage to build; None: the last. build_args: values for ARG. labels: added to the image's.
     secrets: by id, for ``RUN --mount=type=secret``; neither the image nor the cache has them. contexts: further directories, by the name
-        that ``--from`` uses.
+        that ``--from`` uses; or ``docker-image://NAME``, which takes the place of an image, or a stage, of that name.
     network: None: RUN has no network; "host": the host's. ADD of URLs needs one too.
     memory, cpus, pids: limits of each RUN step; timeout: its seconds.
     no_cache: do every step anew. pull: ask the registry for newer base images; without, only for those that are not there.
@@ -112,9 +114,9 @@ def _given(
         read, ignored = read_within(directory, dockerfile)
     else:
         place = cast("StrPath | None", given)
+        directory = "" if place is None else _directory("context", os.fspath(place))
         path = _path_of(place, dockerfile)
         read = _read(path, dockerfile)
-        directory = "" if place is None else _directory("context", os.fspath(place))
         ignored = Patterns() if place is None else _ignored(directory, path)
         begun = _begin(stack, store)
     tree = Tree([directory or begun[1].directory()])
@@ -161,7 +163,12 @@ def _path_of(context: StrPath | None, dockerfile: StrPath | bytes | None) -> str
         return None
     if context is None and dockerfile is None:
         raise UsageError("build: neither a context nor a dockerfile")
-    return os.path.join("" if context is None else os.fspath(context), "Dockerfile" if dockerfile is None else os.fspath(dockerfile))
+    place = "" if context is None else os.fspath(context)
+    if dockerfile is not None:
+        return os.path.join(place, os.fspath(dockerfile))
+    lower = os.path.join(place, "dockerfile")  # Docker reads that too, when there is no other
+    path = os.path.join(place, "Dockerfile")
+    return lower if not os.path.lexists(path) and os.path.isfile(lower) else path
 
 
 def _read(path: str | None, dockerfile: StrPath | bytes | None) -> Dockerfile:
@@ -189,8 +196,10 @@ def _job(
     hashes.load()
     stack.callback(hashes.save)
     job = Job(store, *begun, options, context, {}, hashes, now, tell, stack)
-    others = {name.lower(): _directory(name, os.fspath(path)) for name, path in contexts.items()}
-    job.contexts = {name: Sources(job.tree_at(path), _ignored(path, None)) for name, path in others.items()}
+    others = {name.lower(): os.fspath(path) for name, path in contexts.items()}
+    job.images = {name: path.removeprefix(_IMAGE) for name, path in others.items() if path.startswith(_IMAGE)}
+    directories = {name: _directory(name, path) for name, path in others.items() if name not in job.images}
+    job.contexts = {name: Sources(job.tree_at(path), _ignored(path, None)) for name, path in directories.items()}
     return job
 
 
@@ -257,6 +266,8 @@ class Building:
         try:
             for index in sorted(self.plan.needs[stage.index]):
                 self._states[index].result()
+            if stage.base.name in self.job.images:  # given in its place
+                return self.job.hold(self._image(stage.base.name, self.job.options.platform))
             state, base = self._base(stage)
             scope = Scope(self.job.options.build_args, self._arguments(), self._platforms(state))
             return StageRun(self.job, stage, state, scope, lambda name: self._sources(stage, name), base).run()
@@ -281,6 +292,9 @@ class Building:
             return self._states[earlier.index].result().child(), name
         if name == "scratch":
             return State.empty(platform), name
+        if name.lower() in self.job.contexts:
+            hint = f"write FROM scratch, and COPY --from={name} / /"
+            raise stage.base.statement.error_at(f"FROM: {name} is a directory that the build was given, which is no base; {hint}", stage.base.image)
         try:
             return self.job.hold(self._image(name, platform)), name
         except (ImageError, UsageError) as error:
@@ -298,6 +312,8 @@ class Building:
             return Sources(self.job.tree_of(self._built(earlier)), is_preserving=True)
         if name == "scratch" or name.lower() == stage.base.name:
             raise ImageError(f"nothing can be taken from {'scratch' if name == 'scratch' else 'the stage itself'}")
+        if name.lower() not in self.job.images and (name.isdecimal() or self.dockerfile.find(name) is not None):
+            raise ImageError(f"no stage {name!r} stands before this one")
         return Sources(self.job.tree_of(self.job.hold(self._image(name, self.job.options.platform))), is_preserving=True)
 
     def _built(self, stage: Stage) -> State:
@@ -317,6 +333,7 @@ class Building:
 
     def _image(self, name: str, platform: Platform) -> Image:
         """An image of the store, or from its registry: asked when there is none of that platform, or always with *pull*."""
+        name = self.job.images.get(name.lower(), name)
         if not self.job.options.pull:
             try:
                 found = self.job.store.get(name)
@@ -335,7 +352,5 @@ class Building:
         known = {name.text for instruction in self.dockerfile.arguments for name, _ in instruction.pairs}
         known |= {name for task in self._states.values() for name in task.result().arguments}
         for name in self.job.options.build_args:
-            if name not in known and name != "SOURCE_DATE_EPOCH" and not name.upper().endswith("_PROXY"):
+            if name not in known and not name.startswith(_OWN_ARGUMENTS) and not name.upper().endswith("_PROXY"):
                 self.job.report(Event(EventKind.WARNING, text=f"build argument {name} is not used: no ARG names it"))
-
-

@@ -128,6 +128,8 @@ def read_within(directory: str, dockerfile: StrPath | bytes | None) -> tuple[Doc
             return parse(dockerfile), _ignored(tree, (".dockerignore",))
         path = "Dockerfile" if dockerfile is None else os.fspath(dockerfile)
         text = _read(tree, path)
+        if text is None and dockerfile is None and (text := _read(tree, "dockerfile")) is not None:
+            path = "dockerfile"
         if text is None:
             raise UsageError(f"dockerfile: there is no {path!r} in the context; dockerfile= (-f) names another one")
         return parse(text, path), _ignored(tree, (f"{path}.dockerignore", ".dockerignore"))

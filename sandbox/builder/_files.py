@@ -18,7 +18,7 @@ from sandbox.builder._source import Heredoc, Word
 from sandbox.builder._state import LayerRef, State, expand_word
 from sandbox.builder._tree import Tree
 from sandbox.builder.expansion import ExpansionError, expand
-from sandbox.builder.ignore import Patterns
+from sandbox.builder.ignore import Patterns, can_match_nothing
 from sandbox.builder.instructions import Copy, Words
 from sandbox.errors import DockerfileError, ImageError, UnsupportedError, UsageError
 
@@ -46,7 +46,7 @@ def make_working_dir(job: Job, state: State, instruction: Words) -> Done:
         Placing(image, layer, job.now, owner=owner).make_directory(path, "/")
     except ImageError as error:
         raise instruction.statement.error_at(f"WORKDIR: {error}", word) from error
-    return _finish(job, image, layer) if layer.items else (None, "", False)
+    return _finish(job, image, layer)
 
 
 @define(eq=False, repr=False)
@@ -103,7 +103,8 @@ class _Copying:
         if not heredoc.expand:
             return heredoc.content
         try:
-            return expand(heredoc.content, self.state.names, escape=self.copy.statement.escape, raw_quotes=True)
+            # By a backslash, whatever "# escape=" says, and before any letter: as BuildKit does, not as a shell does.
+            return expand(heredoc.content, self.state.names, raw_quotes=True)
         except ExpansionError as error:
             raise self.copy.statement.error_at(f"in the text of {heredoc.word}: {error}", word) from None
 
@@ -125,7 +126,7 @@ class _Copying:
             raise ImageError("--checksum is for URLs")
         origin = self.sources(copy.from_)
         ones = origin.find(text, with_parents=copy.parents)
-        if not ones:
+        if not ones and not can_match_nothing(text):  # "COPY package.json package-lock.json* ./": BuildKit takes a glob that matches nothing
             where = f"in {copy.from_}" if copy.from_ else "in the context"
             hint = ", or .dockerignore leaves it out" if origin.ignored.rules else ""
             raise ImageError(f"{text!r}: no such file or directory {where}{hint}")
@@ -218,7 +219,9 @@ def _is_archive(found: Found) -> bool:
 
 
 def _finish(job: Job, image: Tree, layer: Layer) -> Done:
-    """Take the layer from the cache, or make it."""
+    """Take the layer from the cache, or make it; None: there is nothing in it."""
+    if not layer.items:
+        return None, "", False
     items = [*_root_of(image), *layer.ordered()]
     key = digest_of("files", key_of(items, job.hashes), str(job.options.epoch))
     if (known := job.cached(key)) is not None:

@@ -62,6 +62,7 @@ class Job:
     tell: Callable[[Event], None]
     stack: ExitStack
     stopping: threading.Event = field(factory=threading.Event)
+    images: Mapping[str, str] = field(factory=dict[str, str])  # contexts that are images, by their names
     _running: set[Container] = field(factory=set[Any], init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
 

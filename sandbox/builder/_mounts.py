@@ -17,9 +17,9 @@ from sandbox.errors import DockerfileError, UnsupportedError
 _KEYS: Final = {"src": "source", "dst": "target", "destination": "target", "readwrite": "rw", "readonly": "ro"}
 _OF_TYPE: Final = {
     "bind": {"source", "target", "from", "rw", "ro"},
-    "cache": {"id", "target", "sharing", "mode", "uid", "gid", "ro", "from", "source"},
-    "tmpfs": {"target", "size"},
-    "secret": {"id", "target", "required", "mode", "uid", "gid", "env"},
+    "cache": {"id", "target", "sharing", "mode", "uid", "gid", "rw", "ro", "from", "source"},
+    "tmpfs": {"target", "size", "rw"},
+    "secret": {"id", "source", "target", "required", "mode", "uid", "gid", "env", "ro"},
 }
 _SWITCHES: Final = ("rw", "ro", "required")
 SECRETS: Final = "/run/secrets"
@@ -54,7 +54,7 @@ def read_mount(statement: Statement, flag: Flag, names: Mapping[str, str], worki
     """Read one. Raises: DockerfileError: what it says makes no sense; UnsupportedError: ssh."""
     word = Word(flag.value, flag.word.at + len("--mount="))
     fields = _fields(statement, word, names)
-    kind = fields.pop("type", "bind")
+    kind = fields.pop("type", "bind").lower()
     if kind == "ssh":
         raise UnsupportedError(
             "RUN --mount=type=ssh: no agent is handed to a build",
@@ -94,17 +94,21 @@ def _of(statement: Statement, word: Word, kind: str, fields: Mapping[str, str]) 
     def fail(message: str) -> DockerfileError:
         return statement.error_at(f"--mount: {message}", word)
 
-    read_only = _switch(fields, "ro", fail, default=kind == "bind" and not _switch(fields, "rw", fail))
+    read_only = _switch(fields, "ro", fail, default=not _switch(fields, "rw", fail, default=kind != "bind"))
     mode = fields.get("mode")
-    if mode is not None and not re.fullmatch(r"0?[0-7]{3,4}", mode):
+    if mode is not None and not (re.fullmatch(r"[0-7]{1,5}", mode) and int(mode, 8) <= 0o7777):
         raise fail(f"mode={mode} is not octal, such as 0400")
-    if (sharing := fields.get("sharing", "shared")) not in ("shared", "private", "locked"):
+    if (sharing := fields.get("sharing", "shared").lower()) not in ("shared", "private", "locked"):
         raise fail(f"sharing={sharing}; there are shared, private and locked")
     ids = [fields.get(name, "0") for name in ("uid", "gid")]
     if not all(re.fullmatch(r"[0-9]{1,5}", text) and int(text) <= 65535 for text in ids):
         raise fail("uid and gid are numbers from 0 to 65535")
     if kind == "cache" and "source" in fields and not fields.get("from"):
         raise fail("source= of a cache is a directory of what from= names")
+    if kind == "secret" and "source" in fields and "id" in fields:
+        raise fail("source= and id= of a secret are the same; give one of them")
+    if kind == "secret" and fields.get("ro", "true").lower() in ("false", "0"):
+        raise fail("a secret is never written to")
     if kind == "cache" and fields.get("from") and (own := sorted(fields.keys() & {"mode", "uid", "gid"})):
         raise fail(f"{own[0]}= of a cache that begins with what from= names: it has the owner and mode of that")
     return MountSpec(
@@ -137,11 +141,11 @@ def _switch(fields: Mapping[str, str], name: str, fail: Callable[[str], Dockerfi
 def _checked(statement: Statement, spec: MountSpec, working_dir: str) -> MountSpec:
     """Fill in what follows from the rest."""
     if spec.kind == "secret":
-        identity = spec.id or posixpath.basename(spec.target)
+        identity = spec.id or spec.source or posixpath.basename(spec.target)
         if not identity:
             raise statement.error_at("--mount: type=secret needs id= or target=", spec.word)
-        target = spec.target or ("" if spec.env else f"{SECRETS}/{identity}")
-        spec = evolve(spec, id=identity, target=target)
+        target = spec.target or ("" if spec.env else f"{SECRETS}/{posixpath.basename(identity)}")
+        spec = evolve(spec, id=identity, source="", target=target)
     elif not spec.target:
         raise statement.error_at(f"--mount: type={spec.kind} needs target=", spec.word)
     if not spec.target:

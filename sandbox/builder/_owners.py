@@ -18,12 +18,12 @@ _BITS: Final = {"r": 4, "w": 2, "x": 1}
 
 
 def owner_of(text: str, tree: Tree) -> tuple[int, int]:
-    """Turn ``user``, ``user:group``, ``1000`` or ``1000:1000`` into ids. Raises: ImageError: no such user or group in the image."""
-    user, colon, group = text.partition(":")
-    if not user or (colon and not group):
-        raise ImageError(f"{text!r} is not USER or USER:GROUP")
-    uid, primary = _user(user, tree)
-    return uid, _group(group, tree) if colon else primary
+    """Turn ``user``, ``user:group``, ``1000:1000`` or ``:group`` (root's) into ids. Raises: ImageError: no such user or group in the image."""
+    user, _, group = text.partition(":")
+    if not user and not group:
+        raise ImageError(f"{text!r} is not USER, USER:GROUP or :GROUP")
+    uid, primary = _user(user, tree) if user else (0, 0)
+    return uid, _group(group, tree) if group else primary
 
 
 def _user(name: str, tree: Tree) -> tuple[int, int]:

@@ -28,7 +28,7 @@ class ExpansionError(ValueError):
 
 
 def expand(text: str, names: Mapping[str, str], *, escape: str = "\\", raw_quotes: bool = False) -> str:
-    """Expand *text* to one word; quotes and escapes are taken away, or with *raw_quotes* (the text of a heredoc) kept.
+    """Expand *text* to one word; quotes and escapes are taken away, with *raw_quotes* (the text of a heredoc) escapes alone.
 
     Raises: ExpansionError.
     """
@@ -85,8 +85,6 @@ class _Expansion:
     def _escaped(self, *, is_pattern: bool) -> str:
         following = self.text[self.at + 1 : self.at + 2]
         self.at += 2
-        if self.raw_quotes:
-            return following if following == "$" else self.escape + following
         if is_pattern:
             return "\\" + following
         return following  # an escape character at the very end is dropped, as BuildKit does
@@ -281,5 +279,3 @@ def _step(states: set[int], letter: str, tokens: list[_Token]) -> set[int]:
 def _closed(states: set[int], tokens: list[_Token]) -> set[int]:
     """A star may also stand for nothing."""
     return states | {state + 1 for state in states if state < len(tokens) and tokens[state] == _ANY}
-
-

@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from sandbox.errors import UsageError
 
-__all__ = ["Patterns", "compile_glob", "has_glob"]
+__all__ = ["Patterns", "can_match_nothing", "compile_glob", "has_glob"]
 
 MAX_PATTERNS: Final = 10_000
 
@@ -82,6 +82,11 @@ def _letter(pattern: str, at: int, what: str) -> tuple[str, int]:
 def has_glob(path: str) -> bool:
     """Whether *path* is a pattern."""
     return any(letter in path for letter in "*?[\\")
+
+
+def can_match_nothing(path: str) -> bool:
+    """Whether *path* stands for any number of files, none included; one whose special letters are all escaped names a file."""
+    return any(letter in re.sub(r"\\.", "", path, flags=re.DOTALL) for letter in "*?[")
 
 
 @frozen(repr=False)

@@ -253,33 +253,34 @@ def _switch(statement: Statement, flags: list[Flag], name: str) -> bool | None:
     return flag.value.lower() in ("true", "1")
 
 
-def _json_list(text: str) -> tuple[str, ...] | None:
+def _json_list(statement: Statement, at: int) -> tuple[str, ...] | None:
+    text = statement.text[at:]
     if not is_json_form(text):
         return None
     try:
         found: Any = json.loads(text)
-    except ValueError:
-        return None
-    except RecursionError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, list):
         return None
     items = cast("list[object]", found)
     words = tuple(item for item in items if isinstance(item, str))
-    return words if len(words) == len(items) else None
+    if len(words) != len(items):
+        raise statement.error(f"{statement.keyword}: all of a JSON list are strings, in double quotes", at, len(text))
+    return words
 
 
 def _command(statement: Statement, at: int) -> Command:
     text = statement.text[at:]
     if not text:
         raise statement.error(f"{statement.keyword} without a command")
-    words = _json_list(text)
+    words = _json_list(statement, at)
     return Command((text,), is_shell=True) if words is None else Command(words, is_shell=False)
 
 
 def _list(statement: Statement, at: int) -> list[Word]:
     """Words, or a JSON list of them; those of a list are quoted, so that expansion leaves their blanks alone."""
-    words = _json_list(statement.text[at:])
+    words = _json_list(statement, at)
     if words is None:
         return split_words(statement.text, statement.escape, at)
     return [Word(_quoted(word, statement.escape), at) for word in words]
@@ -399,17 +400,16 @@ def _read_program(statement: Statement) -> Program:
 
 def _read_health(statement: Statement) -> Health:
     flags, at = take_flags(statement, ("interval", "timeout", "start-period", "start-interval", "retries"))
-    kind, _, rest = statement.text[at:].partition(" ")
+    kind, rest = (*statement.text[at:].split(maxsplit=1), "", "")[:2]
     if kind.upper() == "NONE" and not rest and not flags:
         return Health(statement, None)
     if kind.upper() != "CMD" or not rest.strip():
         raise statement.error("HEALTHCHECK takes NONE, or flags and CMD with a command", at, max(1, len(kind)))
-    start = at + len(kind) + 1
     times = {flag.name: _duration(statement, flag) for flag in flags if flag.name != "retries"}
     retries = next((flag for flag in flags if flag.name == "retries"), None)
     if retries is not None and not (retries.value.isdecimal() and len(retries.value) < 9):
         raise statement.error_at("--retries takes a whole number", retries.word)
-    return Health(statement, _command(statement, start + len(rest) - len(rest.lstrip())), times, int(retries.value) if retries else None)
+    return Health(statement, _command(statement, len(statement.text) - len(rest)), times, int(retries.value) if retries else None)
 
 
 def _duration(statement: Statement, flag: Flag) -> float:

@@ -60,7 +60,7 @@ def _add_inputs(parser: Parser) -> None:
     given = parser.add_argument_group("what it is given")
     given.add_argument("--build-arg", metavar="NAME[=VALUE]", action="append", default=[], help="a value for ARG; without '=' the environment's")
     given.add_argument("--secret", metavar="id=ID[,src=PATH|,env=NAME]", action="append", default=[], help="for RUN --mount=type=secret")
-    given.add_argument("--build-context", metavar="NAME=DIRECTORY", action="append", default=[], help="another directory for --from=NAME")
+    given.add_argument("--build-context", metavar="NAME=DIRECTORY", action="append", default=[], help="for --from=NAME; or docker-image://X")
     given.add_argument("--pull", action="store_true", help="ask registries for newer base images")
     given.add_argument("--no-cache", action="store_true", help="do every step anew")
 

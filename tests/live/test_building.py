@@ -130,6 +130,19 @@ def test_secrets_that_are_needed_and_not_there_are_refused(make):
         make("RUN --mount=type=ssh true\n")
 
 
+def test_mounts_are_named_as_buildkit_names_them(make):
+    _, output, _ = make(
+        "RUN --mount=type=secret,src=d/s,ro cat /run/secrets/s\nRUN --mount=type=SECRET,source=d/s,target=/x,mode=0 stat -c %a /x\n"
+        "RUN --mount=type=cache,target=/c,id=rw,rw --mount=type=tmpfs,target=/t,rw touch /c/x /t/x\n"
+        "RUN --mount=type=cache,target=/c,id=rw,rw=false,sharing=LOCKED ls /c; touch /c/y 2>/dev/null || echo closed\n",
+        secrets={"d/s": "word\n"},
+    )
+    assert output.split() == ["word", "0", "x", "closed"]
+    for options, message in (("id=a,source=b", "the same"), ("id=a,ro=false", "never written")):
+        with pytest.raises(DockerfileError, match=message):
+            make(f"RUN --mount=type=secret,{options} true\n")
+
+
 def test_a_command_that_fails_says_where_and_how(make):
     with pytest.raises(DockerfileError, match="exit code 3") as caught:
         make("RUN true\nRUN echo lost; exit 3\n")

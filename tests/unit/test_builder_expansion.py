@@ -94,8 +94,9 @@ def test_another_escape_character():
     assert expand("`$x\\", NAMES, escape="`") == "$x\\"
 
 
-def test_a_heredoc_keeps_its_quotes():
-    assert expand("'$x' \"${x}\" \\$x \\n\n", NAMES, raw_quotes=True) == "'value' \"value\" $x \\n\n"
+def test_a_heredoc_keeps_its_quotes_and_no_escapes():
+    assert expand("'$x' \"${x}\" \\$x \\n\n", NAMES, raw_quotes=True) == "'value' \"value\" $x n\n"
+    assert expand("\\\n\\\\\n", NAMES, raw_quotes=True) == "\n\\\n"  # as of BuildKit's testCopyHeredocSpecialSymbols
 
 
 @pytest.mark.parametrize(("text", "words"), [("80 443", ["80", "443"]), ("$s c", ["a", "b", "c"]), ('"$s" c', ["a b", "c"]), ("$u", []), ("''", [""])])

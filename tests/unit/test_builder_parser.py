@@ -81,7 +81,7 @@ def test_several_heredocs_follow_in_order():
 
 def test_forms_of_commands():
     shell, listed, broken, entry, health, none = steps(
-        'RUN echo [x]\nRUN ["a", "b c"]\nCMD ["a", 1]\nENTRYPOINT []\nHEALTHCHECK --interval=1m30s --start-interval=500ms --retries=3 CMD curl x\nHEALTHCHECK NONE'
+        'RUN echo [x]\nRUN ["a", "b c"]\nCMD ["a", b]\nENTRYPOINT []\nHEALTHCHECK --interval=1m30s --start-interval=500ms --retries=3 CMD curl x\nHEALTHCHECK NONE'
     )
     assert isinstance(shell, Run)
     assert shell.command.is_shell
@@ -141,6 +141,10 @@ def test_a_trigger_reads_to_itself():
         ("FROM a\nSHELL sh -c", 2, 7, "JSON list"),
         ("FROM a\nHEALTHCHECK --interval=5 CMD x", 2, 13, "not a time"),
         ("FROM a\nHEALTHCHECK x", 2, 13, "NONE"),
+        ("FROM a\nHEALTHCHECK CMD \t", 2, 13, "NONE"),
+        ('FROM a\nHEALTHCHECK CMD\t["x", 1]', 2, 17, "strings"),
+        ('FROM a\nRUN --network=none ["x", null]', 2, 20, "strings"),
+        ('FROM a\nCOPY ["x", ["y"]]', 2, 6, "strings"),
         ("FROM a\nONBUILD FROM b", 2, 9, "ONBUILD takes"),
         ("FROM a\nRUN --network=lan x", 2, 5, "default, none and host"),
         ("FROM a\nRUN --security=insecure x", 2, 5, "sandbox"),
@@ -210,3 +214,11 @@ def test_where_lines_are_continued_changes_no_statement(words, data):
     text = "RUN " + "".join(word + gap for word, gap in zip(words, breaks, strict=True)).rstrip(" \\\n#c") + "z"
     (statement,) = statements(read_source(text, "x"))
     assert statement.text.split() == text.replace("\\\n# c\n", "").replace("\\\n\n", "").replace("\\\n", "").split()[1:]
+
+
+def test_a_check_follows_any_blanks():
+    (step,) = parse("FROM a\nHEALTHCHECK --start-interval=2s \\\n\tCMD\t \\\n ok  then").stages[0].steps
+    assert isinstance(step, Health)
+    assert step.command is not None
+    assert step.command.words == ("ok  then",)
+    assert step.times == {"start-interval": 2.0}
