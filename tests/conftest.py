@@ -47,14 +47,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"needs {name}: {reason}")
 
 
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Say in which test a machine has died."""
+    _log(nodeid, "started")
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Append what came of a test to the file that SANDBOX_TESTS_LOG names, at once: a machine that dies later has told this much."""
-    path = os.environ.get("SANDBOX_TESTS_LOG")
-    if path and (report.when == "call" or not report.passed):
+    if report.when == "call" or not report.passed:
         outcome = "passed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
-        line = {"test": report.nodeid, "outcome": outcome, "seconds": round(report.duration, 2), "said": _said(report)}
+        _log(report.nodeid, outcome, report.duration, _said(report))
+
+
+def _log(test: str, outcome: str, seconds: float = 0.0, said: str = "") -> None:
+    """Append what came of a test to the file that SANDBOX_TESTS_LOG names, at once: a machine that dies later has told this much."""
+    if path := os.environ.get("SANDBOX_TESTS_LOG"):
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"test": test, "outcome": outcome, "seconds": round(seconds, 2), "said": said}) + "\n")
 
 
 def _said(report: pytest.TestReport) -> str:

@@ -97,6 +97,7 @@ def test_patterns_that_are_a_link_are_those_of_the_context_itself(store: Store) 
         (TAR[:1800], "context: "),
         (gzip.compress(b"no tar at all" * 100), "context: "),
     ],
+    ids=["above", "link", "whiteout", "torn-gzip", "torn", "no-tar"],
 )
 def test_what_is_no_context_is_refused_and_leaves_nothing(store: Store, data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
