@@ -68,7 +68,7 @@ def _log(test: str, outcome: str, seconds: float = 0.0, said: str = "") -> None:
 def _said(report: pytest.TestReport) -> str:
     if report.passed or hasattr(report, "wasxfail"):
         return ""
-    return _reason(report) if report.skipped else report.longreprtext[-2000:]
+    return _reason(report) if report.skipped else report.longreprtext[-8000:]
 
 
 @pytest.hookimpl(trylast=True)

@@ -16,7 +16,7 @@ from sandbox import DEVNULL, Container, Status
 from sandbox._launch import codec, wire
 from sandbox._leaves import FEW, MAX_KINDS, Leaves, _messages
 from sandbox.cg import Group
-from tests.support import needs, patience, why_not
+from tests.support import needs, patience, repeats, why_not
 
 pytestmark = [needs("userns"), needs("cgroup:memory", "cgroup:pids"), pytest.mark.usefixtures("no_leftovers")]
 ROOM = ["/bin/sh", "-c", "head -c 12000000 /dev/zero | tail -c 12000000 | wc -c"]
@@ -107,7 +107,7 @@ def test_threads_share_what_is_made_ahead() -> None:
         hurried(c, memory="32M")
 
         def work() -> None:
-            for _ in range(40):
+            for _ in range(repeats(40)):
                 result = c.exec(["/bin/true"], memory="32M")
                 if not result.ok or result.memory_peak is None or result.memory_peak > 8 << 20:
                     failed.append(result)
