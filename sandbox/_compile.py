@@ -89,6 +89,9 @@ def _walls(spec: ContainerSpec, host: Host, file_targets: frozenset[str]) -> tup
         for number, path in enumerate(spec.filesystem.writable_places):
             opens.append(plan.Open(f"wall.place{number}", path, _PATH_DIR, resolve=_INSIDE))
             writable.append(f"wall.place{number}")
+        own = _own_files(spec)  # which init writes anew when networks come and go; the mount that programs see stays read-only
+        opens += [plan.Open(f"wall.{path}", path, sys.O_PATH | sys.O_NOFOLLOW, resolve=_INSIDE) for path in own]
+        files += [f"wall.{path}" for path in own]
     walls = sec.ops(
         spec.security,
         proc=PROC,
@@ -104,6 +107,11 @@ def _walls(spec: ContainerSpec, host: Host, file_targets: frozenset[str]) -> tup
     before = tuple(op for op in walls if not _forbids_mounting(op))
     after = tuple(op for op in walls if _forbids_mounting(op))
     return before, (*opens, *after) if any(isinstance(op, plan.Landlock) for op in after) else after
+
+
+def _own_files(spec: ContainerSpec) -> list[str]:
+    taken = {mount.target for mount in spec.filesystem.mounts}
+    return [] if "/etc" in taken else [path for path in ("/etc/hosts", "/etc/resolv.conf") if path not in taken]
 
 
 def _forbids_mounting(op: plan.Op) -> bool:

@@ -320,7 +320,7 @@ ROLE_PROC: Final = 2  # init's own procfs of the container's pid namespace, neve
 ROLE_PTS: Final = 3  # the container's devpts, where terminals are made
 ROLE_LAST_PID: Final = 4  # traceless containers: ns_last_pid, to be written to
 ROLE_UPPER: Final = 5  # of a root of layers: the directory that has what was written, for the caller to read; never seen by programs
-
+ROLE_UNSEALED: Final = 6  # of a root whose mount is read-only: one more mount of it, in which init can write; never seen by programs
 
 @frozen(repr=False)
 class BindMount(Op):

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
+
+from attrs import frozen
 
 from sandbox._sys import bpf, calls
 from sandbox.net.bpf import Assembler, Reg
+from tests.leak.snapshot import descendants
 
-_NEXT_PROGRAM, _NEXT_MAP, _PROGRAM, _MAP, _INFO, _RUN, _NEXT_KEY = 11, 12, 13, 14, 15, 10, 4
+_NEXT_PROGRAM, _PROGRAM, _MAP, _INFO, _RUN, _NEXT_KEY = 11, 13, 14, 15, 10, 4
 _NAME_AT: Final = {_PROGRAM: 64, _MAP: 24}  # struct bpf_prog_info, bpf_map_info
+_MAPS_AT: Final = 52  # bpf_prog_info: nr_map_ids, map_ids
+_MOST_MAPS: Final = 64
 _CONTEXT: Final = 192  # struct __sk_buff
 
 
@@ -26,38 +34,93 @@ def _ask(command: int, attributes: bytes) -> bytes:
     return room.raw + struct.pack("=i", result)
 
 
-def ours() -> set[tuple[str, int]]:
-    """The programs and maps of this library's that the kernel has now, by name and number."""
-    return {(name, number) for following, kind in ((_NEXT_PROGRAM, _PROGRAM), (_NEXT_MAP, _MAP)) for name, number in _all(following, kind)}
+@frozen
+class Made:
+    """A program or a map that the kernel has."""
+
+    kind: int
+    number: int
+    name: str
 
 
-def _all(following: int, kind: int) -> Iterator[tuple[str, int]]:
+def ours() -> set[Made]:
+    """The programs and maps that this process and its descendants have now, whatever else runs on the machine.
+
+    Maps by the descriptors of them; programs by the maps that they use, as some are held by an interface or a link alone.
+    """
+    found: set[Made] = set()
+    held = _held_maps(os.getpid(), *descendants(os.getpid()))
+    for number in held:
+        with _opened(_MAP, number) as fd:
+            if fd is not None:
+                found.add(Made(_MAP, number, _info(_MAP, fd)[0]))
+    for number in _numbers(_NEXT_PROGRAM):
+        with _opened(_PROGRAM, number) as fd:
+            name, maps = ("", set[int]()) if fd is None else _info(_PROGRAM, fd)
+            if maps & held:
+                found.add(Made(_PROGRAM, number, name))
+    return found
+
+
+def remaining(made: Iterable[Made]) -> set[Made]:
+    """Those of them that the kernel still has, whoever holds them. A number is never given again."""
+    found: set[Made] = set()
+    for one in made:
+        with _opened(one.kind, one.number) as fd:
+            if fd is not None:
+                found.add(one)
+    return found
+
+
+def write_ours(path: str) -> None:
+    """Write down what `ours` gives, for a process that is about to be killed."""
+    with open(path, "w") as file:
+        json.dump([[one.kind, one.number, one.name] for one in ours()], file)
+
+
+def written(path: Path) -> set[Made]:
+    """What `write_ours` has written."""
+    return {Made(*one) for one in json.loads(path.read_text())}
+
+
+def _held_maps(*pids: int) -> set[int]:
+    found: set[int] = set()
+    for pid in pids:
+        for entry in Path(f"/proc/{pid}/fdinfo").glob("*"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it, or its descriptor, has just gone
+                found |= {int(line.split()[1]) for line in entry.read_text().splitlines() if line.startswith("map_id:")}
+    return found
+
+
+def _numbers(following: int) -> Iterator[int]:
     number = 0
-    while True:
-        try:
+    with suppress(FileNotFoundError):  # that was the last one
+        while True:
             number = struct.unpack_from("=I", _ask(following, struct.pack("=III", number, 0, 0)), 4)[0]
-            (fd,) = struct.unpack("=i", _ask(kind, struct.pack("=III", number, 0, 0))[-4:])
-        except FileNotFoundError:
-            if kind_ended(following, number):
-                return
-            continue  # that one has just gone
-        info = ctypes.create_string_buffer(232)
-        try:
-            _ask(_INFO, struct.pack("=IIQ", fd, len(info), ctypes.addressof(info)))
-        finally:
-            os.close(fd)
-        name = info.raw[_NAME_AT[kind] :][:16].rstrip(b"\0").decode()
-        if name.startswith("sandbox_") and name != "sandbox_probe":
-            yield name, number
+            yield number
 
 
-def kind_ended(following: int, number: int) -> bool:
-    """Whether there is none behind that number."""
+@contextmanager
+def _opened(kind: int, number: int) -> Iterator[int | None]:
     try:
-        _ask(following, struct.pack("=III", number, 0, 0))
+        (fd,) = struct.unpack("=i", _ask(kind, struct.pack("=III", number, 0, 0))[-4:])
     except FileNotFoundError:
-        return True
-    return False
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _info(kind: int, fd: int) -> tuple[str, set[int]]:
+    """Its name, and the numbers of the maps that it uses."""
+    info, maps = ctypes.create_string_buffer(232), (ctypes.c_uint32 * _MOST_MAPS)()
+    if kind == _PROGRAM:
+        struct.pack_into("=IQ", info, _MAPS_AT, _MOST_MAPS, ctypes.addressof(maps))
+    _ask(_INFO, struct.pack("=IIQ", fd, len(info), ctypes.addressof(info)))
+    (count,) = struct.unpack_from("=I", info, _MAPS_AT) if kind == _PROGRAM else (0,)
+    return info.raw[_NAME_AT[kind] :][:16].rstrip(b"\0").decode(), set(maps[: min(count, _MOST_MAPS)])
 
 
 def keys(fd: int, size: int) -> list[bytes]:

@@ -16,7 +16,7 @@ from sandbox.errors import ProtocolError
 _U16: Final = struct.Struct("<H").pack
 _U32: Final = struct.Struct("<I").pack
 _U64: Final = struct.Struct("<Q").pack
-_ROLES: Final = {f"@{role}": wire.ROLE_SLOT + role for role in (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, plan.ROLE_UPPER)}
+_ROLES: Final = {f"@{role}": wire.ROLE_SLOT + role for role in (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, plan.ROLE_UPPER, plan.ROLE_UNSEALED)}
 Slots = Mapping[str, int]
 
 

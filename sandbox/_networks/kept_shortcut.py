@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from sandbox._networks.shortcut import Shortcut
+from sandbox._networks.shortcut import Inward, Shortcut
 from sandbox._sys import features
 from sandbox._sys.fds import Fd
 from sandbox.errors import SandboxError
@@ -40,8 +40,8 @@ class KeptShortcut(Shortcut):
     def _is_offered(self) -> bool:
         return super()._is_offered() and features.packet_links()
 
-    def _begin_inward(self, version: int, program: Fd) -> None:  # noqa: ARG002 - which looks at the version itself
-        self._inward = program
+    def _begin_inward(self, inward: Inward) -> None:
+        self._inward = inward.program  # a link's program sees packets of all versions, and looks itself
 
     def _fit(self, version: int, port: int) -> None:
         super()._fit(version, port)

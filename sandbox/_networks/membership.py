@@ -9,7 +9,6 @@ routes and the container's own files, is brought in line behind every change.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from sandbox.network import Network
 
 _ROOT: Final = f"@{plan.ROLE_ROOT}"
+_UNSEALED: Final = f"@{plan.ROLE_UNSEALED}"
 
 
 @frozen(eq=False)
@@ -279,17 +279,15 @@ class Membership:
                 self._routes.update(dict.fromkeys(versions, seat))
 
     def _write_files(self, session: Session, *, is_fresh: bool) -> None:
-        """A root that nobody can write to keeps its first files, where its name is 127.0.1.1. So does one whose programs have put something else in
-        their place: that is their loss, and keeps nobody from leaving a network, or closing it.
-        """
+        """Where a program has put something else in their place they stay: that is its loss, and keeps nobody from leaving a network."""
         writing, self._writing = self._writing, None
         try:
             if writing is None:
                 seats = self._seats.values()
                 writing = session.ask(self._writes([seat.live for seat in seats], [text for seat in seats for text in _texts(seat.place)]), [])
             session.answer(writing)
-        except SetupError as error:
-            if is_fresh and error.errno != errno.EROFS:
+        except SetupError:
+            if is_fresh:
                 raise
 
     def _begin_files(self, live: Live, place: Place) -> None:
@@ -311,7 +309,8 @@ class Membership:
         return self._spec.hostname, self._spec.resolver, self._is_mounted("hosts"), self._is_mounted("resolv.conf")
 
     def _writes(self, lives: list[Live], own: list[str]) -> list[plan.Op]:
-        return [plan.WriteFile(f"etc/{name}", text, _ROOT) for name, text in self._files(lives, own) if not self._is_mounted(name)]
+        root = _UNSEALED if self._spec.filesystem.scratch is None else _ROOT
+        return [plan.WriteFile(f"etc/{name}", text, root) for name, text in self._files(lives, own) if not self._is_mounted(name)]
 
     def _is_mounted(self, name: str) -> bool:
         """Whether the caller has mounted something of its own there, which is not ours to write to."""

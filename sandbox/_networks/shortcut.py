@@ -77,6 +77,14 @@ class _Programs:
             one.close()
 
 
+@frozen
+class Inward:
+    """The uplink's program for one version of IP."""
+
+    version: int
+    program: Fd
+
+
 def _octets(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
@@ -234,18 +242,18 @@ class Shortcut:
                 for program in (made.inward, made.outward, made.learner)
             )
             mark()
-            self._begin_inward(version, inward)
+            self._begin_inward(Inward(version, inward))
             stack.pop_all()
             return _Programs(slots, flows, outward, learner)
         raise AssertionError("unreachable")
 
-    def _begin_inward(self, version: int, program: Fd) -> None:
+    def _begin_inward(self, inward: Inward) -> None:
         """Have the uplink's run, whose descriptor is closed then."""
         from sandbox.net import qdisc
 
-        messages = [qdisc.clsact(UPLINK), qdisc.program(UPLINK, "ingress", program.fileno(), version=version)]
+        messages = [qdisc.clsact(UPLINK), qdisc.program(UPLINK, "ingress", inward.program.fileno(), version=inward.version)]
         self._requests.send(messages, "have a program look at what comes by the uplink")
-        program.close()
+        inward.program.close()
 
     def _fit(self, version: int, port: int) -> None:
         """Nobody waits for it: the kernel may be removing the interfaces of a container before, which takes it milliseconds."""

@@ -39,6 +39,7 @@ from sandbox._plan import (
     HOST,
     NO_ID,
     ROLE_ROOT,
+    ROLE_UNSEALED,
     Attach,
     CloneTree,
     CopyTree,
@@ -96,6 +97,7 @@ from sandbox.fs._specs import Bind, FilesystemSpec, HostView, Layers, Mount, Tmp
 
 _LOWER: Final = "fs.lower"
 _POINT: Final = "fs.point"
+_UNSEALED: Final[Slot] = "fs.unsealed"
 
 _REAL_PATH: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
 
@@ -473,5 +475,7 @@ def _end_ops(spec: FilesystemSpec, sources: Sources) -> Iterator[Op]:
     yield from (ReadOnlyPath(path, ROOT) for path in spec.read_only_paths if not path.startswith(_KERNEL_TREES))
     yield SetAttr(DEV, set=MOUNT_ATTR_RDONLY, recursive=False)
     if spec.scratch is None:
+        yield CloneTree(_UNSEALED, ROOT, recursive=False)  # /etc/hosts and /etc/resolv.conf change with the container's networks
+        yield Sethook(_UNSEALED, ROLE_UNSEALED)
         yield SetAttr(ROOT, set=MOUNT_ATTR_RDONLY, recursive=False)
     yield Sethook(ROOT, ROLE_ROOT)

@@ -19,8 +19,10 @@ import pytest
 import sandbox
 from sandbox import PIPE, Bind, ClosedError, Container, Join, Network, UsageError
 from sandbox._networks import names as names_module
+from sandbox.sec import Security
 from tests.leak.killed import run_and_kill
 from tests.leak.snapshot import descendants
+from tests.rootfs import busybox
 from tests.support import needs, patience
 
 pytestmark = [needs("root", "userns"), pytest.mark.usefixtures("no_leftovers")]
@@ -242,6 +244,25 @@ def test_a_root_that_nobody_can_write_to_has_names_too_and_a_mounted_file_stays_
             assert own.exec(["cat", "/etc/resolv.conf"]).stdout == b"nameserver 192.0.2.1\n"
     assert mine.read_text() == "nameserver 192.0.2.1\n"
     assert sandbox.run(["cat", "/etc/resolv.conf"]).stdout == b""
+
+
+@pytest.mark.parametrize("security", [Security(), Security(landlock=False)], ids=["walls", "no landlock"])
+def test_a_root_that_nobody_can_write_to_learns_of_a_network_that_it_joins_later(security: Security, tmp_path: Path) -> None:
+    files = ("/etc/hosts", "/etc/resolv.conf")
+    wish = ["/bin/sh", "-c", "for file in /etc/hosts /etc/resolv.conf; do (echo mine >>$file); done; cat /etc/hosts; getent ahosts web"]
+    for image in (None, busybox(tmp_path / "root")):
+        options = {"read_only": True, "hostname": "box", "security": security, "user": "root"}
+        with Network(internal=True) as net, Container(net=net, name="web") as web, Container(image, **options) as c:
+            before = [c.read_bytes(path) for path in files]
+            place = c.connect(net)
+            now = [c.read_bytes(path) for path in files]
+            assert f"{place.address}\tbox\n".encode() in now[0]
+            assert now[1] == f"nameserver {net.gateway}\noptions ndots:0\n".encode()
+            said = c.exec(wish)
+            assert now[0] in said.stdout  # to its programs it is what it was
+            assert image or str(web.address).encode() in said.stdout
+            c.disconnect(net)
+            assert [c.read_bytes(path) for path in files] == before
 
 
 def test_extra_hosts_and_search_domains_hold_in_networks() -> None:

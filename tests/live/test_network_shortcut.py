@@ -23,10 +23,12 @@ from sandbox.net.nft import Chain, Nftables, Table, Transaction, counter, iifnam
 from tests.leak.killed import run_and_kill
 from tests.live.test_net_measuring import read_pcap
 from tests.live.test_network_ports import send_until_told
+from tests.live.test_network_store import await_true
 from tests.netns import HOST, PYTHON, World, alone, world
-from tests.programs_of_bpf import keys, ours
+from tests.programs_of_bpf import keys, ours, remaining, written
 from tests.support import needs, patience
 
+OF_ONE = {"sandbox_slots", "sandbox_flows", "sandbox_inward", "sandbox_outward", "sandbox_learner"}
 pytestmark = [needs("root", "userns", "program:ip", "program:nft", "bpf"), pytest.mark.usefixtures("no_leftovers")]
 
 PORT = 8080
@@ -299,23 +301,24 @@ def test_counters_and_captures_see_what_takes_the_short_way(tmp_path: Path) -> N
 
 
 @alone
-def test_programs_and_maps_go_with_the_network_and_with_who_is_killed() -> None:
+def test_programs_and_maps_go_with_the_network_and_with_who_is_killed(tmp_path: Path) -> None:
     code = (
         "import signal\n"
         "from sandbox import Container, Network\n"
+        "from tests.programs_of_bpf import write_ours\n"
         "net = Network().create()\n"
         "c = Container(net=net, ports=['8080:80']).create()\n"
         "assert net.live.shortcut.flows() is not None\n"
+        f"write_ours({str(tmp_path / 'made')!r})\n"
         "print('ready', flush=True)\n"
         "signal.pause()\n"
     )
     before = ours()
     with world():
         with Network() as net, Container(net=net, ports=[f"{PORT}:{PORT}"]):
-            made = {name for name, _ in ours() - before}
-            assert made == {"sandbox_slots", "sandbox_flows", "sandbox_inward", "sandbox_outward", "sandbox_learner"}
+            made = ours() - before
+            assert {one.name for one in made} == OF_ONE
         assert run_and_kill(code, patience_s=2.0) == []
-    end = time.monotonic() + patience(10)
-    while left := ours() - before:
-        assert time.monotonic() < end, left
-        time.sleep(0.05)  # namespaces are taken down by a thread of the kernel's
+    killed = written(tmp_path / "made")
+    assert {one.name for one in killed} == OF_ONE
+    await_true(lambda: not remaining(made | killed))  # namespaces are taken down by a thread of the kernel's

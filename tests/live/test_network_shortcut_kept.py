@@ -23,6 +23,7 @@ from tests.leak.killed import run_and_kill
 from tests.live.test_network_ports import send_until_told
 from tests.live.test_network_shortcut import (
     ECHO,
+    OF_ONE,
     PORT,
     assert_answers_go_to_whom_they_are_for,
     assert_withdrawal_refuses,
@@ -39,13 +40,12 @@ from tests.live.test_network_shortcut import (
 from tests.live.test_network_store import await_true
 from tests.live.test_network_store import store as store  # noqa: PLC0414 - a fixture
 from tests.netns import HOST, PYTHON, alone, world
-from tests.programs_of_bpf import ours
+from tests.programs_of_bpf import ours, remaining, written
 from tests.support import needs
 
 pytestmark = [needs("root", "userns", "program:ip", "program:nft", "bpf", "tcx"), pytest.mark.usefixtures("no_leftovers")]
 
 OTHER_PORT = PORT + 1
-OF_ONE = {"sandbox_slots", "sandbox_flows", "sandbox_inward", "sandbox_outward", "sandbox_learner"}
 PUBLISH = """
 import sys
 from sandbox import PIPE, Container
@@ -109,18 +109,18 @@ def test_each_process_has_its_own_and_who_is_killed_takes_it_along(store: Networ
         stack.enter_context(echoing(c))
         net.live.shortcut.settle()
         own = ours() - before - others
-        assert {name for name, _ in others} == {name for name, _ in own} == OF_ONE
+        assert {one.name for one in others} == {one.name for one in own} == OF_ONE
         with client_of() as mine, client_of(port=OTHER_PORT) as theirs:
             for sock in (mine, theirs):
                 assert max(part(net, lambda sock=sock: exchange(sock, 50))) < 0.3  # type: ignore[misc]
             process.send_signal(signal.SIGKILL)
             process.wait()
-            await_true(lambda: "sandbox_inward" not in {name for name, _ in ours() & others})
+            await_true(lambda: "sandbox_inward" not in {one.name for one in remaining(others)})
             await_true(lambda: len(store.containers("shop")) == 1)
-            assert own <= ours()
+            assert remaining(own) == own
             assert max(share(net, c, lambda: exchange(mine, 50))) < 0.3
             with Container(net=net):  # an answer that nobody takes kept the dead container's port, with its programs, until somebody joins
-                await_true(lambda: not ours() & others)
+                await_true(lambda: not remaining(others))
         with pytest.raises(ConnectionRefusedError):
             client_of(port=OTHER_PORT)
 
@@ -228,6 +228,8 @@ def test_programs_and_maps_go_with_the_last_container_and_with_who_is_killed(sto
         "c = Container(net='shop', ports=['8080:80']).create()\n"
         "c.network.live.shortcut.settle()\n"
         "assert c.network.live.shortcut.flows() is not None\n"
+        "from tests.programs_of_bpf import write_ours\n"
+        f"write_ours({str(tmp_path / 'made')!r})\n"
         "child = os.fork()\n"
         "if not child:\n"
         "    signal.pause()\n"
@@ -239,11 +241,14 @@ def test_programs_and_maps_go_with_the_last_container_and_with_who_is_killed(sto
     with world():
         with opened(store) as net, Container(net=net, ports=[f"{PORT}:{PORT}"]):
             net.live.shortcut.settle()
-            assert {name for name, _ in ours() - before} == OF_ONE
-        await_true(lambda: ours() <= before)
+            made = ours() - before
+            assert {one.name for one in made} == OF_ONE
+        await_true(lambda: not remaining(made))
         left = run_and_kill(code, patience_s=2.0)
         assert [line.split(":")[0] for line in left] == ["processes"]  # the child
         assert (tmp_path / "child").read_text() in left[0]
-        await_true(lambda: ours() <= before)
+        killed = written(tmp_path / "made")
+        assert {one.name for one in killed} == OF_ONE
+        await_true(lambda: not remaining(killed))
         assert store.names() == ["shop"]
         assert os.path.exists(f"{store.path}/shop/namespace")

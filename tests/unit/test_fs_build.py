@@ -174,7 +174,8 @@ def test_a_plan_ends_with_the_pivot_and_the_root_is_closed_right_before(spec, pr
     # Only where everything that is still to come is known by its descriptor.
     assert not after_pivot or (privileged and isinstance(spec.root, HostView) and not any(getattr(op, "src", ROOT) == plan.HOST for op in after_pivot))
     upper = {plan.ROLE_UPPER} if isinstance(spec.root, Layers) else set()
-    assert {op.role for op in kinds(ops, plan.Sethook)} == {plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, *upper}
+    unsealed = {plan.ROLE_UNSEALED} if spec.scratch is None else set()
+    assert {op.role for op in kinds(ops, plan.Sethook)} == {plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS, *upper, *unsealed}
     closed = plan.SetAttr(ROOT, set=sys.MOUNT_ATTR_RDONLY, recursive=False)
     assert (closed in ops) == (spec.scratch is None)
     after = ops[ops.index(closed) + 1 :] if closed in ops else ()

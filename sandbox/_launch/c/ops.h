@@ -4,7 +4,7 @@
 
 #include "wire.h"
 
-enum { ROLE_ROOT = 1, ROLE_PROC = 2, ROLE_PTS = 3, ROLE_LAST_PID = 4, ROLE_UPPER = 5, ROLES = 6 };
+enum { ROLE_ROOT = 1, ROLE_PROC = 2, ROLE_PTS = 3, ROLE_LAST_PID = 4, ROLE_UPPER = 5, ROLE_UNSEALED = 6, ROLES = 7 };
 enum { MAX_SKIPPED = 32 };
 static const uint32_t TOKEN_HIGH = 0x7C3A95D1, TOKEN_LOW = 0xE26B4F08; // sec/traces.py
 // Directories that init keeps, as slots of requests.
