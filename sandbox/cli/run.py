@@ -23,6 +23,7 @@ from sandbox import (
     PIPE,
     Container,
     ImageNotFoundError,
+    PortInUseError,
     Process,
     ProgramNotFoundError,
     Result,
@@ -63,6 +64,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         return _explain(request) if request.explain else _run(request)
+    except PortInUseError as error:
+        from sandbox.keep import with_owner
+
+        return _complain(with_owner(error), code_of_error(error))
     except SandboxError as error:
         return _complain(error, code_of_error(error))
 

@@ -8,6 +8,7 @@ from sandbox.keep._events import Event
 from sandbox.keep._kept import Execution, Kept, containers, events, find, start, start_wishes
 from sandbox.keep._links import links_in, namespace_of, with_links
 from sandbox.keep._log import LEAST, Record
+from sandbox.keep._owners import with_owner
 from sandbox.keep._record import SHORT_ID, Config, State, to_result
 from sandbox.keep._store import ContainerStore
 
@@ -31,4 +32,5 @@ __all__ = [
     "start_wishes",
     "to_result",
     "with_links",
+    "with_owner",
 ]

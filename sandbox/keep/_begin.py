@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sandbox import BrokenError, Container, UsageError
+from sandbox import BrokenError, Container, SandboxError, UsageError
 from sandbox.keep._health import Health, to_check
 from sandbox.keep._keeper import Keeper
 from sandbox.keep._launch import LENGTH, MAX_WISHES, Wishes
 from sandbox.keep._links import with_links
+from sandbox.keep._owners import with_owner
 from sandbox.keep._record import ID_DIGITS, Config
 from sandbox.keep._restarts import Policy, to_policy
 from sandbox.keep._service import Service
@@ -58,7 +59,7 @@ def _begun(caller: socket.socket) -> Keeper | None:
         keeper, warnings = _start(wishes)
         answer = {"ok": {"id": keeper.config.id, "warnings": warnings}}
     except Exception as error:  # noqa: BLE001 - the caller's to know
-        answer = {"error": {**error_of(error)}}
+        answer = {"error": error_of(with_owner(error) if isinstance(error, SandboxError) else error)}
     try:
         caller.sendall(encode(answer))
     except OSError:  # the caller has gone: nobody knows that there is something to remove

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import NetworkStore, UsageError, keep
+from sandbox import NetworkStore, PortInUseError, UsageError, keep
 from tests.live.test_keep import Cli
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
@@ -108,6 +108,12 @@ def test_a_port_is_published_as_long_as_the_container_is_there(cli: Cli) -> None
 
     with socket.create_connection((host, int(port)), 5) as client:
         assert client.recv(9) == b"hello"
+    for words in ((), ("-d", "--name", "second")):
+        told = cli("run", *words, "--network", "new", "-p", f"127.0.0.1:{port}:8000", "--", "true", code=125)
+        assert f"taken by container 'web' (pid {keep.find('web').config.keeper});" in told
+    with pytest.raises(PortInUseError, match="taken by container 'web'") as caught:
+        keep.start(["true"], network="new", ports=[f"127.0.0.1:{port}:8000"])
+    assert caught.value.owner == "container 'web'"
     cli("rm", "-f", "web")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), 5)
