@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from attrs import Factory, define, field
 
@@ -66,6 +66,8 @@ def addresses_of(info: NetworkInfo, state: State) -> tuple[Addresses[IPv4Address
 @define(eq=False)
 class KeptLive(Live):
     """A kept network of which this process has containers. *on_admitted*, *on_leave*: called when one has come, or left."""
+
+    tells_all: ClassVar[bool] = False  # those of other processes are asked for
 
     info: NetworkInfo = field(kw_only=True)
     directory: Directory = field(kw_only=True)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import Factory, define, field
 
@@ -28,7 +28,7 @@ from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.net.addresses import mac_of
 from sandbox.net.allow_rules import allowing
 from sandbox.net.guard import closed, opened, without_up
-from sandbox.net.neighbours import forgotten, known
+from sandbox.net.neighbours import forgotten, given_up_soon, known
 from sandbox.net.rtnetlink import BRIDGE, FIRST_PORT, INSIDE, Batch, Requests, Templates, bridge, bridge_address, default_route, removal, templates
 from sandbox.net.spec import Addresses, NetworkSpec, Subnets
 
@@ -47,6 +47,8 @@ def uplink_of(spec: NetworkSpec) -> str:
 @define(eq=False)
 class Live:
     """A network from its making to its end. Thread-safe. *lock* is held for one request to the kernel at a time."""
+
+    tells_all: ClassVar[bool] = True  # each member of all others: nobody has to ask for a neighbour
 
     spec: NetworkSpec
     switch: Switch
@@ -248,7 +250,9 @@ class Live:
     def _own(self, number: int, given: Given, routed: tuple[int, ...]) -> list[bytes]:
         """What gives a container's interface all that is its own. The MAC comes before neighbours, which the kernel forgets when that changes."""
         addresses, index = self._templates(number).addresses_of(*given), INSIDE + number
-        return [*addresses, *self._routes(index, routed), *(known(index, address, mac) for address, mac in self._gateways())]
+        news = [*addresses, *self._routes(index, routed), *(known(index, address, mac) for address, mac in self._gateways())]
+        versions = (4,) if self.addresses6 is None else VERSIONS
+        return [*news, *(given_up_soon(index, version) for version in versions)] if self.tells_all else news
 
     def _make_pair(self, place: Place, messages: list[bytes]) -> Requests:
         """Have a pair made; gives a socket in the container, the caller's to close. The caller has the lock."""
