@@ -174,6 +174,7 @@ def _add_rename(parser: Parser) -> Carry:
 
 def _add_remove(parser: Parser) -> Carry:
     parser.add_argument("--force", "-f", action="store_true", help="also those that run; one that is not there is no failure")
+    parser.add_argument("--volumes", "-v", action="store_true", help="their anonymous volumes too, which always go with them")
     _several(parser)
 
     def work(kept: Kept, *, force: bool) -> None:
@@ -241,19 +242,28 @@ def _add_logs(parser: Parser) -> Carry:
     parser.add_argument("--follow", "-f", action="store_true", help="go on until its program ends")
     parser.add_argument("--tail", "-n", metavar="N", default="all", help="the last N lines (all)")
     parser.add_argument("--timestamps", "-t", action="store_true", help="when each line came")
+    parser.add_argument("--since", metavar="TIME", help="what came from then on: 2026-01-31T10:00:00, seconds since 1970, or 10m: ago")
+    parser.add_argument("--until", metavar="TIME", help="what came before")
     parser.add_argument("container", metavar="CONTAINER")
     return _logs
 
 
 def _logs(parsed: argparse.Namespace) -> int:
+    from sandbox.cli.events import to_moment
     from sandbox.cli.relay import write_all  # with what containers of this process need
 
+    if parsed.follow and parsed.until is not None:
+        raise UsageError("--until: goes with no --follow, which waits for what comes")
+    since, until = to_moment("--since", parsed.since), to_moment("--until", parsed.until)
     if parsed.tail != "all" and not (parsed.tail.isascii() and parsed.tail.isdigit() and len(parsed.tail) < 10):
         raise UsageError(f"--tail: {parsed.tail!r} is no number of lines")
     last = None if parsed.tail == "all" else int(parsed.tail)
     sys.stdout.flush()
     is_within: dict[int, bool] = {}  # a line, of each stream
     for record in find(parsed.container).records(follow=parsed.follow, last=last):
+        time_s = record.time_ns / 1e9
+        if (since is not None and time_s < since) or (until is not None and time_s >= until):
+            continue
         write_all(record.stream, stamped(record, is_within) if parsed.timestamps else record.data)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -55,11 +56,23 @@ def is_dangling(is_used: Callable[[], object]) -> bool:
         return True
 
 
-def inspect(names: Iterable[str], look: Callable[[str], dict[str, Any]], complain: Complain) -> int:
-    """Print what *look* says of each, as JSON; the exit code."""
+def add_inspect_format(parser: argparse.ArgumentParser) -> None:
+    """Give a command that inspects the option ``--format``."""
+    parser.add_argument("--format", "-f", metavar="json|TEMPLATE", default="", help="a template for each, such as '{{.Name}}'; json: all in one line")
+
+
+def inspect(names: Iterable[str], look: Callable[[str], dict[str, Any]], complain: Complain, *, form: str = "") -> int:
+    """Print what *look* says of each, as JSON, or a line for each by the template *form*; the exit code."""
+    from sandbox.cli import templates
+
+    fill_in = templates.read(form) if form not in ("", "json") else None
     found: list[dict[str, Any]] = []
     code = _each(names, lambda name: found.append(look(name)), complain)
-    print(json.dumps(found, indent=4))
+    if fill_in is None:
+        print(json.dumps(found) if form else json.dumps(found, indent=4))
+        return code
+    for one in found:
+        print(fill_in(one))
     return code
 
 

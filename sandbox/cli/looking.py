@@ -17,7 +17,11 @@ from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.keep import SHORT_ID, Config, Kept, State, containers, find, to_result
 
 Carry = Callable[[argparse.Namespace], int]
-_FILTERS: Final = ("exited", "health", "id", "label", "name", "status")
+_FILTERS: Final = ("ancestor", "before", "exited", "health", "id", "label", "name", "network", "publish", "since", "status", "volume")
+_CHOICES: Final = {
+    "status": ("created", "running", "paused", "restarting", "exited", "dead"),
+    "health": ("starting", "healthy", "unhealthy", "none"),
+}
 _WIDTH: Final = 20  # of COMMAND, as Docker cuts it
 _COLUMNS: Final = {
     "CONTAINER ID": "ID", "IMAGE": "Image", "COMMAND": "Command", "CREATED": "RunningFor", "STATUS": "Status", "PORTS": "Ports", "NAMES": "Names",
@@ -27,6 +31,8 @@ _COLUMNS: Final = {
 def add_ps(parser: Parser) -> Carry:
     parser.add_argument("--all", "-a", action="store_true", help="also those that do not run")
     parser.add_argument("--quiet", "-q", action="store_true", help="ids only")
+    parser.add_argument("--latest", "-l", action="store_const", const="1", dest="last", help="the one that was made last, whether or not it runs")
+    parser.add_argument("--last", "-n", metavar="N", help="the N that were made last")
     parser.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
     parser.add_argument("--filter", "-f", metavar="WHAT=VALUE", action="append", default=[], help=f"one of {', '.join(_FILTERS)}")
     tables.add_format(parser)
@@ -35,7 +41,8 @@ def add_ps(parser: Parser) -> Carry:
 
 def _ps(parsed: argparse.Namespace) -> int:
     filters = [_to_filter(text) for text in parsed.filter]
-    shows_all = parsed.all or any(name in ("exited", "status") for name, _ in filters)
+    last = None if parsed.last is None else _to_whole("--last", parsed.last)
+    shows_all = parsed.all or last is not None or any(name in ("exited", "status") for name, _ in filters)
     rows: list[dict[str, str]] = []
     for kept in containers():
         try:
@@ -47,6 +54,7 @@ def _ps(parsed: argparse.Namespace) -> int:
             continue
         if (shows_all or state.is_up) and _matches(config, state, filters):
             rows.append(_row(config, state, whole=parsed.no_trunc))
+    rows = rows[:last]
     if parsed.quiet:
         print("".join(f"{row['ID']}\n" for row in rows), end="")
     else:
@@ -58,11 +66,19 @@ def _to_filter(text: str) -> tuple[str, str]:
     name, value = by_name.pair("--filter", text, needs_value=True)
     if name not in _FILTERS:
         raise WrongUseError(f"--filter: {name!r} is unknown; there are {', '.join(_FILTERS)}")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise WrongUseError(f"--filter: {name}={value!r} is none of {', '.join(_CHOICES[name])}")
     if name == "exited":
-        from sandbox.cli.options import to_whole
-
-        to_whole("--filter exited", value)
+        _to_whole("--filter exited", value)
+    if name in ("before", "since"):
+        return name, str(find(value).config.created)
     return name, value
+
+
+def _to_whole(option: str, text: str) -> int:
+    from sandbox.cli.options import to_whole
+
+    return to_whole(option, text)
 
 
 def _matches(config: Config, state: State, filters: Iterable[tuple[str, str]]) -> bool:
@@ -71,14 +87,38 @@ def _matches(config: Config, state: State, filters: Iterable[tuple[str, str]]) -
     for name, value in filters:
         wanted.setdefault(name, []).append(value)
     tests: dict[str, Callable[[str], bool]] = {
+        "ancestor": lambda value: _tagged(value) == _tagged(config.image),
+        "before": lambda value: config.created < float(value),
         "exited": lambda value: state.status == "exited" and _code(state) == int(value),
         "health": lambda value: value == _health(state),
         "id": config.id.startswith,
         "name": lambda value: value in config.name,
+        "network": lambda value: value in (state.networks or config.options.get("network", ())),
+        "publish": lambda value: any(value in (port, *_ports_of_host(port, places)) for port, places in _with_plain(state).items()),
+        "since": lambda value: config.created > float(value),
         "status": lambda value: value == state.status,
+        "volume": lambda value: any(value in (mount.get("Name"), mount["Destination"]) for mount in _mounts(config)),
     }
     labels = wanted.pop("label", [])
     return all(map(config.has_label, labels)) and all(any(map(tests[name], values)) for name, values in wanted.items())
+
+
+def _tagged(image: str) -> str:
+    return image if not image or ":" in image.rpartition("/")[2] or "@" in image else f"{image}:latest"
+
+
+def _with_plain(state: State) -> dict[str, Any]:
+    """Ports inside, and what the host has for them; those of TCP by their number alone, too."""
+    return {**state.ports, **{port.removesuffix("/tcp"): places for port, places in state.ports.items()}}
+
+
+def _ports_of_host(port: str, places: Iterable[Mapping[str, str]]) -> list[str]:
+    _, slash, protocol = port.partition("/")
+    return [f"{place['HostPort']}{slash}{protocol}" for place in places]
+
+
+def _mounts(config: Config) -> list[dict[str, Any]]:
+    return [mount for mount in config.options.get("mounts", []) if isinstance(mount, dict)]
 
 
 def _code(state: State) -> int:
@@ -87,13 +127,14 @@ def _code(state: State) -> int:
 
 def _row(config: Config, state: State, *, whole: bool) -> dict[str, str]:
     """What ``docker ps --format json`` says."""
-    command = " ".join(config.command)
+    command = " ".join(f"'{word}'" if " " in word else word for word in config.command)
     return {
         "Command": f'"{command if whole or len(command) <= _WIDTH else command[: _WIDTH - 1] + "…"}"',
         "CreatedAt": datetime.fromtimestamp(config.created, UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC"),
         "ID": config.id if whole else config.id[:SHORT_ID],
         "Image": config.image or "<host>",
         "Labels": ",".join(f"{name}={text}" for name, text in config.labels.items()),
+        "Mounts": ",".join(mount.get("Name") or mount["Source"] or mount["Destination"] for mount in _mounts(config)),
         "Names": config.name,
         "Networks": ",".join(state.networks or config.options.get("network", ())),
         "Ports": _ports(state),
@@ -126,10 +167,12 @@ def _health(state: State) -> str:
 
 
 def add_inspect(parser: Parser) -> Carry:
+    by_name.add_inspect_format(parser)
     parser.add_argument("containers", metavar="CONTAINER", nargs="+")
 
     def carry_out(parsed: argparse.Namespace) -> int:
-        return by_name.inspect(parsed.containers, lambda name: inspected(find(name)), partial(complain, "sandbox inspect"))
+        look = partial(complain, "sandbox inspect")
+        return by_name.inspect(parsed.containers, lambda name: inspected(find(name)), look, form=parsed.format)
 
     return carry_out
 
@@ -163,7 +206,7 @@ def inspected(kept: Kept) -> dict[str, Any]:
         "KeeperPid": config.keeper if state.status != "dead" else 0,
         "RunCount": state.runs,
         "RestartCount": state.restarts,
-        "Mounts": said.get("mounts", []),
+        "Mounts": _mounts(config),
         "Config": {
             "Hostname": said.get("hostname", "sandbox"),
             "User": said.get("user", ""),
@@ -172,6 +215,7 @@ def inspected(kept: Kept) -> dict[str, Any]:
             "OpenStdin": config.interactive,
             "Env": [f"{name}={value}" for name, value in said.get("env", {}).items()],
             "Cmd": config.command,
+            "Image": config.image,
             "Labels": config.labels,
             **({"Healthcheck": said["healthcheck"]} if "healthcheck" in said else {}),
         },

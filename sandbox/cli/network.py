@@ -57,6 +57,7 @@ def _parser() -> Parser:
     tables.add_format(listing)
     inspect = command("inspect", _inspect, "print all that is known of networks, and who is in them, as JSON")
     inspect.add_argument("names", metavar="NETWORK", nargs="+")
+    kept.add_inspect_format(inspect)
     remove = command("rm", _remove, "remove networks in which no container is")
     remove.add_argument("names", metavar="NETWORK", nargs="+")
     remove.add_argument("--force", "-f", action="store_true", help="one that is not there is no failure, nor one that is damaged")
@@ -212,7 +213,7 @@ def _matches(info: NetworkInfo, filters: Iterable[tuple[str, str]], store: Netwo
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    return kept.inspect(parsed.names, NetworkStore().inspect, _complain)
+    return kept.inspect(parsed.names, NetworkStore().inspect, _complain, form=parsed.format)
 
 
 # ---- Removing ----

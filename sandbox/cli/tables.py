@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Final
 from sandbox.cli.outcome import one_line
 
 _GAP: Final = 3
+_ACTION: Final = re.compile(r"\{\{[^.}]*\.(\w+)[^}]*\}\}")  # and the field that it is about
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 # Seconds up to which Docker counts in this unit, and the unit's own.
 _AGES: Final = ((60, 1, "second"), (3600, 60, "minute"), (172_800, 3600, "hour"), (1_209_600, 86_400, "day"), (5_184_000, 604_800, "week"))
@@ -21,16 +23,44 @@ _YEAR_S: Final = 86_400 * 365
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
-    """Give a command the option ``--format table|json``."""
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="json: an object a line")
+    """Give a command the option ``--format``."""
+    text = "table; json: an object a line; or a template: '{{.Name}}', 'table {{.ID}}\\t{{.Name}}'"
+    parser.add_argument("--format", metavar="table|json|TEMPLATE", type=_to_form, default="table", help=text)
+
+
+def _to_form(text: str) -> str:
+    if text not in ("table", "json") and "{{" not in text:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from 'table', 'json', or a template such as '{{{{.Name}}}}')")
+    return text
 
 
 def show(rows: Sequence[Mapping[str, str]], columns: Mapping[str, str], *, form: str) -> None:
-    """Print *rows*: as a table with *columns* (the field of each, by its heading), or each as a line of JSON with all of its fields."""
+    """Print *rows*: as a table with *columns* (the field of each, by its heading), each as a line of JSON with all of its fields, or by a template.
+
+    Raises: UsageError: what is wrong with the template.
+    """
     if form == "json":
         print("".join(f"{json.dumps(row)}\n" for row in rows), end="")
-        return
-    print(table(list(columns), [[row[name] for name in columns.values()] for row in rows]), end="")
+    elif form == "table":
+        print(table(list(columns), [[row[name] for name in columns.values()] for row in rows]), end="")
+    else:
+        print(_filled_in(form, rows, columns), end="")
+
+
+def _filled_in(form: str, rows: Sequence[Mapping[str, str]], columns: Mapping[str, str]) -> str:
+    from sandbox.cli import templates
+
+    text = form.removeprefix("table ").strip(" ").replace("\\t", "\t").replace("\\n", "\n")
+    fill_in = templates.read(text)
+    lines = [fill_in(row) for row in rows]
+    if not form.startswith("table "):
+        return "".join(f"{line}\n" for line in lines)
+    headings = {field: heading for heading, field in columns.items()}
+    head = _ACTION.sub(lambda match: headings.get(match[1], match[1].upper()), text)
+    cells = [line.split("\t") for line in (head, *lines)]
+    most = max(map(len, cells))
+    first, *others = [[*line, *[""] * (most - len(line))] for line in cells]
+    return table(first, others)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -53,6 +53,7 @@ def _parser() -> Parser:
     tables.add_format(listing)
     inspect = command("inspect", _inspect, "print all that is known of volumes, as JSON")
     inspect.add_argument("names", metavar="NAME", nargs="+")
+    kept.add_inspect_format(inspect)
     remove = command("rm", _remove, "remove volumes that no container has")
     remove.add_argument("names", metavar="NAME", nargs="+")
     remove.add_argument("--force", "-f", action="store_true", help="one that is not there is no failure")
@@ -109,7 +110,7 @@ def _matches(info: VolumeInfo, filters: Iterable[tuple[str, str]], store: Volume
 
 def _inspect(parsed: argparse.Namespace) -> int:
     store = VolumeStore()
-    return kept.inspect(parsed.names, lambda name: _looked_at(store, store.get(name)), _complain)
+    return kept.inspect(parsed.names, lambda name: _looked_at(store, store.get(name)), _complain, form=parsed.format)
 
 
 def _looked_at(store: VolumeStore, info: VolumeInfo) -> dict[str, Any]:

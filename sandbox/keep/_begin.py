@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sandbox import BrokenError, Container, SandboxError, UsageError
+from sandbox import Bind, BrokenError, Container, SandboxError, Tmpfs, UsageError, Volume
 from sandbox.keep._health import Health, to_check
 from sandbox.keep._keeper import Keeper
 from sandbox.keep._launch import LENGTH, MAX_WISHES, Wishes
@@ -156,8 +156,19 @@ def _shown(container: Container, wishes: Wishes) -> dict[str, Any]:
     """What people look for in `inspect`, and links take."""
     said = {name: value for name in _SHOWN if isinstance(value := wishes.container.get(name), (str, int, float))}
     words = [*wishes.network.get("network", [])] or ["none"]
-    mounts = [str(mount) for mount in wishes.container.get("mounts", ())]
+    mounts = [_mount(mount) for mount in wishes.container.get("mounts", ())]
     return {**said, "env": dict(container.spec.env), "exposed": [*container.exposed_ports], "network": words, "mounts": mounts}
+
+
+def _mount(mount: Bind | Tmpfs | Volume) -> dict[str, Any]:
+    """By Docker's names."""
+    writable = isinstance(mount, Tmpfs) or not mount.read_only
+    found: dict[str, Any] = {"Type": type(mount).__name__.lower(), "Source": "", "Destination": mount.target, "RW": writable}
+    if isinstance(mount, Bind):
+        found["Source"] = os.fspath(mount.source)
+    elif isinstance(mount, Volume):
+        found["Name"] = mount.name or ""
+    return found
 
 
 def _prepare(place: Place) -> socket.socket:

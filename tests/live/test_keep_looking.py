@@ -1,4 +1,4 @@
-"""What goes on in containers that outlive their command: ``sandbox stats`` and ``sandbox top``."""
+"""Looking at containers that outlive their command: ``sandbox ps``, ``inspect``, ``logs``, and what goes on in them: ``stats`` and ``top``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandbox import keep
+from sandbox import Bind, Tmpfs, keep
 from sandbox.cli import figures
 from sandbox.keep import Kept
 from tests.live.test_keep import COMMAND, Cli, follow_until, sleeper
@@ -84,3 +86,56 @@ def test_processes_are_listed_as_the_host_sees_them_without_asking_the_keeper(cl
     assert "not offered" in cli("top", "web", "aux", code=1)
     kept.stop(0)
     assert "not running" in cli("top", "web", code=1)
+
+
+def test_they_are_listed_by_what_they_are_of_and_when_they_were_made(cli: Cli, tmp_path: Path) -> None:
+    for name in ("first", "second", "third"):
+        keep.start(["sh", "-c", "sleep 1000"], name=name, mounts=[Bind(tmp_path, f"/{name}", read_only=True), Tmpfs("/run")])
+    keep.find("third").stop(0)
+
+    def names(*words: str) -> list[str]:
+        return cli("ps", "--format", "{{.Names}}", *words).split()
+
+    assert names() == ["second", "first"]
+    assert names("-l") == ["third"]
+    assert names("-n", "2") == ["third", "second"]
+    assert names("-a", "-f", "before=third") == ["second", "first"]
+    assert names("-a", "-f", "since=first") == ["third", "second"]
+    assert names("-a", "-f", "volume=/first", "-f", "volume=/third") == ["third", "first"]
+    assert names("-f", "network=none") == ["second", "first"]
+    assert names("-f", "network=shop") == names("-f", "ancestor=debian") == names("-f", "publish=80") == []
+    assert "is none of created, running" in cli("ps", "-f", "status=up", code=2)
+    assert "is none of starting" in cli("ps", "-f", "health=good", code=2)
+    assert "no container 'nobody'" in cli("ps", "-f", "since=nobody", code=1)
+    assert cli("ps", "--format", "table {{.Names}}\\t{{.Command}}").splitlines()[0].split() == ["NAMES", "COMMAND"]
+    assert """"sh -c 'sleep 1000'\"""" in cli("ps", "--no-trunc")
+
+
+def test_what_is_known_is_shown_by_a_template(cli: Cli, tmp_path: Path) -> None:
+    keep.start(["sleep", "1000"], name="web", labels={"app": "shop"}, mounts=[Bind(tmp_path, "/in", read_only=True)])
+    assert cli("inspect", "-f", "{{.Name}} {{.State.Running}} {{.Config.Labels.app}} {{.RestartCount}}", "web") == "web true shop 0\n"
+    assert cli("inspect", "-f", "{{range .Mounts}}{{.Type}} {{.Source}}:{{.Destination}} {{.RW}}{{end}}", "web") == f"bind {tmp_path}:/in false\n"
+    assert json.loads(cli("inspect", "--format", "json", "web"))[0]["Name"] == "web"
+    said = cli("inspect", "-f", "{{.Name}}", "nobody", "web", code=1)
+    assert "web\n" in said
+    assert "no container 'nobody'" in said
+    assert "no .Nope; there are Status, Running" in cli("inspect", "-f", "{{.State.Nope}}", "web", code=1)
+
+
+def test_a_log_is_shown_from_a_time_to_another(cli: Cli) -> None:
+    kept = keep.start(["sh", "-c", "echo early; read x; echo late; sleep 1000"], name="web", interactive=True)
+    follow_until(kept, b"early")
+    (early,) = kept.records()
+    between = f"{early.time_ns // 10**9 + 1}"
+    while time.time() < float(between):  # times have whole seconds here
+        pass
+    with kept.attach() as attached:
+        assert attached.input is not None
+        os.write(attached.input, b"\n")
+        follow_until(kept, b"late")
+    assert cli("logs", "--since", between, "web") == "late\n"
+    assert cli("logs", "--until", between, "web") == "early\n"
+    assert cli("logs", "--since", "1h", "web") == "early\nlate\n"
+    assert "goes with no --follow" in cli("logs", "-f", "--until", "1h", "web", code=1)
+    assert "--since" in cli("logs", "--since", "tomorrow", "web", code=1)
+    assert cli("rm", "-fv", "web") == "web\n"
