@@ -18,6 +18,7 @@ from sandbox import _plan as plan
 from sandbox._sys.calls import openat2
 from sandbox._sys.constants import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_NO_XDEV
 from sandbox.errors import ProtocolError, UsageError
+from sandbox.fs._names import NAME_FILES
 
 if TYPE_CHECKING:
     from sandbox._started import Started
@@ -58,7 +59,8 @@ def opened(live: Started) -> Generator[Upper]:
         os.close(given)
     try:
         filesystem = live.spec.filesystem
-        not_ours = (*filesystem.writable_places, *(mount.target for mount in filesystem.mounts))
+        about_us = (f"/etc/{name}" for name in NAME_FILES)  # which every container has of its own, whatever its image says
+        not_ours = (*filesystem.writable_places, *(mount.target for mount in filesystem.mounts), *about_us)
         is_many = live.ids.only is None
         yield Upper(fd, live.ids.root - live.ids.init_uid if is_many else 0, None if is_many else (0, 0), not_ours)
     finally:

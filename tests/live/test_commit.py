@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sandbox
-from sandbox import Bind, Container, ImageError, LimitError, Scratch, Tmpfs, UsageError
+from sandbox import Bind, Container, ImageError, LimitError, Network, Scratch, Tmpfs, UsageError
 from sandbox.fs._fill import MergedTree
 from sandbox.image import Image, Settings, Store
 from tests.rootfs import busybox, put_image, write_layer
@@ -47,6 +47,15 @@ def listed(container: Container) -> list[str]:
 
 CHANGES = "echo new >/new; echo 3 >/d/one; rm /d/two /gone; mkdir -p /deep/er; echo x >/deep/er/x; chmod 700 /tmp; ln /new /same"
 LISTED = ["C /d", "C /d/one", "D /d/two", "A /deep", "A /deep/er", "A /deep/er/x", "D /gone", "A /new", "A /same", "C /tmp"]
+
+
+def test_what_a_container_is_told_of_its_networks_is_no_change(make: Callable[..., Image]) -> None:
+    with Network(internal=True) as net, Container(make(), net=net) as c:
+        assert listed(c) == []
+        assert c.commit().layers == c.image.layers  # type: ignore[union-attr]
+        out(c, "echo 10.0.0.1 me >>/etc/hosts; rm /etc/hostname; echo new >/etc/new")
+        assert listed(c) == ["C /etc", "A /etc/new"]
+        assert os.listdir(f"{c.commit().layers[-1]}/etc") == ["new"]
 
 
 @pytest.mark.parametrize("scratch", ["memory", "disk"])
