@@ -7,7 +7,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -101,7 +101,7 @@ def _numbers(following: int) -> Iterator[int]:
 
 
 @contextmanager
-def _opened(kind: int, number: int) -> Iterator[int | None]:
+def _opened(kind: int, number: int) -> Generator[int | None]:
     try:
         (fd,) = struct.unpack("=i", _ask(kind, struct.pack("=III", number, 0, 0))[-4:])
     except FileNotFoundError:
