@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from attrs import field, frozen
 
 from sandbox._launch import codec, wire
-from sandbox._wiring import Wiring
+from sandbox._wiring import NULL, Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import ProgramNotFoundError, ProtocolError, SetupError, UsageError
 
@@ -28,7 +28,7 @@ def _nanoseconds(seconds: float | None) -> int:
     return 0 if seconds is None else math.ceil(seconds * 1e9)
 
 
-_QUIET: Final = ((0, 0), (0, 1), (0, 2))  # one descriptor, /dev/null, as all three standard streams
+_QUIET: Final = ((wire.OWN_NULL, 0), (wire.OWN_NULL, 1), (wire.OWN_NULL, 2))  # /dev/null as all three standard streams
 
 
 @frozen
@@ -133,18 +133,14 @@ class Leaves(Protocol):
 
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apart: bool = False) -> tuple[bytes, list[int]]:
     """The body of EXEC and its descriptors, each once. *apart*: the caller has something else to do while the program starts."""
-    inside = wiring.inside
     targets: tuple[tuple[int, int], ...] = _QUIET
+    fds: list[int] = []
     if wiring.is_quiet:
-        fds = [inside[0]]
         if leaf is None and not flags and not apart:
             return spec.plain, fds
     else:
-        fds = list(inside.values())
-        targets = tuple(enumerate(inside))
-        if len(set(fds)) < len(fds):
-            fds = list(dict.fromkeys(fds))
-            targets = tuple([(fds.index(fd), target) for target, fd in inside.items()])
+        fds = list(dict.fromkeys(fd for fd in wiring.inside.values() if fd != NULL))
+        targets = tuple([(wire.OWN_NULL if fd == NULL else fds.index(fd), target) for target, fd in wiring.inside.items()])
     count, joins, cpu_format, has_cgroup = len(fds), 0, 0, False
     if leaf is not None:
         joins, cpu_format, has_cgroup = len(leaf.join_fds), leaf.cpu_format, leaf.into_fd is not None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from attrs import define, field
 
 from sandbox._types import DEVNULL, PIPE, STDOUT
 from sandbox.errors import UsageError
+
+NULL: Final = -1  # in place of a descriptor of ours: the container's own /dev/null
 
 
 @define
@@ -76,9 +78,8 @@ _quiet: list[Wiring] = []
 
 
 def _make_quiet() -> Wiring:
-    """``/dev/null`` three times. Opened once per process, and never closed; each program opens it anew for itself (exec.c)."""
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    _quiet.append(Wiring({0: null, 1: null, 2: null}, is_quiet=True))
+    """``/dev/null`` three times, of which a container has its own."""
+    _quiet.append(Wiring({0: NULL, 1: NULL, 2: NULL}, is_quiet=True))
     return _quiet[0]
 
 
@@ -102,7 +103,7 @@ def _end(target: Any, w: Wiring, number: int) -> int:  # noqa: ANN401
             w.stderr = read
         return w.lend(write, is_output=True)
     if _is_null(target):
-        return (_quiet[0] if _quiet else _make_quiet()).inside[0]
+        return NULL
     return _fileno(target, "stdin" if number == 0 else "stdout or stderr")
 
 

@@ -44,6 +44,7 @@ _MSG_PEEK, _MSG_DONTWAIT = 0x02, 0x40  # <linux/socket.h>
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1  # <asm-generic/socket.h>, <linux/socket.h>: `socket` itself is imported late
 LOOK_S: Final = 0.001  # how long a caller looks for an answer before it sleeps; measured: docs/design/architecture.md
 LOOKS: Final = 64
+MOST_PAUSE: Final = 64 * LOOKS
 DEAR_S: Final = 0.00015
 _ints: Final = struct.Struct("=i")  # most messages have one descriptor at most
 Poll = Callable[..., list[tuple[int, int]]]  # select.poll's, in milliseconds
@@ -52,7 +53,7 @@ Poll = Callable[..., list[tuple[int, int]]]  # select.poll's, in milliseconds
 class Channel:
     """One conversation with an init (or, while it is being created, with the launcher). Not for two threads at once."""
 
-    __slots__ = ("_ancillary", "_flags", "_has_slept", "_poll", "last", "looks", "sock")
+    __slots__ = ("_ancillary", "_flags", "_has_slept", "_pause", "_poll", "last", "looks", "sock")
     first_looks: ClassVar[int] = 0  # what the last sleep in any channel has taught
 
     def __init__(self, sock: socket.socket) -> None:
@@ -60,7 +61,8 @@ class Channel:
         import socket as socket_module
 
         self.sock = sock
-        self.looks = Channel.first_looks  # how many waits are to look for the answer before they sleep
+        self.looks = Channel.first_looks  # how many waits are to look for the answer before they sleep; below 0: how many teach nothing
+        self._pause = LOOKS
         #: the last message, as it came: what an interrupt has kept somebody from taking note of
         self.last = b""
         self._has_slept = False
@@ -144,26 +146,35 @@ class Channel:
 
         Where sleep has turned out to be dear (`learn`), it looks again and again for a while before it goes to sleep.
         """
-        events = poll(0)
-        if self.looks and not events:
+        if self.looks > 0:
             begin = perf_counter()
             while not (events := poll(0)) and perf_counter() - begin < LOOK_S:
                 pass  # without sched_yield(2): who competes with us for this CPU would keep it for milliseconds
-        if events:
-            return events
-        self.looks, self._has_slept = 0, True
+            if events:
+                self._pause = LOOKS
+                return events
+            if self.looks < LOOKS:
+                self.looks = 0
+            else:  # the very first one: what we wait for takes long, or needs the CPU that we kept
+                self.looks = Channel.first_looks = -self._pause
+                self._pause = min(2 * self._pause, MOST_PAUSE)
+        self._has_slept = True
         return poll(timeout_ms)
 
     def learn(self, took_s: float, busy_s: float) -> None:
         """Take note that an answer took *took_s* seconds, *busy_s* of them for what init did.
 
         A CPU that went to sleep with us may take long to wake up (on virtual machines, longer than a short program takes). Then, and while
-        answers come soon, the next waits look before they sleep; every so often one sleeps, to see what it costs by now.
+        answers come soon, the next waits look before they sleep; every so often one sleeps, to see what it costs by now. Where the
+        first look is in vain (the kernel may leave init and its program on our CPU), none follows for a while, each time for a longer one.
         """
         if not self._has_slept:
             self.looks -= self.looks > 0
             return
         self._has_slept = False
+        if self.looks < 0:
+            self.looks += 1
+            return
         if took_s < 2 * LOOK_S:
             is_dear = took_s - busy_s > DEAR_S and len(os.sched_getaffinity(0)) > 1
             self.looks = Channel.first_looks = LOOKS if is_dear else 0
@@ -205,8 +216,12 @@ def _unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def send_message(sock: socket.socket, kind: wire.Msg, body: bytes, fds: Sequence[int]) -> None:
     """One datagram; a large body goes through a sealed memfd, as the last descriptor."""
     if len(body) <= wire.INLINE:
+        head = wire.HEAD.pack(kind, 0, len(body))
+        if not fds:
+            sock.send(head + body)
+            return
         rights = _ints.pack(*fds) if len(fds) == 1 else struct.pack(f"={len(fds)}i", *fds)
-        sock.sendmsg((wire.HEAD.pack(kind, 0, len(body)), body), ((_SOL_SOCKET, _SCM_RIGHTS, rights),) if fds else ())
+        sock.sendmsg((head, body), ((_SOL_SOCKET, _SCM_RIGHTS, rights),))
         return
     memfd = os.memfd_create("sandbox-message", os.MFD_CLOEXEC)
     try:

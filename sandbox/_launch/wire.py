@@ -14,6 +14,7 @@ MAX_FDS: Final = 250
 SLOTS: Final = 256
 OWN_SLOTS: Final = 110  # from here on, operations number what they open; below are the descriptors that come with a request
 NO_SLOT: Final = 0xFFFF
+OWN_NULL: Final = 0xFFFE  # of a program's descriptors: the container's own /dev/null
 ROLE_SLOT: Final = 0xFF00  # + ROLE_*: a directory that init keeps
 
 

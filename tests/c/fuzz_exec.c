@@ -17,7 +17,7 @@ static void read_all(const struct exec_request *x, int nfds) {
     if (x->argv[x->argc] || x->envp[x->envc] || x->nfds > MAX_FD_MAP || x->njoins > MAX_JOINS || x->nlimits > MAX_RLIMITS)
         abort();
     for (uint32_t i = 0; i < x->nfds; i++)
-        if (x->fds[i].from < 1000 || x->fds[i].from >= 1000 + nfds || x->fds[i].to > MAX_FD_TARGET)
+        if ((x->fds[i].from != FROM_NULL && (x->fds[i].from < 1000 || x->fds[i].from >= 1000 + nfds)) || x->fds[i].to > MAX_FD_TARGET)
             abort();
     for (uint32_t i = 0; i < x->njoins; i++)
         if (x->joins[i] < 1000 || x->joins[i] >= 1000 + nfds)

@@ -244,6 +244,8 @@ static void test_requests(void) {
     CHECK(!parses(&d, d.length)); // past the list
     d = request_of(NO_SLOT, 3, 1);
     CHECK(!parses(&d, d.length)); // none, where one is needed
+    d = request_of(OWN_NULL, 3, 1);
+    CHECK(parses(&d, d.length)); // the container's own, which is in no list
     d = request_of(0, UINT32_MAX, 1);
     CHECK(!parses(&d, d.length)); // a target that is no descriptor
     d = request_of(0, 3, 0);

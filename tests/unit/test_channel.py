@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from sandbox._launch import driver
-from sandbox._launch.driver import DEAR_S, LOOK_S, LOOKS, Channel, Launcher
+from sandbox._launch.driver import DEAR_S, LOOK_S, LOOKS, MOST_PAUSE, Channel, Launcher
 from sandbox.errors import BrokenError
 
 CHEAP = DEAR_S / 2
@@ -51,9 +51,9 @@ def test_another_channel_begins_with_what_was_learned(ends: tuple[Channel, socke
     ends[0].learn(DEAR, 0.0)
     other, theirs = Channel.pair()
     assert other.looks == LOOKS
-    sleep(other)
+    sleep(other)  # it looks first, in vain
     other.learn(CHEAP, 0.0)
-    assert Channel.first_looks == 0
+    assert Channel.first_looks == -LOOKS
     assert ends[0].looks == LOOKS
     other.close()
     os.close(theirs)
@@ -95,10 +95,49 @@ def test_after_its_looks_it_sleeps_once_to_see_what_that_costs(ends: tuple[Chann
 
 
 def test_a_look_that_finds_nothing_in_time_ends_in_sleep(ends: tuple[Channel, socket.socket]) -> None:
-    sleep(ends[0])
-    ends[0].learn(DEAR, 0.0)
-    sleep(ends[0])
-    assert ends[0].looks == 0
+    channel, theirs = ends
+    sleep(channel)
+    channel.learn(DEAR, 0.0)
+    theirs.send(b"x")
+    assert channel.wait(None)
+    channel.learn(DEAR, 0.0)
+    assert channel.sock.recv(1) == b"x"
+    sleep(channel)
+    assert channel.looks == 0
+    channel.learn(DEAR, 0.0)  # the others were not in vain: it goes on
+    assert channel.looks == LOOKS
+
+
+def test_where_the_first_look_is_in_vain_none_follows_for_a_while_each_time_for_a_longer_one(ends: tuple[Channel, socket.socket]) -> None:
+    channel = ends[0]
+    sleep(channel)
+    channel.learn(DEAR, 0.0)
+    pauses = []
+    for _ in range(8):
+        sleep(channel)  # it looks first
+        pauses.append(-channel.looks)
+        for _ in range(pauses[-1]):
+            assert channel.looks < 0
+            sleep(channel)
+            channel.learn(DEAR, 0.0)
+        assert channel.looks == 0
+        sleep(channel)
+        channel.learn(DEAR, 0.0)
+        assert channel.looks == LOOKS
+    assert pauses == [LOOKS, 2 * LOOKS, 4 * LOOKS, 8 * LOOKS, 16 * LOOKS, 32 * LOOKS, MOST_PAUSE, MOST_PAUSE]
+
+
+def test_a_look_that_was_not_in_vain_makes_the_next_pause_a_short_one(ends: tuple[Channel, socket.socket]) -> None:
+    channel, theirs = ends
+    channel.looks = LOOKS
+    sleep(channel)
+    channel.looks = LOOKS
+    theirs.send(b"x")
+    assert channel.wait(None)
+    assert channel.sock.recv(1) == b"x"
+    channel.looks = LOOKS
+    sleep(channel)
+    assert channel.looks == -LOOKS
 
 
 def test_a_dead_launcher_s_descriptor_is_nobody_else_s_while_somebody_may_send_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

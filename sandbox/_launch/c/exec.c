@@ -47,9 +47,22 @@ static unsigned long all_cpus[MAX_CPUS / (8 * sizeof(long))], this_cpu[MAX_CPUS 
 static size_t cpus_size; // of both sets, in bytes; 0: not known
 static bool is_kept;     // for the child to undo, and for init
 
-void exec_note_cpus(void) {
+static struct {
+    uint32_t uid, gid, groups[MAX_GROUPS];
+    int ngroups; // -1: not known, none of them
+} own_ids = {.ngroups = -1};
+
+void exec_note_self(void) {
     long size = syscall(__NR_sched_getaffinity, 0, sizeof all_cpus, all_cpus);
     cpus_size = size > 0 ? (size_t)size : 0;
+    uint32_t uid[3], gid[3];
+    if (syscall(__NR_getresuid, &uid[0], &uid[1], &uid[2]) < 0 || syscall(__NR_getresgid, &gid[0], &gid[1], &gid[2]) < 0)
+        return;
+    if (uid[0] != uid[1] || uid[0] != uid[2] || gid[0] != gid[1] || gid[0] != gid[2])
+        return;
+    own_ids.uid = uid[0];
+    own_ids.gid = gid[0];
+    own_ids.ngroups = (int)syscall(__NR_getgroups, MAX_GROUPS, own_ids.groups);
 }
 
 static bool take_fd(struct reader *r, const int *fds, int nfds, int *out) {
@@ -60,6 +73,15 @@ static bool take_fd(struct reader *r, const int *fds, int nfds, int *out) {
     if (r->bad || ref >= nfds || fds[ref] < 0)
         return false;
     *out = fds[ref];
+    return true;
+}
+
+static bool take_source(struct reader *r, const int *fds, int nfds, int *out) {
+    struct reader ahead = *r;
+    if (rd_uint16(&ahead) != OWN_NULL)
+        return take_fd(r, fds, nfds, out) && *out >= 0;
+    *r = ahead;
+    *out = FROM_NULL;
     return true;
 }
 
@@ -75,7 +97,7 @@ static bool parse_fds(struct exec_request *x, struct reader *r, const int *fds, 
     if ((x->nfds = rd_uint16(r)) > MAX_FD_MAP)
         return false;
     for (uint32_t i = 0; i < x->nfds; i++) {
-        if (!take_fd(r, fds, nfds, &x->fds[i].from) || x->fds[i].from < 0)
+        if (!take_source(r, fds, nfds, &x->fds[i].from))
             return false;
         if ((x->fds[i].to = rd_uint32(r)) > MAX_FD_TARGET)
             return false;
@@ -196,7 +218,7 @@ static bool is_null(int fd) {
     return fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3);
 }
 
-// The caller has /dev/null open once, for all: what one program sets on an open file (F_SETFL, F_SETOWN, flock) others that have
+// A caller who has /dev/null open, for all: what one program sets on an open file (F_SETFL, F_SETOWN, flock) others that have
 // it would see, and so would those of other containers. Init opens the container's own, once, and takes back what the last one
 // set.
 static int own = -1;
@@ -207,11 +229,11 @@ void exec_unlock_null(void) {
 }
 
 static bool use_own_null(struct exec_request *x) {
-    int null = -1; // the caller's
+    int null = -1; // the caller's, or FROM_NULL
     for (uint32_t i = 0; i < x->nfds; i++) {
-        if (x->fds[i].from != null && !is_null(x->fds[i].from))
+        if (x->fds[i].from != null && x->fds[i].from != FROM_NULL && !is_null(x->fds[i].from))
             continue;
-        if (null < 0) {
+        if (null == -1) {
             if (own < 0)
                 own = (int)own_call(__NR_openat, AT_FDCWD, (long)"/dev/null", O_RDWR | O_CLOEXEC, 0, 0);
             if (own < 0 || own_call(__NR_fcntl, own, F_SETFL, 0, 0, 0) < 0 || own_call(__NR_fcntl, own, F_SETOWN, 0, 0, 0) < 0 ||
@@ -255,11 +277,17 @@ static bool set_limits(struct exec_request *x) {
     return true;
 }
 
+static bool has_own_groups(const struct exec_request *x) {
+    return x->ngroups == (uint32_t)own_ids.ngroups && memcmp(x->groups, own_ids.groups, x->ngroups * sizeof *x->groups) == 0;
+}
+
 // execve clears all capabilities of a user other than root, and gives root what the bounding set has; so the ids are all.
 // Raw calls: the libc's wrappers would signal other threads, and this memory is init's too.
 static bool set_ids(struct exec_request *x) {
-    if (x->ngroups != UINT32_MAX && syscall(__NR_setgroups, (size_t)x->ngroups, x->groups) < 0)
+    if (x->ngroups != UINT32_MAX && !has_own_groups(x) && syscall(__NR_setgroups, (size_t)x->ngroups, x->groups) < 0)
         return false;
+    if (own_ids.ngroups >= 0 && x->uid == own_ids.uid && x->gid == own_ids.gid)
+        return true;
     if (syscall(__NR_setresgid, x->gid, x->gid, x->gid) < 0 || syscall(__NR_setresuid, x->uid, x->uid, x->uid) < 0)
         return false;
     return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0; // a change of ids may have set it, and the memory is still init's

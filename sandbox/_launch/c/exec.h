@@ -13,7 +13,8 @@ enum {
     MAX_GROUPS = 64,
     MAX_CANDIDATES = 64,
     MAX_POINTERS = 2048,
-    MAX_FD_TARGET = 1 << 20
+    MAX_FD_TARGET = 1 << 20,
+    FROM_NULL = -2 // in place of a descriptor: the container's own /dev/null
 };
 
 // Where in exec_run a program failed to start: the words are made in Python (wire.md).
@@ -70,8 +71,9 @@ struct exec_request {
 // Reads a request whose descriptors are numbers in fds[nfds]. False when it is malformed.
 bool exec_parse(struct exec_request *x, struct reader r, const int *fds, int nfds);
 void exec_forget(struct exec_request *x); // unmaps what exec_parse mapped
-// Notes the CPUs that exec_spawn gives its children, with EXEC_SAME_CPU; before that, none are set.
-void exec_note_cpus(void);
+// Notes the CPUs that exec_spawn gives its children, with EXEC_SAME_CPU, and the ids that need not be set; before that, it knows
+// none.
+void exec_note_self(void);
 // In the calling process: becomes the program; returns only when that failed, with step and error set.
 void exec_become(struct exec_request *x);
 // In a child with vfork semantics. Returns its pid, or -1 with step and error set (the child is reaped).

@@ -1071,7 +1071,7 @@ void init_main(struct init_start *s) {
     s->ops.setup = true;
     if ((ends = open_ends()) < 0) // the filter that is to come need not allow this, nor that:
         fail_setup(s->channel, PHASE_CLONE, 0, 0, errno);
-    exec_note_cpus();
+    exec_note_self();
     set_up(s, s->init_ops);
     if (s->flags & CREATE_PREPARED)
         set_up(s, await_complete(s));

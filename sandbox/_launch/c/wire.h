@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { WIRE_INLINE = 65536, WIRE_FDS = 250, WIRE_MAX = 16 << 20, SLOTS = 256, NO_SLOT = 0xFFFF };
+enum { WIRE_INLINE = 65536, WIRE_FDS = 250, WIRE_MAX = 16 << 20, SLOTS = 256, NO_SLOT = 0xFFFF, OWN_NULL = 0xFFFE };
 enum { HEAD_MEMFD = 1 };
 enum { // Python -> launcher, Python -> init
     MSG_CREATE = 1,
