@@ -154,7 +154,7 @@ class Placing:
             if isinstance(one, Inline):
                 self._inline(one, (*base, one.name) if as_directory else base)
             elif isinstance(one, Archive):
-                self._tree(Sources(one.tree, is_preserving=True), _top(one.tree), base)
+                self._tree(Sources(one.tree, is_preserving=True), _top(one.tree), base, keeps_top=True)
             elif one.kept:
                 self._with_parents(one, base)
             elif one.entry.is_directory:
@@ -167,6 +167,10 @@ class Placing:
         base, exists = self._base(path, working_dir)
         if not exists:
             self._parents((*base, "."))
+
+    def is_directory(self, target: str, working_dir: str) -> bool:
+        """Whether there is a directory at *target*, or will be by the way it is written."""
+        return is_directory_target(target) or self._base(target, working_dir)[1]
 
     def _base(self, target: str, working_dir: str) -> tuple[Parts, bool]:
         path = posixpath.normpath(posixpath.join("/", working_dir, target)).lstrip("/")
@@ -200,15 +204,18 @@ class Placing:
                     self._put(self._item(found.sources, origin, place))
         place = (*base, *found.parts[pivot:])
         if found.entry.is_directory:
-            self._tree(found.sources, found.entry, place)
+            self._tree(found.sources, found.entry, place, keeps_top=True)
         else:
             self._file(found, place)
 
-    def _tree(self, sources: Sources, top: Entry, base: Parts) -> None:
-        """Put what is below *top* below *base*, which takes its mode from *top* when it is not there yet."""
+    def _tree(self, sources: Sources, top: Entry, base: Parts, *, keeps_top: bool = False) -> None:
+        """Put what is below *top* below *base*; *keeps_top*: one that is not there yet takes its mode and owner from *top*.
+
+        Else it is 0755, as every directory that nobody named: BuildKit copies what is in a directory, not the directory.
+        """
         if base:
             existing = self._existing(base)
-            if existing is None and "/".join(base) not in self.layer.items:
+            if keeps_top and existing is None and "/".join(base) not in self.layer.items:
                 self._put(self._item(sources, top, base))
             else:
                 self._parents((*base, "."))

@@ -64,7 +64,7 @@ class _Copying:
         copy, statement = self.copy, self.copy.statement
         target = expand_word(statement, copy.target, self.state.names)
         words = [self._expanded(word) for word in copy.sources]
-        if len(words) > 1 and not is_directory_target(target):
+        if len(words) > 1 and not Placing(self.image, Layer(), self.job.now).is_directory(target, self.state.working_dir):
             raise statement.error_at(f"{statement.keyword} of several sources needs a directory: write {target}/", copy.target)
         archives: list[tuple[Word, Found]] = []
         found: list[Found | Inline | Archive] = []

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from sandbox.builder._hashes import Hashes
 from sandbox.builder._tree import Entry, Tree
@@ -45,6 +45,7 @@ class Item:
     tree: Tree | None = None  # else where it is read from
     entry: Entry | None = None
     capability: bytes = b""
+    twin: str = ""  # the path of an item that is the same file: a hard link
 
     @property
     def kind(self) -> int:
@@ -65,8 +66,17 @@ class Layer:
         self.items[item.path] = item
 
     def ordered(self) -> list[Item]:
-        """Directories before what they hold."""
-        return [self.items[path] for path in sorted(self.items, key=lambda path: path.split("/"))]
+        """Directories before what they hold; files that are one where they come from stay one."""
+        first: dict[tuple[int, ...], str] = {}
+        return [_linked(self.items[path], first) for path in sorted(self.items, key=lambda path: path.split("/"))]
+
+
+def _linked(item: Item, first: dict[tuple[int, ...], str]) -> Item:
+    if item.kind != stat.S_IFREG or item.entry is None or item.entry.status.st_nlink < 2:
+        return item
+    status = item.entry.status
+    twin = first.setdefault((id(item.tree), status.st_dev, status.st_ino, item.mode, item.uid, item.gid), item.path)
+    return item if twin == item.path else evolve(item, twin=twin)
 
 
 def item_of(tree: Tree, entry: Entry, path: str, *, uid: int, gid: int, mode: int | None = None) -> Item:
@@ -103,7 +113,8 @@ def key_of(items: Iterable[Item], hashes: Hashes) -> str:
         elif item.kind == stat.S_IFREG and item.tree is not None and item.entry is not None:
             content = hashes.of(item.tree, item.entry)
         fields = (os.fsencode(item.path).hex(), item.mode, item.uid, item.gid, os.fsencode(item.link).hex(), content, item.capability.hex())
-        digest.update(json.dumps(fields).encode() + b"\n")
+        more = (os.fsencode(item.twin).hex(),) if item.twin else ()
+        digest.update(json.dumps(fields + more).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -126,6 +137,10 @@ def _member(item: Item, clamp: int | None) -> Iterator[bytes]:
     kinds = {stat.S_IFREG: tarfile.REGTYPE, stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
     info.type = kinds[item.kind]
     info.linkname = item.link
+    if item.twin:
+        info.type, info.linkname = tarfile.LNKTYPE, item.twin
+        yield _header(info, b"")
+        return
     fd = _open(item)
     try:
         info.size = _size(item, fd)

@@ -85,6 +85,7 @@ def status(image, path: str) -> os.stat_result:
         ("COPY <<EOF /e\n$PATH \\$x '$y'\nEOF", {"e": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin $x ''\n"}),
         ("COPY <<E /e\n\\\n\\\\ \\n \\$PATH\nE", {"e": "\n\\ n $PATH\n"}),
         ("COPY a.txt lock* /d/", {"d": "/", "d/a.txt": "a.txt"}),
+        ("WORKDIR /w\nCOPY a.txt b.txt /w", {"w": "/", "w/a.txt": "a.txt", "w/b.txt": "b.txt"}),
         ("COPY none* /d/\nCOPY none?/*.txt [xyz] /d/\nADD none*.tar /d/\nCOPY --parents none/**/x /d/", {}),
         ("COPY <<'one' <<two /e/\n$PATH\none\n2\ntwo", {"e": "/", "e/one": "$PATH\n", "e/two": "2\n"}),
         ("COPY a.txt /x\nCOPY b.txt /x", {"x": "b.txt"}),
@@ -117,6 +118,33 @@ def test_modes_are_kept_or_told(make):
     assert [stat.S_IMODE(status(image, path).st_mode) for path in ("a/x.py", "b/x.py", "b/sub", "c/sub", "c/sub/s.md", "d")] == [
         0o755, 0o750, 0o750, 0o755, 0o644, 0o1555,
     ]  # fmt: skip
+
+
+@OWNER
+def test_what_is_in_a_directory_is_copied_and_not_the_directory(make, context):
+    (context / "src").chmod(0o700)
+    (context / "src" / "sub").chmod(0o711)
+    text = "FROM scratch AS a\nCOPY --chown=7:8 src /a\nCOPY --parents src/sub /p/\nFROM a\nCOPY --from=a --chmod=0600 /a /b\nCOPY --from=a --chown=9 /a /c/\n"
+    image = make(text)
+    found = {path: status(image, path) for path in ("a", "a/sub", "p/src", "p/src/sub", "b", "b/sub", "c")}
+    assert {path: (stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for path, one in found.items()} == {
+        "a": (0o755, 7, 8), "a/sub": (0o711, 7, 8), "p/src": (0o700, 0, 0), "p/src/sub": (0o711, 0, 0),
+        "b": (0o755, 0, 0), "b/sub": (0o600, 7, 8), "c": (0o755, 9, 9),
+    }  # fmt: skip
+
+
+def test_files_that_are_one_stay_one(make, context):
+    for path in ("src/hard", "src/sub/hard"):
+        os.link(context / "src" / "x.py", context / path)
+    image = make("FROM scratch AS a\nCOPY src /a\nFROM scratch\nCOPY --from=a /a /b\nCOPY --from=a /a/hard /a/sub/hard /c/\nCOPY --from=a /a/hard /alone\n")
+    inodes = [[status(image, path).st_ino for path in paths] for paths in (("b/x.py", "b/hard", "b/sub/hard"), ("c/hard",), ("alone",))]
+    assert [len(set(found)) for found in inodes] == [1, 1, 1]
+    assert files(image)["b/sub/hard"] == files(image)["alone"] == "src/x.py"
+    os.unlink(context / "src" / "hard")
+    (context / "src" / "hard").write_bytes((context / "src" / "x.py").read_bytes())
+    (context / "src" / "hard").chmod(0o755)
+    image = make("FROM scratch\nCOPY src /a")  # the same names and contents, and another layer
+    assert status(image, "a/x.py").st_ino == status(image, "a/sub/hard").st_ino != status(image, "a/hard").st_ino
 
 
 @OWNER
