@@ -145,10 +145,16 @@ class BlobWriter:
         return self._stage is None
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes, which follow `offset`. Raises: ImageError: more than were promised; ClosedError: it has ended, or needs none."""
+        """Take the next bytes, which follow `offset`.
+
+        Raises: ImageError: more than were promised; ClosedError: it has ended, or needs none; SetupError: the disk is full, or broken.
+        """
         file = self._open_file()
         self._note(chunk)
-        write_all(file.fileno(), chunk)
+        try:
+            write_all(file.fileno(), chunk)
+        except OSError as error:
+            raise self._disk.refused("write a blob", error) from error
 
     def restart(self) -> None:
         """Begin anew at offset 0: the source cannot go on where somebody stopped."""

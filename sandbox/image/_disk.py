@@ -28,6 +28,7 @@ from sandbox._sys.fds import Fd
 from sandbox._sys.places import user_directory
 from sandbox._types import StrPath, to_text
 from sandbox.errors import ImageError, SandboxError, SetupError, UsageError
+from sandbox.image._hints import hint_of
 from sandbox.image._removal import empty
 from sandbox.image.digest import Digest
 from sandbox.image.documents import MAX_DOCUMENT
@@ -37,12 +38,6 @@ DIRECTORIES: Final = ("blobs", "blobs/sha256", "blobs/sha512", "layers", "short"
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_HINTS: Final = {
-    errno.ENOSPC: "the file system is full; sandbox image prune --all frees what is not used",
-    errno.EDQUOT: "the quota is used up; sandbox image prune --all frees what is not used",
-    errno.EROFS: "the file system is read-only; choose another directory",
-    errno.EACCES: "choose a directory that you may write to",
-}
 _HELD: weakref.WeakSet[Fd] = weakref.WeakSet()
 
 
@@ -98,8 +93,11 @@ class Disk:
         except OSError as error:
             if isinstance(error, SandboxError):
                 raise
-            code = error.errno or errno.EIO
-            raise SetupError(f"image store {self.path}: {operation}", code, step="image", hint=_HINTS.get(code, "")) from error
+            raise self.refused(operation, error) from error
+
+    def refused(self, operation: str, error: OSError) -> SetupError:
+        """Say that the kernel did not let us do *operation*."""
+        return SetupError(f"image store {self.path}: {operation}", error.errno or errno.EIO, step="image", hint=hint_of(error))
 
     @property
     def exists(self) -> bool:

@@ -24,6 +24,7 @@ from attrs import define, field, frozen
 
 from sandbox.errors import ImageError, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.image._directories import Directories, join, shown
+from sandbox.image._hints import hint_of
 from sandbox.image.digest import Digest
 from sandbox.image.tar import DEVICE, DIRECTORY, FIFO, FILE, HARD_LINK, SYMLINK, Member, Reader, UnpackLimits
 
@@ -169,7 +170,7 @@ class _Extractor:
         self._directories.close()
 
     def _failure(self, error: OSError) -> SandboxError:
-        return error if isinstance(error, SandboxError) else SetupError(f"unpack {shown(self._name)}", error.errno or 0, step="host")
+        return error if isinstance(error, SandboxError) else _refused(f"unpack {shown(self._name)}", error)
 
     # --- members
 
@@ -422,4 +423,8 @@ def _xattr_failure(name: bytes, key: bytes, error: OSError) -> SandboxError:
         return UnsupportedError(
             f"{what}: the file system has none", feature="user xattrs", remedy="put the store on ext4, xfs, btrfs or a tmpfs of Linux 6.6"
         )
-    return SetupError(what, error.errno or 0, step="host")
+    return _refused(what, error)
+
+
+def _refused(what: str, error: OSError) -> SetupError:
+    return SetupError(what, error.errno or 0, step="host", hint=hint_of(error))
