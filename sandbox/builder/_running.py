@@ -250,6 +250,7 @@ class Running:
             mounts=mounts,
             scratch=Scratch(disk=self.job.workshop.directory()),
             hostname="build",
+            user=None if os.geteuid() == 0 else self.state.settings.user or None,  # an ordinary user's container has one id: whose the step is
         )
 
     def _put_secrets(self, container: Container, mounted: list[_Mounted]) -> None:
@@ -257,7 +258,8 @@ class Running:
             spec = one.spec
             if spec.kind == "secret" and self._has_secret(one) and spec.target.startswith(f"{SECRETS}/"):
                 mode = 0o400 if spec.mode is None else spec.mode
-                container.write_bytes(spec.target, self.job.options.secrets[spec.id], mode=mode, user=f"{spec.uid}:{spec.gid}")
+                owner = f"{spec.uid}:{spec.gid}" if os.geteuid() == 0 else None
+                container.write_bytes(spec.target, self.job.options.secrets[spec.id], mode=mode, user=owner)
 
     def _secret_variables(self, mounted: list[_Mounted]) -> dict[str, str]:
         values = self.job.options.secrets

@@ -102,7 +102,13 @@ class Disk:
     @property
     def exists(self) -> bool:
         """Whether there is a store; if not, there are no images, which is no error."""
-        return os.path.exists(f"{self.path}/version")
+        try:
+            os.stat(f"{self.path}/version")
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # what is wrong with it is told by who opens it
+        return True
 
 
 def _open(path: str, *, make: bool) -> int:
@@ -138,7 +144,9 @@ class Root:
     def check(self, path: str, *, make: bool) -> None:
         """See that it is a store, ours alone, and of our version; see `Disk.opened`."""
         status = os.fstat(self.fileno())
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        if status.st_uid != os.geteuid():
+            raise UsageError(f"image store: {path!r} is user {status.st_uid}'s; choose a directory of your own, or chown it")
+        if status.st_mode & 0o077:
             raise UsageError(f"image store: {path!r} is open to other users; make it yours alone (chown, chmod 0700)")
         version = self.read("version", limit=64)
         if version == VERSION:

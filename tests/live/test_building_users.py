@@ -37,3 +37,16 @@ def test_an_image_is_built_and_is_whole(tmp_path):
     assert tree.find("bin/wget") is None
     assert store.verify() == []
     assert sandbox.build(tmp_path, dockerfile=TEXT, store=store, secrets={"s": "other"}).id == image.id
+
+
+def test_steps_run_as_the_user_that_the_image_names(tmp_path):
+    shutil.copy(shutil.which("busybox"), tmp_path / "busybox")
+    text = TEXT.partition(b"FROM base\n")[0].decode() + (
+        'RUN echo "app:x:7:7::/home/app:/bin/sh" >> /etc/passwd\n'
+        "USER app\nWORKDIR /home/app\nCOPY --chown=app busybox own\n"
+        "RUN --mount=type=secret,id=s,uid=7 --mount=type=secret,id=s,uid=7,target=/k "
+        "id -u; echo $HOME; cat /run/secrets/s /k; rm own; echo x > mine\nUSER root\nRUN id -u; cat /home/app/mine\n"
+    )
+    told = []
+    sandbox.build(tmp_path, dockerfile=text.encode(), store=Store(tmp_path / "store"), secrets={"s": "secret\n"}, progress=told.append)
+    assert b"".join(event.data for event in told).decode().split() == ["7", "/home/app", "secret", "secret", "0", "x"]

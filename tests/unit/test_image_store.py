@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from sandbox.errors import ClosedError, ImageError, ImageNotFoundError, UsageError
+from sandbox.errors import ClosedError, ImageError, ImageNotFoundError, SetupError, UsageError
 from sandbox.image import Digest, Reference, Store
 from tests.images import files_of, layers, make, put
 
@@ -25,6 +27,32 @@ def test_nothing_is_made_before_the_first_use(store: Store) -> None:
     assert not store.has_blob(Digest.of(b""))
     assert not store.has_layer(Digest.of(b""))
     assert not os.path.exists(store.path)
+
+
+def test_a_store_that_cannot_be_looked_into_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is not a directory"):
+        Store(tmp_path / "file").images()
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(SetupError, match="ELOOP"):
+        Store(tmp_path / "link").images()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it becomes another user")
+def test_somebody_else_s_store_is_refused(tmp_path: Path) -> None:
+    make(store := Store(tmp_path / "store"), "a:1")
+    os.chown(store.path, 12345, 12345)
+    with pytest.raises(UsageError, match="is user 12345's; choose"):
+        store.images()
+
+
+def test_a_store_that_is_closed_to_us_is_told(tmp_path: Path) -> None:
+    make(store := Store(tmp_path / "store"), "a:1")
+    os.chmod(store.path, 0)
+    script = f"import os; from sandbox.image import Store; os.geteuid() or os.setuid(65534); Store({store.path!r}).images()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    os.chmod(store.path, 0o700)
+    assert "EACCES" in done.stderr, done.stderr
 
 
 def test_an_image_that_was_put_in_is_found_by_each_of_its_names(store: Store) -> None:
