@@ -15,7 +15,7 @@ from sandbox.builder.expansion import ExpansionError, expand
 _STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9_.-]*", re.ASCII)
 _DURATION: Final = r"(?:(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h))+"
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_FRONTENDS: Final = r"(?:docker\.io/)?(?:docker/dockerfile(?:-upstream)?|library/dockerfile|dockerfile)(?:[:@].*)?"
+_FRONTENDS: Final = r"(?:(?:[\w.:-]+/)*docker/dockerfile(?:-upstream)?|(?:docker\.io/)?(?:library/)?dockerfile)(?:[:@].*)?"  # of a mirror, too
 
 
 @frozen(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -32,8 +33,19 @@ def outcome(command: str, carry_out: Callable[[], int | None], *, show: Callable
         return WRONG_USE
     except BrokenPipeError:
         raise
-    except (SandboxError, OSError) as error:
+    except SandboxError as error:
         complain(command, str(error), show=show)
+        return FAILED
+    except OSError as error:
+        complain(command, _words_of(error), show=show)
         return FAILED
     except SystemExit:  # --help
         return 0
+
+
+def _words_of(error: OSError) -> str:
+    """What the kernel refused, and on which file; Python's own words begin with a number."""
+    if error.strerror is None:
+        return str(error)
+    name = error.filename if isinstance(error.filename, (str, bytes)) else ""
+    return f"{os.fsdecode(name)}: {error.strerror}" if name else error.strerror

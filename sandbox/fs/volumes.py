@@ -111,7 +111,7 @@ class VolumeStore:
     def get(self, name: str) -> VolumeInfo:
         """What is known of the volume *name*. Raises: VolumeNotFoundError."""
         to_volume_name(name)
-        with self._existing() as store, self._directory(store, name) as directory:
+        with self._existing(name) as store, self._directory(store, name) as directory:
             return self._read(store, name, directory)
 
     def volumes(self) -> list[VolumeInfo]:
@@ -133,13 +133,13 @@ class VolumeStore:
     def is_used(self, name: str) -> bool:
         """Whether a container uses the volume *name* just now. Raises: VolumeNotFoundError."""
         to_volume_name(name)
-        with self._existing() as store, _mutex(store), self._directory(store, name) as directory:
+        with self._existing(name) as store, _mutex(store), self._directory(store, name) as directory:
             return not try_lock(directory)
 
     def size(self, name: str) -> int:
         """The bytes that the files of the volume *name* take on the disk; takes the time to look at each of them."""
         to_volume_name(name)
-        with self._existing() as store, self._directory(store, name) as directory:
+        with self._existing(name) as store, self._directory(store, name) as directory:
             return disk_usage(directory)
 
     def remove(self, name: str, *, force: bool = False) -> None:
@@ -149,7 +149,7 @@ class VolumeStore:
         """
         to_volume_name(name)
         try:
-            with self._existing() as store:
+            with self._existing(name) as store:
                 self._remove(store, name)
                 sweep(store)
         except VolumeNotFoundError:
@@ -326,11 +326,11 @@ class VolumeStore:
             os.close(store)
 
     @contextlib.contextmanager
-    def _existing(self) -> Generator[int]:
+    def _existing(self, name: str = "") -> Generator[int]:
         try:
             store = self._open_store(make=False)
         except FileNotFoundError:
-            raise VolumeNotFoundError(f"volume: no volume in {self.path}") from None
+            raise VolumeNotFoundError(f"volume: no volume {name!r} in {self.path}" if name else f"volume: no volume in {self.path}") from None
         try:
             yield store
         finally:

@@ -222,3 +222,8 @@ def test_a_check_follows_any_blanks():
     assert step.command is not None
     assert step.command.words == ("ok  then",)
     assert step.times == {"start-interval": 2.0}
+
+
+@pytest.mark.parametrize("place", ["docker/dockerfile:1", "docker.io/docker/dockerfile-upstream:master", "mirror.corp:5000/hub/docker/dockerfile:1.7", "dockerfile"])
+def test_the_reader_that_we_are_may_be_named_by_any_mirror(place):
+    assert parse(f"# syntax={place}\nFROM a").stages[0].base.image.text == "a"

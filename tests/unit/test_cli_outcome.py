@@ -26,7 +26,9 @@ def ending(error: BaseException | None, value: int | None = None):
         (WrongUseError("no such option"), None, 2, "sandbox x: no such option (see sandbox x --help)\n"),
         (UsageError("wrong \x1b[31m"), None, 1, "sandbox x: wrong \\x1b[31m\n"),
         (SandboxError("it failed"), None, 1, "sandbox x: it failed\n"),
-        (OSError(28, "No space left on device"), None, 1, "sandbox x: [Errno 28] No space left on device\n"),
+        (OSError(28, "No space left on device"), None, 1, "sandbox x: No space left on device\n"),
+        (OSError(2, "No such file or directory", b"/a\x1b"), None, 1, "sandbox x: /a\\x1b: No such file or directory\n"),
+        (OSError("timed out"), None, 1, "sandbox x: timed out\n"),
         (SystemExit(0), None, 0, ""),
     ],
 )

@@ -130,4 +130,4 @@ def test_what_cannot_be_is_told_in_a_line(store: VolumeStore, say: Say) -> None:
 
 
 def test_what_is_wrong_is_said_to_be_about_volumes_once(say: Say) -> None:
-    assert say("rm", "none", code=1).startswith("sandbox volume: no volume")
+    assert say("rm", "none", code=1).startswith("sandbox volume: no volume 'none'")
