@@ -102,8 +102,18 @@ class Sources:
                 continue
             if rest:
                 yield from self._glob((*parts, name), rest, recursive=recursive)
-            elif (child := self.tree.locate("/".join((*parts, name))).entry) is not None and not self._hides(child):
+            elif (child := self._matched(entry, (*parts, name))) is not None:
                 yield child, (*parts, name)
+
+    def _matched(self, directory: Entry, parts: Parts) -> Entry | None:
+        """What a glob has matched, links followed; None: it is left out. Raises: ImageError: a link that leads nowhere, which is not passed over."""
+        itself = self.tree.entry((*directory.parts, parts[-1]))
+        if itself is None or self._hides(itself):
+            return None
+        found = self.tree.locate("/".join(parts)).entry
+        if found is None:
+            raise ImageError(f"{'/'.join(parts)!r} is a link to {itself.link!r}, which is not there")
+        return None if self._hides(found) else found
 
     def below(self, entry: Entry) -> Iterator[Entry]:
         """Give all below a directory that is not left out; directories that are come only when something in them is taken back."""

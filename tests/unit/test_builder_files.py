@@ -225,6 +225,16 @@ def test_dockerignore_leaves_files_out(make, context):
     assert files(make("FROM scratch\nCOPY *.env /")) == {}
 
 
+def test_a_link_that_leads_nowhere_is_not_passed_over(make, context):
+    (context / "l_none").symlink_to("nowhere")
+    for line in ("COPY l_none /", "COPY l_* /d/", "COPY a.txt l_none* /d/"):
+        with pytest.raises(DockerfileError, match=r"l_none.* is a link to 'nowhere'|'l_none': no such file"):
+            make(f"FROM scratch\n{line}")
+    assert files(make("FROM scratch\nCOPY --link . /d/"))["d/l_none"] == "-> nowhere"
+    (context / ".dockerignore").write_text("l_*")
+    assert list(files(make("FROM scratch\nCOPY a.txt l_* /d/"))) == ["d", "d/a.txt"]
+
+
 def test_an_exception_brings_its_directory_back(make, context):
     (context / ".dockerignore").write_text("*\n!src/sub/s.md\n")
     assert files(make("FROM scratch\nCOPY . /")) == {"src": "/", "src/sub": "/", "src/sub/s.md": "src/sub/s.md"}
