@@ -16,15 +16,16 @@ from sandbox.fs._specs import Bind, Mount, Tmpfs, Volume
 
 _MODES: Final = frozenset(("ro", "rw", "nocopy", "private", "rprivate"))
 _OUR_WAY: Final = ("private", "rprivate")
+_CONSISTENCY: Final = ("default", "consistent", "cached", "delegated")  # of file sharing on a Mac; on Linux, Docker takes them for nothing, too
 _SHARING: Final = ("shared", "rshared", "slave", "rslave")
 _RELABEL: Final = "z and Z relabel your files for SELinux, which this library never does; leave it out (with SELinux: chcon -t container_file_t)"
 _KEYS: Final = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
 _FLAGS: Final = ("readonly", "volume-nocopy", "bind-nonrecursive")
 _COMMON: Final = frozenset(("source", "target", "readonly"))
 _OF_TYPE: Final = {
-    "bind": _COMMON | {"bind-recursive", "bind-nonrecursive", "bind-propagation"},
-    "volume": _COMMON | {"volume-subpath", "volume-nocopy", "volume-opt"},
-    "tmpfs": frozenset(("target", "tmpfs-size", "tmpfs-mode")),
+    "bind": _COMMON | {"bind-recursive", "bind-nonrecursive", "bind-propagation", "consistency"},
+    "volume": _COMMON | {"volume-subpath", "volume-nocopy", "volume-opt", "consistency"},
+    "tmpfs": frozenset(("target", "tmpfs-size", "tmpfs-mode", "consistency")),
 }
 _ALL_KEYS: Final = frozenset(("type", *_KEYS, *(key for keys in _OF_TYPE.values() for key in keys)))
 _MADE_BEFORE: Final = ("volume-driver", "volume-label")
@@ -41,7 +42,7 @@ def to_mount(value: Mount | str) -> Mount:
     """
     if not isinstance(value, str):
         return value
-    first = value.lstrip('"').partition(",")[0].partition("=")
+    first = value.lstrip('"').partition(",")[0].lower().partition("=")
     is_words = first[0] in _ALL_KEYS and (bool(first[1]) or first[0] in ("ro", *_FLAGS))
     try:
         return parse_mount(value) if is_words else parse_volume(value)
@@ -85,9 +86,9 @@ def _check_modes(flags: list[str]) -> None:
         if flag in ("z", "Z"):
             raise UsageError(_RELABEL)
         _check_propagation(flag)
-        if flag not in _MODES:
+        if flag not in _MODES and flag not in _CONSISTENCY[1:]:
             raise UsageError(f"{flag!r} is unknown; there are ro, rw, nocopy")
-    if len(set(flags)) < len(flags) or {"ro", "rw"} <= {*flags} or {*_OUR_WAY} <= {*flags}:
+    if len(set(flags)) < len(flags) or {"ro", "rw"} <= {*flags} or {*_OUR_WAY} <= {*flags} or len({*_CONSISTENCY} & {*flags}) > 1:
         raise UsageError(f"{','.join(flags)!r} says the same thing twice; keep one")
 
 
@@ -105,7 +106,7 @@ def parse_mount(text: str) -> Mount:
     Raises: UsageError.
     """
     words = _words(text)
-    kind = words.pop("type", "volume")
+    kind = words.pop("type", "volume").lower()
     allowed = _OF_TYPE.get(kind)
     if allowed is None:
         raise UsageError(f"type {kind!r} is not offered; choose bind, volume or tmpfs")
@@ -113,6 +114,8 @@ def parse_mount(text: str) -> Mount:
         raise UsageError(f"{made_before[0]}: a volume is made with its labels and options before; use sandbox volume create, or VolumeStore.create")
     if unknown := sorted(words.keys() - allowed):
         raise UsageError(f"{unknown[0]!r} is not an option of type={kind}; there are {', '.join(sorted(allowed))}")
+    if words.get("consistency", "default") not in _CONSISTENCY:
+        raise UsageError(f"consistency: {words['consistency']!r} is unknown; there are {', '.join(_CONSISTENCY)}, and none of them does anything")
     needed = ("source", "target") if kind == "bind" else ("target",)
     if missing := [word for word in needed if not words.get(word)]:
         raise UsageError(f"{missing[0]}= is missing")
@@ -155,7 +158,7 @@ def _words(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in csv_fields(text):
         key, equals, value = word.partition("=")
-        key = _KEYS.get(key, key)
+        key = _KEYS.get(key.lower(), key.lower())
         if not key or (not equals and key not in _FLAGS):
             raise UsageError(f"{word!r} is not KEY=VALUE")
         if key in found:

@@ -29,6 +29,8 @@ NAME = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,20}", fullmatch=True)
         ("/src:/dst:rw,rprivate", Bind("/src", "/dst")),
         ("./src:/dst:private,ro", Bind("./src", "/dst", read_only=True)),
         ("..:/dst", Bind("..", "/dst")),
+        ("/src:/dst:cached,ro", Bind("/src", "/dst", read_only=True)),
+        ("TYPE=Bind,SRC=/A,Target=/b,Consistency=delegated", Bind("/A", "/b")),
         ("a/b:/dst", Bind("a/b", "/dst")),
         ("name:/dst", Volume("name", "/dst")),
         ("name:/dst:ro,nocopy", Volume("name", "/dst", read_only=True, nocopy=True)),
@@ -58,7 +60,7 @@ def test_what_each_says(text: str, mount: Mount) -> None:
     [
         ("", "absolute|relative"), ("name", "relative"), (":", "not SRC:DST"), ("a:", "not SRC:DST"), (":/b", "not SRC:DST"), ("a:/b:c:d", "not SRC:DST"),
         ("a:/b:", "not SRC:DST"), ("/dst:ro", "no place"), ("name:ro", "no place"), ("a:/b:z", "SELinux"), ("/a:/b:ro,Z", "SELinux"),
-        ("/a:/b:shared", "leave it out"), ("/a:/b:rslave", "leave it out"), ("/a:/b:nocopy", "for volumes"), ("a:/b:cached", "unknown"),
+        ("/a:/b:shared", "leave it out"), ("/a:/b:rslave", "leave it out"), ("/a:/b:nocopy", "for volumes"), ("a:/b:cache", "unknown"), ("a:/b:cached,delegated", "twice"),
         ("a:/b:ro,rw", "twice"), ("a:/b:ro,ro", "twice"), ("a:/b:ro,", "unknown"), ("a:b", "relative"), ("a b:/c", "not a name"), ("a:/proc/x", "kernel"),
         ("a:/", "made by us"), ("a:/b/../c", r"\.\."),
     ],
@@ -83,7 +85,7 @@ def test_what_is_no_volume(text: str, words: str) -> None:
         ("type=tmpfs,source=/a,target=/b", "not an option"), ("type=tmpfs,target=/b,tmpfs-mode=9", "octal"), ("type=tmpfs,target=/b,tmpfs-size=much", "size"),
         ("type=bind,src=/a,src=/c,dst=/b", "twice"), ("type=bind,src=/a,source=/a,dst=/b", "twice"), ("type=bind,src=/a,dst=/b,ro=maybe", "neither"),
         ("type=bind,src=/a,,dst=/b", "not KEY=VALUE"), ('type=bind,"src=/a,dst=/b', "double quote"), ('type=bind,src="/a",dst=/b', "double quotes"),
-        ('type=bind,"src=/a"x,dst=/b', "double quote"), ("type=bind,src=/a,dst=/b,consistency=cached", "not an option"), ("", "not KEY=VALUE"), ("type", "not KEY=VALUE"),
+        ('type=bind,"src=/a"x,dst=/b', "double quote"), ("type=bind,src=/a,dst=/b,consistency=strict", "none of them"), ("", "not KEY=VALUE"), ("type", "not KEY=VALUE"),
     ],
 )  # fmt: skip
 def test_what_is_no_mount(text: str, words: str) -> None:
