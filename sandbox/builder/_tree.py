@@ -148,7 +148,8 @@ class Tree:
             if found is None or not stat.S_ISREG(found[1].st_mode):
                 raise ImageError(f"{entry.path!r} was changed while it was read")
             # O_NONBLOCK: should it be a FIFO by now, this does not wait for anybody.
-            fd = os.open(entry.parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=found[0])
+            with _readable(entry.parts):
+                fd = os.open(entry.parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=found[0])
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
@@ -176,8 +177,9 @@ class Tree:
         """Descriptors of a directory in all layers that show through, the highest first; empty when it is none."""
         current = self._tops()
         try:
-            for name in parts:
-                following = self._step(current, name)
+            for count, name in enumerate(parts, 1):
+                with _readable(parts[:count]):
+                    following = self._step(current, name)
                 _close(current)
                 current = following
             yield current
@@ -225,6 +227,15 @@ class Tree:
             if status is not None:
                 return None if self.layered and _is_whiteout(status) else (fd, status)
         return None
+
+
+@contextmanager
+def _readable(parts: Parts) -> Generator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        hint = "let whoever builds read it, or leave it out by .dockerignore"
+        raise ImageError(f"{'/'.join(parts)!r} cannot be read ({error.strerror}); {hint}") from error
 
 
 def _close(fds: list[int]) -> None:

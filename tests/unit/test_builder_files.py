@@ -235,6 +235,18 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(make, context):
     assert list(files(make("FROM scratch\nCOPY a.txt l_* /d/"))) == ["d", "d/a.txt"]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read all")
+def test_what_may_not_be_read_is_named_as_a_whole(make, context):
+    for path in ("src/x.py", "src/sub"):
+        (context / path).chmod(0)
+        with pytest.raises(DockerfileError, match=rf"'{path}' cannot be read \(Permission denied\); .*\.dockerignore"):
+            make("FROM scratch\nCOPY . /")
+        (context / ".dockerignore").write_text("src/x.py\nsrc/sub")
+        assert "a.txt" in files(make("FROM scratch\nCOPY . /"))
+        (context / ".dockerignore").unlink()
+        (context / path).chmod(0o755)
+
+
 def test_an_exception_brings_its_directory_back(make, context):
     (context / ".dockerignore").write_text("*\n!src/sub/s.md\n")
     assert files(make("FROM scratch\nCOPY . /")) == {"src": "/", "src/sub": "/", "src/sub/s.md": "src/sub/s.md"}
