@@ -344,7 +344,7 @@ class Building:
         self.job.report(Event(EventKind.BEGIN, text=f"pull {Reference.parse(name)}"))
         from sandbox.image import pull  # with HTTP and what it takes: a seventh of a rebuild
 
-        image = pull(name, store=self.job.store, platform=platform)
+        image = pull(name, store=self.job.store, platform=platform, progress=lambda _: self.job.check())
         self.job.report(Event(EventKind.DONE, text=f"pull {Reference.parse(name)}"))
         return image
 

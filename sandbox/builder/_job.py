@@ -81,6 +81,11 @@ class Job:
         for container in running:
             container.kill()
 
+    def check(self) -> None:
+        """Raises: StoppedError: the build was stopped."""
+        if self.stopping.is_set():
+            raise StoppedError
+
     @contextmanager
     def runs(self, container: Container) -> Generator[None]:
         """While *container* runs, `stop` ends it. Raises: StoppedError: the build was stopped already."""

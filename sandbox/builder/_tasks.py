@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -49,16 +50,35 @@ def carry_out(tasks: Iterable[Task[T]], *, threads: int, stop: Callable[[], obje
                 return
             task.carry_out()
 
-    workers = [threading.Thread(target=take, name=f"build-{number}") for number in range(threads)]
-    begun: list[threading.Thread] = []
+    workers = [_Worker(take, number) for number in range(threads)]
     try:
         for worker in workers:
-            worker.start()
-            begun.append(worker)
-        for worker in begun:
-            worker.join()
+            worker.thread.start()
+        for worker in workers:
+            worker.over.wait()
     except BaseException:
         stop()
-        for worker in begun:
-            worker.join()
+        for worker in workers:
+            worker.await_end()
         raise
+
+
+class _Worker:
+    """A thread, and when it is over: an interrupted `Thread.join` takes a thread that runs for one that has ended (CPython before 3.13)."""
+
+    def __init__(self, work: Callable[[], None], number: int) -> None:
+        self._work = work
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run, name=f"build-{number}")
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self.over.set()
+
+    def await_end(self) -> None:
+        """Wait for one that was stopped, however often there is an interrupt: it uses what our caller takes away next."""
+        while self.thread.ident is not None and not self.over.is_set():
+            with contextlib.suppress(KeyboardInterrupt):
+                self.over.wait()

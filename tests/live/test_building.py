@@ -249,3 +249,19 @@ def test_a_build_that_is_killed_leaves_a_store_that_is_whole(context, tmp_path):
     assert read(image, "y/f") == "data\n"
     assert store.verify() == []
     assert os.listdir(os.path.join(store.path, "builds")) == []
+
+
+@pytest.mark.parametrize("interrupts", [1, 3])
+def test_an_interrupted_build_says_nothing_and_leaves_nothing(context, store, interrupts):
+    (context / "Dockerfile").write_text(BASE + "RUN echo it runs; sleep 600\n")
+    command = [sys.executable, "-m", "sandbox", "build", "--progress", "plain", str(context)]
+    environment = {**os.environ, "SANDBOX_IMAGES": store.path}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process:
+        assert process.stderr is not None
+        assert any(line.endswith("] it runs\n") for line in process.stderr)
+        for _ in range(interrupts):
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "")
+    assert os.listdir(os.path.join(store.path, "builds")) == []
+    assert store.verify() == []

@@ -428,3 +428,13 @@ def test_a_dockerfile_in_lower_case_is_read_when_there_is_no_other(context, stor
 def test_a_context_that_is_nowhere_is_named(tmp_path, store):
     with pytest.raises(UsageError, match=r"context: .*/none' is no directory"):
         build(tmp_path / "none", store=store)
+
+
+def test_a_build_that_fails_waits_for_no_download(make, monkeypatch):
+    def endless(name: str, *, progress, **_: object) -> None:
+        while True:
+            progress(None)
+
+    monkeypatch.setattr("sandbox.image.pull", endless)
+    with pytest.raises(DockerfileError, match="no such file"):
+        make("FROM nobody/has AS far\nFROM scratch AS near\nCOPY missing /\nFROM scratch\nCOPY --from=far / /\nCOPY --from=near / /\n")

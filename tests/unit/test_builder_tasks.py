@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from functools import partial
 
@@ -36,22 +37,19 @@ def test_what_fails_is_raised_where_the_result_is_asked_for():
         task.result()
 
 
-def test_an_interrupt_stops_the_tasks_and_is_raised_when_they_are_over(monkeypatch):
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interrupt_stops_the_tasks_and_is_raised_when_they_are_over(interrupts):
+    main = threading.get_ident()
     stopped, over = threading.Event(), threading.Event()
-    join = threading.Thread.join
-    calls: list[str] = []
-
-    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
-        calls.append(thread.name)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        join(thread, timeout)
 
     def work() -> None:
+        signal.pthread_kill(main, signal.SIGINT)
         stopped.wait()
+        if interrupts == 2:
+            signal.pthread_kill(main, signal.SIGINT)
+        threading.Event().wait(0.2)  # what is not waited for would be found undone
         over.set()
 
-    monkeypatch.setattr(threading.Thread, "join", interrupted)
     with pytest.raises(KeyboardInterrupt):
         carry_out([Task(work)], threads=1, stop=stopped.set)
     assert over.is_set()
