@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -82,7 +83,8 @@ def export_container(kept: Kept, output: str | None) -> None:
         _export_to(kept, fd)
         os.rename(partial, real)  # a whole one, or none
     except BaseException:
-        os.unlink(partial)
+        with contextlib.suppress(FileNotFoundError):  # an interrupt came when it had its name already
+            os.unlink(partial)
         raise
 
 

@@ -18,7 +18,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Final, Protocol, cast
 
 from attrs import define, field, frozen
@@ -337,7 +337,8 @@ def writing_to(target: Target) -> Generator[Callable[[bytes], object]]:
             yield write
             os.rename(partial, real)
         except BaseException:
-            os.unlink(partial)
+            with suppress(FileNotFoundError):  # an interrupt came when it had its name already
+                os.unlink(partial)
             raise
 
 

@@ -272,7 +272,8 @@ def _replace(path: str, data: bytes) -> None:
                 os.fsync(file.fileno())
                 os.replace(file.name, path)
             except BaseException:
-                os.unlink(file.name)
+                with contextlib.suppress(FileNotFoundError):  # an interrupt came when it had its name already
+                    os.unlink(file.name)
                 raise
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None

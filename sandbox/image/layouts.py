@@ -7,6 +7,7 @@ loads may give one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from typing import Final
@@ -190,7 +191,8 @@ class LayoutWriter:
                 write_all(fd, chunk)
             os.rename(partial, target)
         except BaseException:
-            os.unlink(partial)
+            with contextlib.suppress(FileNotFoundError):  # an interrupt came when it had its name already
+                os.unlink(partial)
             raise
         finally:
             os.close(fd)

@@ -317,3 +317,18 @@ def test_a_blob_of_a_saved_archive_may_lie_anywhere_but_must_be_itself(store: St
     entries = layout_entries(two_layers(), annotation)
     changed = [(name, b"other" if name == blob(two_layers()[0].blob)[0] else data) for name, data in entries]
     refuse(store, archive(changed), "promises|exchanged")
+
+
+@pytest.mark.parametrize("form", ["docker", "oci-dir"])
+def test_an_interrupt_right_after_the_end_is_still_one(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    make(store, "app:1")
+    rename = os.rename
+
+    def interrupted(source: str, target: str) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(["app:1"], tmp_path / "out", format=form, store=store)
+    assert not [path for path in tmp_path.rglob("*.partial") if "store" not in path.parts]
