@@ -98,7 +98,7 @@ class Sources:
             return
         matcher = compile_glob(re.sub(r"\*\*+", "*", pattern), what="source")
         for name in self.tree.names(entry.parts):
-            if matcher.fullmatch(name) is None:
+            if not matcher.fullmatch(name):
                 continue
             if rest:
                 yield from self._glob((*parts, name), rest, recursive=recursive)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.builder._positions import Positions
 from sandbox.builder.expansion import ExpansionError, expand, expand_words, matches, replace, trim
-from sandbox.builder.ignore import Patterns, compile_glob
+from sandbox.builder.ignore import _WILD, Patterns, _pieces, compile_glob
 from sandbox.errors import UsageError
 
 pytestmark = pytest.mark.unprivileged
@@ -204,8 +205,21 @@ def test_no_pattern_crashes(pattern, path):
         found = compile_glob(pattern)
     except UsageError:
         return
-    assert isinstance(found, re.Pattern)
     found.fullmatch(path)
+
+
+@given(st.lists(st.sampled_from(["*", "**", "**/", "/", "?", "[ab]", "[^a]", "a", "b", "."]), max_size=9).map("".join), st.text("ab/.", max_size=10))
+def test_positions_say_what_expressions_say(pattern, path):
+    pieces = _pieces(pattern, "x")
+    expression = "".join(piece.text or _WILD[piece.kind] for piece in pieces)
+    assert Positions.of(pieces).fullmatch(path) is (re.fullmatch(expression, path, re.DOTALL) is not None)
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 30 + "b", "**/" * 30 + "x", "**a" * 30 + "b", "**/*a" * 30 + "/b", "[a-b]*" * 30 + "c"])
+@pytest.mark.parametrize("path", ["a" * 250, "/".join(["aa"] * 80)])
+def test_a_hostile_glob_takes_no_time(pattern, path):
+    assert not compile_glob(pattern).fullmatch(path)  # as an expression, one of these takes longer than there is
+    assert not Patterns.parse(f"{pattern}\n!{pattern}").excludes(path)
 
 
 @pytest.mark.parametrize("text", ["$a$a$a", '"$a$a$a"', "${a}${a}${a}", "${none:-$a$a}$a"])
