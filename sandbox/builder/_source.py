@@ -18,7 +18,7 @@ from attrs import define, evolve, field, frozen
 from sandbox.errors import DockerfileError
 
 MAX_DOCKERFILE: Final = 4 << 20
-_DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*", re.ASCII)
+_DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(\S.*)", re.ASCII)  # of a line without blanks at its ends
 _KNOWN: Final = ("syntax", "escape", "check")
 _HEREDOC: Final = re.compile(r"\d*<<(-?)([^<]+)", re.ASCII)
 _TAKES_HEREDOCS: Final = ("RUN", "COPY", "ADD")

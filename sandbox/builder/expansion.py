@@ -16,6 +16,7 @@ __all__ = ["ExpansionError", "expand", "expand_words", "matches"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?\-$!]", re.ASCII)
 _DEPTH: Final = 50  # of ${a:-${b:-...}}
+_MAX_WORK: Final = 1 << 22  # characters of a pattern by those of the value
 _MAX: Final = 1 << 20  # characters; a program is given 128 KiB at most
 
 
@@ -152,9 +153,9 @@ class _Expansion:
         elif modifier[-1] in "+-?":
             result = self._conditional(name, value, modifier, begin)
         elif modifier[0] in "#%":
-            result = trim(value or "", self._until("}", begin, is_pattern=True), modifier)
+            result = trim(value or "", self._pattern("}", begin, value or ""), modifier)
         else:
-            pattern = self._until("/", begin, is_pattern=True)
+            pattern = self._pattern("/", begin, value or "")
             self.at += 1
             result = replace(value or "", pattern, self._until("}", begin), all_of_them=modifier == "//")
         if self.text[self.at : self.at + 1] != "}":
@@ -181,6 +182,12 @@ class _Expansion:
         if self.at >= len(self.text):
             raise ExpansionError(f"'${{' without {stop!r}", begin)
         return result
+
+    def _pattern(self, stop: str, begin: int, value: str) -> str:
+        pattern = self._until(stop, begin, is_pattern=True)
+        if len(pattern) * len(value) > _MAX_WORK:
+            raise ExpansionError(f"a pattern of {len(pattern)} characters for a value of {len(value)}, which would take too long", begin)
+        return pattern
 
     def _conditional(self, name: str, value: str | None, modifier: str, begin: int) -> str:
         word = self._until("}", begin)
@@ -213,6 +220,7 @@ def trim(value: str, pattern: str, modifier: str) -> str:
 def replace(value: str, pattern: str, replacement: str, *, all_of_them: bool) -> str:
     """Put *replacement* in the place of the first or of all longest matches of *pattern*; one that matches nothing changes nothing."""
     tokens = _tokens(pattern)
+    before_star = tokens[: tokens.index(_ANY)] if _ANY in tokens else None
     result: list[str] = []
     at = 0
     while at < len(value) and tokens:
@@ -220,8 +228,10 @@ def replace(value: str, pattern: str, replacement: str, *, all_of_them: bool) ->
         if ends and ends[-1] > at:
             result.append(replacement)
             at = ends[-1]
-            if not all_of_them:
+            if not all_of_them or before_star is not None:  # its star would have taken what a second match begins with
                 break
+        elif before_star is not None and _ends(value, at, before_star):
+            break  # what follows the star is nowhere to the right of here
         else:
             result.append(value[at])
             at += 1

@@ -145,7 +145,27 @@ def test_replacing_plain_text_is_str_replace(value, pattern):
 def test_a_hostile_pattern_takes_no_time():
     begin = time.monotonic()
     assert trim("a" * 2000, "*a" * 30 + "b", "##") == "a" * 2000
+    assert replace("a" * 100_000, "a*b", "x", all_of_them=True) == "a" * 100_000  # once to the end, and not from each letter
     assert time.monotonic() - begin < 5
+    with pytest.raises(ExpansionError, match="too long") as caught:
+        expand(f"x${{a//{'a' * 100}/b}}", {"a": "a" * 100_000})
+    assert caught.value.at == 1
+
+
+@given(PLAIN, st.text("ab*?", max_size=5), st.booleans())
+def test_replacing_is_what_expressions_do(value, pattern, all_of_them):
+    expression = "".join({"*": ".*", "?": "."}.get(letter, letter) for letter in pattern)
+    longest = [re.compile(expression, re.DOTALL).match(value, at) for at in range(len(value) + 1)]
+    result, at = "", 0
+    while at < len(value):
+        found = longest[at]
+        if found is None or found.end() == at:
+            result, at = result + value[at], at + 1
+            continue
+        result, at = result + "X", found.end()
+        if not all_of_them:
+            break
+    assert replace(value, pattern, "X", all_of_them=all_of_them) == result + value[at:]
 
 
 @pytest.mark.parametrize(

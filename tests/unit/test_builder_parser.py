@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 
 import pytest
 from hypothesis import example, given
@@ -227,3 +228,9 @@ def test_a_check_follows_any_blanks():
 @pytest.mark.parametrize("place", ["docker/dockerfile:1", "docker.io/docker/dockerfile-upstream:master", "mirror.corp:5000/hub/docker/dockerfile:1.7", "dockerfile"])
 def test_the_reader_that_we_are_may_be_named_by_any_mirror(place):
     assert parse(f"# syntax={place}\nFROM a").stages[0].base.image.text == "a"
+
+
+def test_a_long_comment_is_soon_known_for_none():
+    begin = time.monotonic()
+    assert parse("# a=b" + " " * 300_000 + "c\nFROM x").source.directives == {}
+    assert time.monotonic() - begin < 5
