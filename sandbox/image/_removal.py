@@ -19,11 +19,12 @@ def empty(fd: int) -> None:
     """
     names = _new_names()
     for _ in range(_TRIES):
-        if not (found := _list(fd)):
+        if not (todo := _list(fd)):
             return
-        for name, is_directory in found:
+        while todo:
+            name, is_directory = todo.pop()
             with contextlib.suppress(FileNotFoundError):
-                _remove(fd, name, is_directory=is_directory, names=names)
+                todo += _remove(fd, name, is_directory=is_directory, names=names)
 
 
 def _new_names() -> Iterator[str]:
@@ -36,10 +37,12 @@ def _list(fd: int) -> list[tuple[str, bool]]:
         return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
 
 
-def _remove(parent: int, name: str, *, is_directory: bool, names: Iterator[str]) -> None:
+def _remove(parent: int, name: str, *, is_directory: bool, names: Iterator[str]) -> list[tuple[str, bool]]:
+    """Remove one; give what was moved up from it, which is to be removed too."""
+    moved: list[tuple[str, bool]] = []
     if not is_directory:
         os.unlink(name, dir_fd=parent)
-        return
+        return moved
     # An ordinary user needs rights even on what is the user's own: to list a directory, and to move it (its ".." changes).
     os.chmod(name, 0o700, dir_fd=parent)
     fd = os.open(name, _OPEN, dir_fd=parent)
@@ -47,10 +50,12 @@ def _remove(parent: int, name: str, *, is_directory: bool, names: Iterator[str])
         for below, is_directory_too in _list(fd):
             if is_directory_too:
                 os.chmod(below, 0o700, dir_fd=fd)
-                os.rename(below, next(names), src_dir_fd=fd, dst_dir_fd=parent)
+                moved.append((next(names), True))
+                os.rename(below, moved[-1][0], src_dir_fd=fd, dst_dir_fd=parent)
             else:
                 os.unlink(below, dir_fd=fd)
     finally:
         os.close(fd)
     with contextlib.suppress(OSError):  # ENOTEMPTY: somebody still writes; the next look takes it
         os.rmdir(name, dir_fd=parent)
+    return moved

@@ -16,6 +16,7 @@ import pytest
 
 from sandbox.errors import ImageInUseError, ImageNotFoundError
 from sandbox.image import Digest, Image, Reference, Step, Store
+from sandbox.image._removal import empty
 from tests.images import Layer, files_of, layer, layers, make, put
 
 pytestmark = pytest.mark.unprivileged
@@ -375,3 +376,19 @@ def test_a_layer_of_all_kinds_verifies_and_goes_without_a_rest(store: Store) -> 
     assert store.verify() == []
     assert store.remove("odd").deleted == (image.id,)
     assert left(store) == []
+
+
+def test_a_tree_is_removed_however_deep_it_is(tmp_path: Path) -> None:
+    """One look at the directory is enough, or what a failed unpacking leaves would be an error of whoever comes next."""
+    at = os.open(tmp_path, os.O_RDONLY)
+    for number in range(300):
+        os.mkdir("d", dir_fd=at)
+        os.close(os.open(f"f{number % 7}", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    top = os.open(tmp_path, os.O_RDONLY)
+    empty(top)
+    os.close(top)
+    assert os.listdir(tmp_path) == []
