@@ -304,7 +304,7 @@ import os, subprocess, sys
 subprocess.run(["mount", "--make-rshared", "/"], check=True)
 where = sys.argv[1]
 os.makedirs(where)
-subprocess.run(["mount", "-t", "tmpfs", "none", where], check=True)
+subprocess.run(["mount", "--bind", where, where], check=True)  # before Linux 6.3 no tmpfs, which cannot be id-mapped there
 subprocess.run(["mount", "--make-shared", where], check=True)
 def mounts():
     return open("/proc/self/mountinfo").read()
