@@ -10,13 +10,13 @@ from typing import Final
 
 from attrs import evolve
 
-from sandbox import fs, ns
+from sandbox import cg, fs, ns
 from sandbox._compile import Host
 from sandbox._ids import allot, shape
 from sandbox._spec import ContainerSpec
 from sandbox._sys import features
+from sandbox.cg import LIMIT_NAMES, Limits, Mode, detect, limits_need_v2
 from sandbox.cg import Host as GroupHost
-from sandbox.cg import Limits, Mode, detect, limits_need_v2
 from sandbox.errors import SetupError, UnsupportedError
 from sandbox.ns import id_ranges
 
@@ -64,6 +64,16 @@ def runs_may_need_v2() -> bool:
 def _may_need_v2(groups: GroupHost) -> bool:
     found = [groups.find(controller) for controller in ("memory", "pids", "cpu", "cpuacct")]
     return any(hierarchy is not None and hierarchy.version == 2 for hierarchy in found) or groups.mode is Mode.V2
+
+
+# What is enforced, or not, by itself; swap goes with memory.
+LIMITS_APART: Final = (("memory", "swap"), *((name,) for name in LIMIT_NAMES if name not in ("memory", "swap")))
+
+
+def check_limits(limits: Limits) -> None:
+    """Refuse what this host cannot enforce, all at once. Raises: UnsupportedError; UsageError: it names CPUs that are not there."""
+    cg.check_limits(limits)
+    check_groups(limits)
 
 
 def check_groups(limits: Limits | None) -> None:

@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from attrs import evolve
 
-from sandbox import _again, _cleaning, _host, _spares, fs, ns, sec
+from sandbox import _again, _cleaning, _host, _spares, cg, fs, ns, sec
 from sandbox._cleaning import announce
 from sandbox._clone import cloned, groups_of
 from sandbox._compile import Compiled, Host, compile_plan
@@ -31,7 +32,6 @@ from sandbox.cg import (
     Blueprint,
     Group,
     Limits,
-    check_limits,
     close_owner,
     limits_need_v2,
 )
@@ -193,13 +193,17 @@ class Starting:
         if self.spec.filesystem.takes_overlay:
             self.spec = _host.with_overlay(self.spec, self._or_degrade)
         if self.is_limited:
-            self.is_limited = self._or_degrade(self._check_limits, "limits")
+            self._check_limits()
         if self.spec is asked and not self.degraded:
             _host.note_that_it_does(asked)
 
     def _check_limits(self) -> None:
-        check_limits(self.spec.limits)
-        _host.check_groups(self.spec.limits)
+        for words in _host.LIMITS_APART if not self.spec.strict else ():  # so that the others hold
+            limits = self.spec.limits
+            if (part := limits.only(words)) != _NO_LIMITS and not self._or_degrade(partial(cg.check_limits, part), words[0]):
+                self.spec = evolve(self.spec, limits=limits.without(words))
+        limits = self.spec.limits
+        self.is_limited = limits != _NO_LIMITS and self._or_degrade(partial(_host.check_limits, limits), "limits")
 
     def _or_degrade(self, attempt: Callable[[], object], what: str) -> bool:
         """Do *attempt*; with ``strict=False``, False and a line in `degraded` where the host cannot do it."""

@@ -17,6 +17,7 @@ from sandbox.cg.cgroup import Cgroup
 from sandbox.cg.group import LEAF_ACCOUNTING, Group
 from sandbox.cg.hosts import Hierarchy, Host, Mode, detect
 from sandbox.cg.leaf import CpuFormat, Leaf, Usage
+from sandbox.cg.limits import FIELDS as LIMIT_NAMES
 from sandbox.cg.limits import IoMax, Limits, Write, writes
 from sandbox.cg.stats import IoStats, Pressure, Stall, Stats
 from sandbox.cg.systemd import delegate
@@ -24,6 +25,7 @@ from sandbox.cg.tree import close_owner, count_as_ours, make_room, owner_paths
 
 __all__ = [
     "LEAF_ACCOUNTING",
+    "LIMIT_NAMES",
     "Availability",
     "Blueprint",
     "Cgroup",

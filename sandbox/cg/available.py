@@ -8,7 +8,7 @@ import os
 from attrs import frozen
 
 from sandbox.cg import files
-from sandbox.cg.bundle import Bundle, planned_writes
+from sandbox.cg.bundle import Bundle, checked_writes
 from sandbox.cg.hosts import Host, detect
 from sandbox.cg.limits import CONTROLLER_OF, Limits
 from sandbox.cg.tree import check_can_enable, owner
@@ -61,7 +61,7 @@ def _try(limit: str, host: Host) -> None:
     controller = CONTROLLER_OF[limit]
     hierarchy = host.require(controller)
     limits = _PROBES.get(limit) if limit not in ("cpuset", "hugetlb") else _of_host(limit, hierarchy.start)
-    planned = planned_writes(limits, host) if limits is not None else ()
+    planned = checked_writes(limits, host) if limits is not None else ()
     if hierarchy.version == 2 and controller not in files.read_all(f"{hierarchy.start}/cgroup.subtree_control").split():
         check_can_enable(hierarchy.start)
         return

@@ -17,6 +17,7 @@ from attrs import define, field, frozen
 from sandbox.cg import files
 from sandbox.cg.hosts import Hierarchy, Host, detect, missing_controller
 from sandbox.cg.limits import Limits, Write, controllers, writes
+from sandbox.cg.present import check_present
 from sandbox.cg.tree import owner, prepare_v1
 from sandbox.errors import SetupError, UsageError
 
@@ -74,12 +75,20 @@ def planned_writes(limits: Limits, host: Host) -> tuple[Write, ...]:
     return writes(limits, host.versions)
 
 
+def checked_writes(limits: Limits, host: Host) -> tuple[Write, ...]:
+    """As `planned_writes`, of what is there at this moment. Raises: also UsageError: it names CPUs that are not."""
+    planned = planned_writes(limits, host)
+    if limits.cpuset is not None or limits.io_weight is not None:
+        check_present(limits, host)
+    return planned
+
+
 def check_limits(limits: Limits) -> None:
     """Say whether this host knows how to enforce *limits*; touches nothing, so we may still not be allowed to.
 
-    Raises: UnsupportedError: it does not.
+    Raises: UnsupportedError: it does not; UsageError: it names CPUs that are not there.
     """
-    planned_writes(limits, detect())
+    checked_writes(limits, detect())
 
 
 def limits_need_v2(limits: Limits) -> bool:

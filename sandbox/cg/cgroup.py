@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from sandbox.cg import files
 from sandbox.cg import limits as limits_module
-from sandbox.cg.bundle import Bundle, Events, hierarchies_for, planned_writes, reordered
+from sandbox.cg.bundle import Bundle, Events, checked_writes, hierarchies_for, reordered
 from sandbox.cg.hosts import CONTROLLERS, Hierarchy, detect
 from sandbox.cg.inforce import read_limits
 from sandbox.cg.limits import Limits, Write
@@ -73,12 +73,12 @@ class Cgroup:
     def create(self) -> Self:
         """Make the group and set its limits.
 
-        Raises: UnsupportedError: the host lacks a controller, or we may not use it. UsageError: the name is taken.
+        Raises: UnsupportedError: the host lacks a controller, or we may not use it. UsageError: the name is taken, a CPU is not there.
         """
         if self._bundle is not None:
             raise UsageError(f"the control group {self.name} was created already")
         host = detect()
-        planned = planned_writes(self._limits, host)
+        planned = checked_writes(self._limits, host)
         self._bundle = Bundle(host, self.name, {})
         try:
             for hierarchy in hierarchies_for(host, frozenset(write.controller for write in planned), self._wished):
@@ -118,7 +118,7 @@ class Cgroup:
         if not isinstance(limits, Limits):
             raise UsageError(f"limits: {limits!r} is not a Limits; give Limits(memory='64M'), say")
         merged = self._limits.updated(limits)
-        planned = planned_writes(limits.changing(merged), bundle.host)
+        planned = checked_writes(limits.changing(merged), bundle.host)
         for hierarchy in hierarchies_for(bundle.host, frozenset(write.controller for write in planned)):
             if hierarchy.mount not in bundle.places and bundle.pids():
                 raise UsageError(f"the control group {self.name} has processes, but none of {hierarchy.controllers}; name it in controllers=")

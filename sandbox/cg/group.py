@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from sandbox.cg import files
 from sandbox.cg.blueprint import Blueprint
-from sandbox.cg.bundle import Bundle, Events, Place, hierarchies_for, planned_writes, reordered
+from sandbox.cg.bundle import Bundle, Events, Place, checked_writes, hierarchies_for, reordered
 from sandbox.cg.hosts import Hierarchy, detect
 from sandbox.cg.inforce import read_limits
 from sandbox.cg.leaf import Ahead, Leaf, Shape
@@ -73,10 +73,10 @@ class Group:
     def create(self) -> Self:
         """Make the directories, and set the limits.
 
-        Raises: UnsupportedError: the host lacks a controller, or we may not use it.
+        Raises: UnsupportedError: the host lacks a controller, or we may not use it; UsageError: a CPU is not there.
         """
         host = detect()
-        planned = planned_writes(self._limits, host)
+        planned = checked_writes(self._limits, host)
         self._bundle = Bundle(host, self._name, {})
         try:
             needed = controllers_of(self._limits)
@@ -108,7 +108,7 @@ class Group:
         Raises: as `create`; the group stays as far as it is.
         """
         bundle = self._live()
-        planned = planned_writes(limits, bundle.host)
+        planned = checked_writes(limits, bundle.host)
         self._limits = limits
         for hierarchy in hierarchies_for(bundle.host, controllers_of(limits)):
             self._extend(hierarchy, controllers_of(limits))
@@ -121,7 +121,7 @@ class Group:
         """
         bundle = self._live()
         merged = self._limits.updated(limits)
-        planned = planned_writes(limits.changing(merged), bundle.host)
+        planned = checked_writes(limits.changing(merged), bundle.host)
         for write in planned:
             place = bundle.at(write.controller)
             if place is None or not (write.optional or place.has(write.file)):
@@ -234,6 +234,7 @@ class Group:
         host = bundle.host
         if limits.IS_DETAILED:
             wanted |= {"cpu"}
+        checked_writes(limits, host)
         needed = controllers_of(limits)
         for hierarchy in hierarchies_for(host, needed, wanted):
             if self._container is not None or hierarchy.mount not in bundle.places:

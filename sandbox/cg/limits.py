@@ -230,6 +230,14 @@ class Limits:
         changes = {name: getattr(newer, name) for name in FIELDS if getattr(newer, name) is not None}
         return attrs.evolve(self, **changes)
 
+    def only(self, names: Iterable[str]) -> Limits:
+        """Give those of *names* alone."""
+        return Limits(**{name: getattr(self, name) for name in names})
+
+    def without(self, names: Iterable[str]) -> Limits:
+        """Give these but for those of *names*."""
+        return attrs.evolve(self, **dict.fromkeys(names))
+
     def changing(self, merged: Limits) -> Limits:
         """What to write to set these where they make *merged*: memory and swap hang together, as on v1 the second file holds their sum."""
         return self if self.memory is None and self.swap is None else Limits(memory=merged.memory, swap=merged.swap).updated(self)
@@ -342,10 +350,11 @@ def _io(limits: Limits, version: int) -> list[Write]:
     result: list[Write] = []
     if limits.io_weight is not None:
         bfq = str(weight_to_bfq(limits.io_weight))
-        if version == 2:  # io.weight: the kernel has CONFIG_BLK_CGROUP_IOCOST; io.bfq.weight: the BFQ scheduler
-            result.append(Write("io", "io.weight", f"default {limits.io_weight}", instead=Write("io", "io.bfq.weight", bfq)))
-        else:  # blkio.weight was the CFQ scheduler's, gone in v5.0
-            result.append(Write("io", "blkio.bfq.weight", bfq, instead=Write("io", "blkio.weight", str(max(10, int(bfq))))))
+        if version == 2:  # io.weight: the kernel has CONFIG_BLK_CGROUP_IOCOST; io.bfq.weight: the BFQ scheduler. Each disk heeds one of them.
+            bfq_weight = Write("io", "io.bfq.weight", bfq, optional=True)
+            result += [Write("io", "io.weight", f"default {limits.io_weight}", instead=attrs.evolve(bfq_weight, optional=False)), bfq_weight]
+        else:
+            result.append(Write("io", "blkio.bfq.weight", bfq))
     for disk in limits.io_max or ():
         rates = {name: rate for name in _V1_RATES if (rate := getattr(disk, name)) is not None}
         if version == 2:

@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 import sandbox
-from sandbox.cg import Cgroup, Limits, available, close_owner, detect, owner_paths
+from sandbox.cg import Cgroup, Group, Limits, available, close_owner, detect, owner_paths
 from sandbox.cg.tree import is_alive, start_time, sweep
 from sandbox.errors import ClosedError, SetupError, UnsupportedError, UsageError
 from tests.support import needs
@@ -272,8 +272,29 @@ def test_a_name_that_is_taken_is_refused_and_the_first_group_stays():
 
 
 def test_a_limit_that_the_kernel_refuses_leaves_no_group():
-    with pytest.raises((SetupError, UnsupportedError), match="cpuset"):
-        Cgroup("job", Limits(memory="16M", cpuset="4000")).create()
+    with pytest.raises((SetupError, UnsupportedError), match="hugetlb"):
+        Cgroup("job", Limits(memory="16M", hugetlb={"1024": 0})).create()
+
+
+@needs("cgroup:cpuset")
+def test_cpus_that_are_not_there_are_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch):
+    def touch(*_: object) -> None:
+        raise AssertionError("something was touched")
+
+    for name in ("make_directory", "write_bytes"):
+        monkeypatch.setattr(f"sandbox.cg.files.{name}", touch)
+    for make in (lambda: Cgroup("job", Limits(cpuset="4000")).create(), lambda: Group("c1", Limits(cpuset="0,4000")).create()):
+        with pytest.raises(UsageError, match=r"cpuset: 4000: no such CPU here; choose from \d"):
+            make()
+
+
+@needs("cgroup:cpuset")
+def test_cpus_that_are_not_there_cannot_be_set_later_either():
+    cpu = min(os.sched_getaffinity(0))
+    with Cgroup("job", Limits(cpuset=[cpu])) as cg:
+        with pytest.raises(UsageError, match="no such CPU"):
+            cg.set(Limits(cpuset="4000"))
+        assert cg.in_force().cpuset == str(cpu)
 
 
 def test_use_without_create_raises_closed():

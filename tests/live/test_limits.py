@@ -118,8 +118,19 @@ def test_python_sees_no_difference_between_the_runs() -> None:
 
 
 def test_a_limit_that_cannot_be_had_is_an_error() -> None:
-    with pytest.raises((sandbox.UnsupportedError, sandbox.UsageError, sandbox.SetupError)), Container(cpuset="4000"):
+    with pytest.raises(sandbox.UsageError, match="cpuset: 4000: no such CPU"), Container(cpuset="0,4000"):
         pass
+
+
+def test_without_strict_only_the_limit_that_cannot_be_had_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.cg.present.weighing_disks", lambda *_: frozenset())
+    with pytest.raises(sandbox.UnsupportedError, match="io"), Container(io_weight=50, memory="64M"):
+        pass
+    with Container(io_weight=50, memory="64M", strict=False) as c:
+        assert c.exec([SH, "-c", "x=$(head -c 200000000 /dev/zero | tr '\\0' x)"]).status is sandbox.Status.MEMORY_LIMIT
+        assert [line.partition(":")[0] for line in c.degraded if "limit" in line or "io" in line] == ["io_weight"]
+    with Container(io_weight=50, strict=False) as c:
+        assert c.exec(["true"]).ok
 
 
 def test_limits_are_checked_before_anything_is_touched() -> None:

@@ -75,7 +75,7 @@ def test_cpuset_fills_both_files_on_v1():
 def test_io():
     disks: IoMaxes = {"8:16": {"rbps": "1M", "wiops": 100}, "8:0": IoMax("", wbps=5)}
     limits = Limits(io_max=disks, io_weight=100)
-    assert pairs(limits, V2) == [("io.weight", "default 100"), ("io.max", "8:0 wbps=5"), ("io.max", "8:16 rbps=1048576 wiops=100")]
+    assert pairs(limits, V2) == [("io.weight", "default 100"), ("io.bfq.weight", "100"), ("io.max", "8:0 wbps=5"), ("io.max", "8:16 rbps=1048576 wiops=100")]
     assert pairs(limits, V1) == [
         ("blkio.bfq.weight", "100"),
         ("blkio.throttle.write_bps_device", "8:0 5"),
