@@ -23,6 +23,15 @@ _HINTS: Final = {
     (wire.Phase.MAPS, errno.EPERM): "the ids are not this user's; check /etc/subuid and /etc/subgid, or run as root",
     (wire.Phase.MAPS, errno.ENOENT): "newuidmap and newgidmap are missing; install the package uidmap",
 }
+_OF_PIDS: Final = {
+    errno.EINVAL: "what runs there gets a pid namespace of its own inside the one that was entered, whose owner must be entered too: "
+    "ns.enter(pid.user(), pid); into a container of this library leads Container.exec",
+    errno.ENOMEM: "the first process of the pid namespace has ended, and with it the namespace, or memory is short",
+}
+_NO_MORE_INSIDE: Final = (
+    "what runs there gets a pid namespace of its own, and the user namespace that was entered allows no more of them "
+    "(user.max_pid_namespaces there); those of this library's containers allow none: into them leads Container.exec"
+)
 _WORDS: Final = {
     wire.Phase.CLONE: "clone the container's init into new namespaces",
     wire.Phase.MAPS: "write the id maps of the user namespace",
@@ -49,6 +58,8 @@ def setup_error(failed: codec.Failed, planned: plan.Plan, host_ops_before: int) 
         return ProtocolError(f"init reports a failure in the unknown phase {failed.phase}")
     if phase is wire.Phase.CLONE and failed.index:
         return _no_join(failed, planned)
+    if phase is wire.Phase.CLONE and (hint := _inside_hint(failed.errno, planned)):
+        return SetupError("start a process in the namespaces that were entered", failed.errno, step="clone", hint=hint)
     op = _operation(phase, failed.index, planned, host_ops_before)
     if (known := _unsupported(phase, op, failed.errno)) is not None:
         return known
@@ -69,6 +80,14 @@ def _no_join(failed: codec.Failed, planned: plan.Plan) -> SetupError:
     elif failed.errno == errno.EINVAL and kind in (CLONE_NEWUSER, CLONE_NEWPID):
         hint = "the caller is in it already" if kind == CLONE_NEWUSER else "it does not lie below the caller's own"
     return SetupError(f"join the {name} namespace", failed.errno, step="clone", hint=hint)
+
+
+def _inside_hint(number: int, planned: plan.Plan) -> str:
+    """What keeps a process out of namespaces that it has joined: it gets a pid namespace of its own, below those."""
+    kinds = {kind for _, kind in planned.joins}
+    if CLONE_NEWPID in kinds and number in _OF_PIDS:
+        return _OF_PIDS[number]
+    return _NO_MORE_INSIDE if number == errno.ENOSPC and kinds & {CLONE_NEWPID, CLONE_NEWUSER} else ""
 
 
 def _operation(phase: wire.Phase, index: int, planned: plan.Plan, host_ops_before: int) -> plan.Op | None:

@@ -503,9 +503,33 @@ static struct {
 } joiner;
 
 static char joiner_stack[65536] __attribute__((aligned(16)));
+static char inside_stack[16384] __attribute__((aligned(16)));
 
 static _Noreturn void end_joiner(void) {
     _exit(joiner.report >= 0 && write(joiner.report, &joiner, sizeof joiner) != sizeof joiner);
+}
+
+static void clone_sibling(void) {
+    int pidfd = -1;
+    long pid = clone_init(joiner.create, CLONE_PARENT, &pidfd);
+    if (pid == 0)
+        child(joiner.create);
+    joiner.pid = pid;
+    joiner.error = errno;
+    joiner.pidfd = pidfd;
+}
+
+static int clone_from_inside(void *unused) {
+    (void)unused;
+    clone_sibling();
+    _exit(0);
+}
+
+static bool joins(const struct create *k, uint32_t kind) {
+    for (int i = 0; i < k->njoins; i++)
+        if (k->joins[i].kind == kind)
+            return true;
+    return false;
 }
 
 static int join_and_clone(void *unused) {
@@ -517,21 +541,28 @@ static int join_and_clone(void *unused) {
             joiner.error = errno;
             end_joiner();
         }
-    int pidfd = -1;
-    long pid = clone_init(k, CLONE_PARENT, &pidfd);
-    if (pid == 0)
-        child(k);
-    joiner.pid = pid;
-    joiner.error = errno;
-    joiner.pidfd = pidfd;
+    // A pid namespace takes children only, and lets nobody who stands outside of it make one in it (EINVAL of copy_pid_ns()): so
+    // one more child, the launcher's like init, goes in and clones.
+    int flags = CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PARENT;
+    if (!joins(k, CLONE_NEWPID))
+        clone_sibling();
+    else if (clone(clone_from_inside, inside_stack + sizeof inside_stack, flags, NULL) < 0)
+        joiner.error = errno;
     end_joiner();
 }
 
-static bool joins_time(const struct create *k) {
-    for (int i = 0; i < k->njoins; i++)
-        if (k->joins[i].kind == X_CLONE_NEWTIME)
-            return true;
-    return false;
+// A process's number here, whatever it is called in the namespace that it was cloned in.
+static long pid_of(int pidfd) {
+    char path[64], text[512];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n < 0 ? 0 : n] = 0;
+    const char *line = strstr(text, "\nPid:");
+    long pid = line ? strtol(line + 5, NULL, 10) : -1;
+    return pid > 0 ? pid : -1;
 }
 
 // The joiner shares the launcher's memory and descriptors (so the pidfd is the launcher's), but not its namespaces. Who enters a
@@ -543,7 +574,7 @@ static long clone_joined(struct create *k, int *pidfd, uint32_t *step) {
     joiner.step = 0;
     joiner.error = ECHILD; // if it ends before it can say what happened
     int pair[2] = {-1, -1}, shared = CLONE_VM;
-    if (joins_time(k)) {
+    if (joins(k, X_CLONE_NEWTIME)) {
         shared = 0;
         if (pipe2(pair, O_CLOEXEC | O_NONBLOCK) < 0)
             return -1;
@@ -559,6 +590,11 @@ static long clone_joined(struct create *k, int *pidfd, uint32_t *step) {
             joiner.error = errno;
         close(pair[0]);
         close(pair[1]);
+    }
+    if (joiner.pid > 0 && joins(k, CLONE_NEWPID) && (joiner.pid = pid_of(joiner.pidfd)) < 0) {
+        syscall(__NR_pidfd_send_signal, joiner.pidfd, SIGKILL, NULL, 0);
+        close(joiner.pidfd);
+        joiner.error = ESRCH;
     }
     *pidfd = joiner.pidfd;
     *step = (uint32_t)joiner.step;
