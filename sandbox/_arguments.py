@@ -174,6 +174,8 @@ def _check_memory(memory: Size | None, argv: tuple[bytes, ...], env: tuple[bytes
 def _check_lengths(argv: tuple[bytes, ...], env: tuple[bytes, ...]) -> None:
     if max(map(len, argv)) > _MAX_ARGUMENT:
         raise UsageError(f"argv: an argument is longer than {_MAX_ARGUMENT} bytes, the kernel's limit; pass it by a file or by input")
+    if max(map(len, env), default=0) > _MAX_ARGUMENT:
+        raise UsageError(f"env: a variable is longer than {_MAX_ARGUMENT} bytes, the kernel's limit; pass it by a file or by input")
     if sum(map(len, argv)) + sum(map(len, env)) > _MAX_TOTAL:
         raise UsageError(f"argv and env: more than {_MAX_TOTAL >> 20} MiB together, the kernel's limit; pass it by a file or by input")
 
@@ -270,6 +272,7 @@ _INSTEAD: Final = {
     "group": "give user='1000:1000'",
     "extra_groups": "give a user= who has them in /etc/group",
     "bufsize": "give stdout=PIPE to Container.popen",
+    "tty": "Container.popen has it: a terminal is for who talks with a program",
     "command": "the program's arguments come first: run(['ls', '-l'])",
     "environment": "give env=",
     "working_dir": "give cwd=",

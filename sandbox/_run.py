@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from errno import E2BIG, EAGAIN, ENOEXEC, ENOMEM, ENOSYS, EPERM, ETIMEDOUT
+from errno import E2BIG, EACCES, EAGAIN, ELOOP, ENOENT, ENOEXEC, ENOMEM, ENOSYS, ENOTDIR, EPERM, ETIMEDOUT
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -190,7 +190,13 @@ _HINTS: Final[dict[tuple[int, int], str]] = {
     (wire.Step.CLONE, EPERM): "init needs clone, timer_create and timer_settime: do not deny them",
     (wire.Step.CLONE, ENOSYS): "init needs clone, timer_create and timer_settime: do not deny them",
 }
-_MISSING: Final = (2, 20)  # ENOENT, ENOTDIR
+_MISSING: Final = (ENOENT, ENOTDIR)
+_NO_DIRECTORY: Final = {
+    ENOENT: "create it first",
+    ENOTDIR: "give a directory",
+    EACCES: "let that user enter it, or give another user=",
+    ELOOP: "it leads through a descriptor, or in a circle; give the directory itself",
+}
 
 
 def start_error(spec: Spec, step: int, errno: int) -> Exception:
@@ -202,8 +208,9 @@ def start_error(spec: Spec, step: int, errno: int) -> Exception:
     if step == wire.Step.EXECVE and errno == 13:
         message = f"{program}: found, but user {spec.uid} may not execute it; is it a file? check its mode, and 'noexec' of its mount"
         return ProgramNotFoundError(message, errno=errno, filename=program)
-    if step == wire.Step.CWD and errno in (*_MISSING, 13):
-        return UsageError(f"cwd: {os.fsdecode(spec.cwd)}: {os.strerror(errno)} inside the container, for user {spec.uid}; create it first")
+    if step == wire.Step.CWD and errno in _NO_DIRECTORY:
+        advice = _NO_DIRECTORY[errno]
+        return UsageError(f"cwd: {os.fsdecode(spec.cwd)}: {os.strerror(errno)} inside the container, for user {spec.uid}; {advice}")
     try:
         words = STEP_WORDS[wire.Step(step)]
     except ValueError:

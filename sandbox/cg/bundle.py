@@ -78,7 +78,7 @@ def planned_writes(limits: Limits, host: Host) -> tuple[Write, ...]:
 def checked_writes(limits: Limits, host: Host) -> tuple[Write, ...]:
     """As `planned_writes`, of what is there at this moment. Raises: also UsageError: it names CPUs that are not."""
     planned = planned_writes(limits, host)
-    if limits.cpuset is not None or limits.io_weight is not None:
+    if limits.takes_more:
         check_present(limits, host)
     return planned
 

@@ -225,6 +225,11 @@ class Limits:
         if self.memory is not None and self.memory + (self.swap or 0) > MAX_SIZE:
             raise UsageError(f"memory + swap: {self.memory} + {self.swap} is out of range; give at most {MAX_SIZE} bytes in all")
 
+    @property
+    def takes_more(self) -> bool:
+        """Whether something else than control files has to be there for it: see `present`."""
+        return any(value is not None for value in (self.cpuset, self.io_weight, self.io_max, self.hugetlb))
+
     def updated(self, newer: Limits) -> Limits:
         """Give these limits with those that *newer* sets in their place."""
         changes = {name: getattr(newer, name) for name in FIELDS if getattr(newer, name) is not None}

@@ -98,6 +98,23 @@ def test_environment_starts_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == {b"PATH", b"HOME", b"LANG", b"A"}
 
 
+def test_a_directory_that_cannot_be_entered_is_told_with_what_to_do() -> None:
+    with Container(mounts=[Tmpfs("/tmp")]) as c:
+        sh(c, "ln -s loop /tmp/loop; mkdir -m 0 /tmp/closed; touch /tmp/file")
+        cases = {"/tmp/loop": "in a circle", "/dev/fd/3": "descriptor", "/tmp/file": "give a directory", "/tmp/nothing": "create it"}
+        if os.geteuid() == 0:  # else that user is who has made the container, whose init has rights over all that is his
+            cases["/tmp/closed"] = "let that user enter it"
+        for path, said in cases.items():
+            with pytest.raises(sandbox.UsageError, match=f"cwd: {path}: .*{said}"):
+                c.exec(["true"], cwd=path)
+
+
+@pytest.mark.parametrize(("argv", "env", "said"), [(["echo", "x" * 131072], {}, "argv"), (["env"], {"A": "x" * 131072}, "env")])
+def test_what_is_longer_than_execve_takes_is_refused_before_anything_is_started(argv: list[str], env: dict[str, str], said: str) -> None:
+    with Container() as c, pytest.raises(sandbox.UsageError, match=f"^{said}: .* longer than 131071 bytes"):
+        c.exec(argv, env=env)
+
+
 def test_cwd_hostname_and_umask() -> None:
     with Container(hostname="box", cwd="/tmp") as c:
         assert sh(c, "pwd; hostname; umask; cat /etc/hostname", umask=0o027).stdout.split() == [b"/tmp", b"box", b"0027", b"box"]

@@ -81,5 +81,19 @@ def test_a_host_without_sysfs_has_no_such_disk(tmp_path: Path) -> None:
     assert weighing_disks(host(2, tmp_path).hierarchies[0], str(tmp_path / "none")) == frozenset()
 
 
+def test_disks_and_pages_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("8:0", "8:1/partition", "pages/hugepages-2048kB", "pages/hugepages-1048576kB"):
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.setattr("sandbox.cg.present._NUMBERS", str(tmp_path))
+    monkeypatch.setattr("sandbox.cg.present._PAGES", str(tmp_path / "pages"))
+    found = host(2, tmp_path)
+    check_present(Limits(io_max={"8:0": {"rbps": 1}}, hugetlb={"2M": 0, "1G": 0}), found)
+    for number, said in (("9:9", "no disk 9:9"), ("8:1", "part of a disk")):
+        with pytest.raises(UsageError, match=said):
+            check_present(Limits(io_max={number: {"rbps": 1}}), found)
+    with pytest.raises(UnsupportedError, match=r"no pages of 4194304 bytes; .* 2097152, 1073741824"):
+        check_present(Limits(hugetlb={"4M": 0}), found)
+
+
 def test_without_the_controller_it_is_others_who_refuse(tmp_path: Path) -> None:
     check_present(Limits(cpuset="4000", io_weight=50), Host(()), block=str(tmp_path))
