@@ -180,8 +180,10 @@ def check_spec(spec: ContainerSpec, *, in_network: bool) -> None:
 
     Raises: UsageError.
     """
-    if in_network or spec.joins_net or spec.net is not None:
+    if in_network or "net" in spec.joins or spec.net is not None:
         raise UsageError("net: containers of a pool have a network namespace of their own (net=None), or sockets of one run would meet the next")
+    if spec.joins:
+        raise UsageError(f"share: {[*spec.joins]} is another container's; in a pool, the next run would see what this one leaves there")
     if shared := [kind for kind in _OURS if isinstance(getattr(spec.namespaces, kind), ns.Host)]:
         raise UsageError(f"share: {shared} is the host's; in a pool, the next run would see what this one leaves there")
     for mount in spec.filesystem.mounts:

@@ -71,7 +71,8 @@ def _walls(spec: ContainerSpec, host: Host, file_targets: frozenset[str]) -> tup
     opens: list[plan.Op] = [plan.Open(f"wall.{path}", f"/{path}", _PATH_DIR) for path in ("", "proc", "dev")]
     writable: list[str] = []
     files: list[str] = []
-    if spec.filesystem.mqueue:  # mq_open(2) goes by the kernel's own mount of it, which lies below no root of ours
+    if spec.filesystem.mqueue or "/dev/mqueue" in spec.filesystem.given:
+        # mq_open(2) goes by the kernel's own mount of it, which lies below no root of ours
         opens.append(plan.Open("wall.mqueue", "/dev/mqueue", _PATH_DIR))
         writable.append("wall.mqueue")
     if spec.filesystem.scratch is not None:

@@ -60,8 +60,8 @@ class Driven(Container):
         if self._started is not None:
             return
         try:
-            join = self._wishes.joined
-            self._started = yield from _start.start_steps(self._networked_spec(), net_of=join, attach=self._attach)
+            joins = self._wishes.joined
+            self._started = yield from _start.start_steps(self._networked_spec(), joins=joins, attach=self._attach)
             self._started.session.patience = self._patience
         except OSError as error:
             raise_shortage(error, "make a container")

@@ -10,7 +10,7 @@ from typing import Final
 
 from attrs import evolve
 
-from sandbox import cg, fs, ns
+from sandbox import cg, fs
 from sandbox._compile import Host
 from sandbox._ids import allot, shape
 from sandbox._spec import ContainerSpec
@@ -164,23 +164,3 @@ def _try_to_map(fd: int) -> bool:
         raise
     finally:
         ids.release()
-
-
-def join_net(whose: int | ns.Namespace, host: Host) -> ns.Namespace:
-    """The network namespace of another container's init, or the one that the caller has, to be joined before the clone. It is the caller's to close.
-
-    Raises: UnsupportedError without privileges: it belongs to another user namespace; ClosedError.
-    """
-    if isinstance(whose, int) and not host.privileged:  # its init is not dumpable: /proc/PID/ns is closed to us
-        raise UnsupportedError(
-            "net: the network of another container belongs to that one's user namespace, which an ordinary user's second container cannot join",
-            feature="a network namespace of another container",
-            remedy="put both on a Network(), or run as root",
-        )
-    join = ns.Join.of(whose, "net") if isinstance(whose, int) else ns.Join(ns.Namespace.adopt(os.dup(whose.fileno())))
-    try:
-        ns.pieces(ns.Namespaces(net=join), privileged=host.privileged)
-    except BaseException:
-        join.namespace.close()
-        raise
-    return join.namespace

@@ -147,7 +147,7 @@ def _container() -> _spec.ContainerSpec:
     return _spec.build(
         image=None,
         net=None,
-        joins_net=False,
+        joins=(),
         share=(),
         mounts=(),
         env={name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ},

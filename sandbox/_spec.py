@@ -164,7 +164,7 @@ class ContainerSpec:
     strict: bool = True
     subids: bool = False  # as an ordinary user: the ids of /etc/subuid too
     resolver: Resolver = _ALONE  # of the host, if its network is
-    joins_net: bool = False  # it gets the network namespace of another container
+    joins: tuple[str, ...] = ()  # kinds of namespaces of which it gets another container's
     image: Image | None = field(default=None, eq=False)  # what it says is in the other fields already
 
     @property
@@ -201,7 +201,7 @@ def with_tmp(mounts: Iterable[Mount | str]) -> tuple[Mount, ...]:
 _known: dict[tuple[Any, ...], tuple[tuple[type, ...], ContainerSpec]] = {}  # by names and values; with the types, as 1 and True are equal
 _MOST_KNOWN: Final = 256
 _PLAIN: Final = frozenset({type(None), bool, int, float, str, Rlimits, Security, Scratch})
-_OF_PLAIN: Final = frozenset({"share", "mounts", "env"})  # tuples of frozen things, once they were looked at
+_OF_PLAIN: Final = frozenset({"share", "joins", "mounts", "env"})  # tuples of frozen things, once they were looked at
 
 
 def build(**arguments: Any) -> ContainerSpec:  # noqa: ANN401 - Container's own arguments, spelled out in _build
@@ -277,7 +277,7 @@ def _build(
     origin: Origin | None,
     *,
     net: str | None,
-    joins_net: bool,
+    joins: tuple[str, ...],
     share: Iterable[str],
     mounts: Iterable[Mount],
     env: tuple[tuple[str, str], ...] | None,
@@ -300,7 +300,7 @@ def _build(
         raise UsageError(f"rlimits: {rlimits!r} is not an Rlimits; give Rlimits(nofile=64), say")
     own_limits = Limits(**limits)
     _check_memory(own_limits.memory)
-    shared = _to_share(share, net)
+    shared = _to_share(share, net, joins)
     walls = security if isinstance(security, Security) else Security(security)
     name = to_host_name(hostname)
     directory = origin.cwd if cwd is None and origin is not None else to_cwd(cwd)
@@ -313,11 +313,11 @@ def _build(
             shm=shm,
             security=walls,
             private_ipc="ipc" not in shared,
-            private_net="net" not in shared and not joins_net,
+            private_net="net" not in shared,
             origin=origin,
             workdir=directory,
         ),
-        namespaces=_to_namespaces(ns.Uts(name, domainname), (*shared, "net") if joins_net else shared, time_offsets),
+        namespaces=_to_namespaces(ns.Uts(name, domainname), shared, time_offsets),
         security=walls,
         limits=own_limits,
         rlimits=rlimits or Rlimits(),
@@ -328,7 +328,7 @@ def _build(
         user=to_user(user, root, origin),
         strict=to_bool(strict, what="strict"),
         subids=to_bool(subids, what="subids"),
-        joins_net=joins_net,
+        joins=joins,
         resolver=resolver,
         image=None if origin is None else origin.image,
     )
@@ -349,7 +349,7 @@ def _check_memory(memory: int | None) -> None:
 _cached_build: Final = lru_cache(maxsize=256, typed=True)(_build)
 
 
-def _to_share(share: Iterable[str], net: str | None) -> tuple[str, ...]:
+def _to_share(share: Iterable[str], net: str | None, joins: tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(share, str):
         raise UsageError(f"share: give a list such as [{share!r}]")
     kinds = set(share)
@@ -357,6 +357,8 @@ def _to_share(share: Iterable[str], net: str | None) -> tuple[str, ...]:
         raise UsageError(f"share: {sorted(unknown)} cannot be shared with the host; choose from 'ipc', 'uts', 'cgroup' (and net='host')")
     if net == "host":
         kinds.add("net")
+    elif joins and net is None:
+        kinds.update(joins)
     elif net is not None:
         raise UsageError(f"net: {net!r} is not None, 'host', a Container or a Network")
     return tuple(sorted(kinds))

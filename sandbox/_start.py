@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from attrs import evolve
 
@@ -23,7 +24,6 @@ from sandbox._session import Session
 from sandbox._spares import Attach, Kind, Spare, spares
 from sandbox._spec import ContainerSpec
 from sandbox._started import Started, make_group
-from sandbox._sys.constants import CLONE_NEWNET
 from sandbox._sys.floor import check_floor
 from sandbox._undo import Undo
 from sandbox._users import Identity, identify, number_of
@@ -40,10 +40,11 @@ from sandbox.errors import BrokenError, SetupError, UnsupportedError
 from sandbox.ns.time import check_clocks
 
 if TYPE_CHECKING:
-    pass
+    from sandbox._sharing import Joined
 
 _numbers: Final = map("c%010d".__mod__, itertools.count(1))  # names of one length: see groups_of
 _NO_LIMITS: Final = Limits()
+_NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
 _T = TypeVar("_T")
 Steps = Generator[Session, None, _T]
 at_shut_down: Final[list[Callable[[], object]]] = []  # what others have that ends with the launcher
@@ -52,7 +53,7 @@ at_shut_down: Final[list[Callable[[], object]]] = []  # what others have that en
 class Starting:
     """One container on its way: what it needs, what was found ready, and what has to be made."""
 
-    def __init__(self, spec: ContainerSpec, net_of: int | ns.Namespace | None, attach: Attach | None) -> None:
+    def __init__(self, spec: ContainerSpec, joins: Sequence[tuple[str, Any]], attach: Attach | None) -> None:
         self.spec = spec
         self.attach = attach
         self.spare_used: Spare | None = None
@@ -60,7 +61,7 @@ class Starting:
         self.name = next(_numbers)
         self.degraded: list[str] = []
         self.shape = self._ids()
-        self.net_of = net_of
+        self.joins = joins
         self.kind: Kind | None = None
         self.compiled: Compiled | None = None
         self.is_limited = spec.limits != _NO_LIMITS  # and can be
@@ -97,10 +98,10 @@ class Starting:
         # Cgroup v2: init must be in the group from its clone on, so there is always one, where that is possible.
         self.clones_into_group = self.host.clone3_exec or (self.is_limited and limits_need_v2(spec.limits))
         joined = None
-        if self.net_of is not None:
-            joined = _host.join_net(self.net_of, self.host)
-            stack.callback(joined.close)
-        fsplan = open_sources(spec, self.host, self.shape)
+        if self.joins:
+            joined = self._join(stack)
+            spec = self.spec
+        fsplan = open_sources(spec, self.host, self.shape, given=_NOTHING if joined is None else joined.given())
         stack.callback(fsplan.close)
         host = self.host if self.clones_into_group == self.host.clone3_exec else evolve(self.host, clone3_exec=True)
         compiled = compile_plan(spec, host, fsplan)
@@ -125,7 +126,7 @@ class Starting:
 
     def _by_what_is_known(self, stack: Undo) -> Steps[tuple[Session, Ids, Group | None] | None]:
         """Start it from a spare by what an earlier start found (this host does all of it, too); None where nothing is known, or there is no spare."""
-        known = None if self.net_of is not None else _again.recall(self.spec, self.host, self.shape, is_limited=self.is_limited)
+        known = None if self.joins else _again.recall(self.spec, self.host, self.shape, is_limited=self.is_limited)
         if known is None:
             return None
         kind = known.kind_in(None if self.attach is None else self.attach.key)
@@ -179,6 +180,15 @@ class Starting:
             yield session
         session.await_ready()
         return session, ids, group
+
+    def _join(self, stack: Undo) -> Joined:
+        from sandbox._sharing import join  # needed by few
+
+        joined = join(self.joins, self.host, self.spec)
+        stack.callback(joined.close)
+        if joined.places:
+            self.spec = evolve(self.spec, filesystem=evolve(self.spec.filesystem, given=tuple(joined.places)))
+        return joined
 
     def _check(self) -> None:
         """Refuse what this host cannot do, before anything is touched."""
@@ -235,15 +245,17 @@ class Starting:
         return None
 
     def _begin(
-        self, compiled: Compiled, fds: list[int], joined: ns.Namespace | None, stack: Undo
+        self, compiled: Compiled, fds: list[int], joined: Joined | None, stack: Undo
     ) -> tuple[Session, Ids, Group | None]:
-        ids = allot(self.shape)
+        ids = allot(self.shape) if joined is None else joined.allot(self.shape)
         stack.callback(ids.release)
         group = self._first_group(stack) if self.clones_into_group else None
         joins: list[tuple[int, int]] = []
         if joined is not None:
-            fds.append(joined.fileno())
-            joins.append((len(fds), CLONE_NEWNET))
+            for namespace, flag in joined.joins():
+                fds.append(namespace.fileno())
+                joins.append((len(fds), flag))
+            compiled = evolve(compiled, ops=evolve(compiled.ops, joins=tuple((f"ns.{slot}", flag) for slot, flag in joins)))
         session = cloned(compiled, ids, group, fds, joins=joins)
         stack.callback(session.close)
         return session, ids, group
@@ -285,9 +297,9 @@ class Starting:
             return Spare(session, ids, name, group, blueprint)
 
 
-def start(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None, attach: Attach | None = None) -> Started:
+def start(spec: ContainerSpec, *, joins: Sequence[tuple[str, Any]] = (), attach: Attach | None = None) -> Started:
     """Start a container, as *attach* has it connected. Raises what `Container.create` says; nothing is left behind then."""
-    steps = start_steps(spec, net_of=net_of, attach=attach)
+    steps = start_steps(spec, joins=joins, attach=attach)
     try:
         while True:
             next(steps)  # what it would wait for, it waits for by itself
@@ -295,12 +307,12 @@ def start(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None, atta
         return cast("Started", done.value)
 
 
-def start_steps(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None, attach: Attach | None = None) -> Steps[Started]:
+def start_steps(spec: ContainerSpec, *, joins: Sequence[tuple[str, Any]] = (), attach: Attach | None = None) -> Steps[Started]:
     """As `start`, for those who must not wait: gives each session at whose init it would wait, until `Session.take_start` says that it is ready."""
     with Undo() as stack:
         if spec.image is not None:
             stack.callback(use(spec.image))
-        starting = Starting(spec, net_of, attach)
+        starting = Starting(spec, joins, attach)
         try:
             session, ids, group = yield from starting.start(stack)
         except SetupError as error:
@@ -316,8 +328,11 @@ def start_steps(spec: ContainerSpec, *, net_of: int | ns.Namespace | None = None
         )
 
 
-def open_sources(spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = announce) -> fs.FsPlan:
-    return fs.ops(spec.filesystem, privileged=host.privileged, ids=ids.count, only_id=ids.only, id_mapping=_host.can_map, announce=announce)
+def open_sources(
+    spec: ContainerSpec, host: Host, ids: Ids, announce: Callable[[str], None] = announce, *, given: Mapping[str, int] = _NOTHING
+) -> fs.FsPlan:
+    mapping = _host.can_map
+    return fs.ops(spec.filesystem, privileged=host.privileged, ids=ids.count, only_id=ids.only, id_mapping=mapping, announce=announce, given=given)
 
 
 def _skipped(session: Session) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Never, Self
 
 from sandbox._files.face import MAX_READ, FileAccess
 from sandbox._imaged.face import ImageAccess
+from sandbox._namespaces import NamespaceAccess
 from sandbox._networks.face import NetworkAccess
 from sandbox._types import PIPE, Argument, Env, Size, StrPath, to_bool, to_signal
 from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
@@ -39,7 +40,7 @@ MAX_PREPARED: Final = 64
 MAX_KEPT: Final = 16384
 
 
-class Container(FileAccess, ImageAccess, NetworkAccess):
+class Container(FileAccess, ImageAccess, NetworkAccess, NamespaceAccess):
     """A container. Nothing happens before ``with``, `create` or `start`.
 
     image: None: a read-only view of the host's programs and libraries; a path (a text with a slash in it, or a path object): a directory used
@@ -53,7 +54,8 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         `sandbox.net.Port`. publish_all: also those that the image exposes. links: other containers by an alias.
     dns, dns_search: addresses of name servers, domains to search. extra_hosts: names and their addresses, for /etc/hosts.
     name: by which others of its networks find it, beside its hostname and its aliases: letters, digits, ``_.-``.
-    share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host.
+    share: kinds of namespaces ("ipc", "uts", "cgroup") shared with the host; or a mapping of these and "time" to whose they are: ``"host"``, another
+        `Container`, a `sandbox.ns.Resident` or a `sandbox.ns.Namespace` (root only).
     mounts: `Bind`, `Tmpfs`, `Volume`, or Docker's strings ("src:/dst:ro", "type=volume,source=name,target=/dst").
     read_only: no writable layer at all; scratch: size of the writable layer, a `Scratch`, or "copy": no overlay over the directory, but a
         copy of it in memory.
@@ -73,25 +75,23 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         image: StrPath | Image | Directory | Layers | None = None,
         *,
         store: Store | StrPath | None = None,
-        memory: Size | None = None,
-        swap: Size | None = None,
-        cpus: float | None = None,
-        cpu_weight: int | None = None,
+        memory: Size | None = None, swap: Size | None = None,
+        cpus: float | None = None, cpu_weight: int | None = None,
         cpuset: str | Iterable[int] | None = None,
         pids: int | None = None,
         io_weight: int | None = None,
         io_max: Any = None,  # noqa: ANN401 - see Limits
         hugetlb: Any = None,  # noqa: ANN401
         devices: Iterable[str] | None = None,
-        net: Container | Network | Join | Namespace | Sequence[Network | Join | str] | str | None = None, share: Iterable[str] = (),
+        net: Container | Network | Join | Namespace | Sequence[Network | Join | str] | str | None = None,
+        share: Iterable[str] | Mapping[str, Any] = (),
         ports: Iterable[int | str | Port] = (), publish_all: bool = False, links: Mapping[str, Container] | tuple[()] = (),
         dns: Iterable[str] = (), dns_search: Iterable[str] = (), extra_hosts: Mapping[str, str] | tuple[()] = (),
         mounts: Iterable[Mount | str] = (),
         env: Env | None = None,
         cwd: StrPath | None = None,
         user: int | str | None = None,
-        name: str | None = None, hostname: str = "sandbox",
-        domainname: str | None = None,
+        name: str | None = None, hostname: str = "sandbox", domainname: str | None = None,
         read_only: bool = False, scratch: Scratch | Size | None = None,
         shm: Size = "64M",
         security: Security | str = "default",
@@ -107,11 +107,13 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
         from sandbox._spec import build
 
         word, self._wishes = to_wishes(net, ports, links, name)
+        if share != ():
+            share, hostname = self._take_shares(share, hostname, domainname=domainname, shm=shm, time_offsets=time_offsets)
         self.spec: ContainerSpec = build(
             image=image, store=store,
             memory=memory, swap=swap, cpus=cpus, cpu_weight=cpu_weight, cpuset=cpuset, pids=pids,
             io_weight=io_weight, io_max=io_max, hugetlb=hugetlb, devices=devices,
-            net=word, joins_net=self._wishes.net_of is not None, share=share,
+            net=word, joins=self._wishes.kinds, share=share,
             dns=dns, dns_search=dns_search, extra_hosts=extra_hosts,
             mounts=mounts,
             env=env, cwd=cwd, user=user,
@@ -147,9 +149,9 @@ class Container(FileAccess, ImageAccess, NetworkAccess):
             if self._closed:
                 raise ClosedError("the container was closed; make another one")
             if self._started is None:
-                join = self._wishes.joined
+                joins = self._wishes.joined
                 try:
-                    self._started = start(self._networked_spec(), net_of=join, attach=self._attach)
+                    self._started = start(self._networked_spec(), joins=joins, attach=self._attach)
                 except OSError as error:
                     raise_shortage(error, "make a container")
                     raise

@@ -109,13 +109,18 @@ class Join:
 
 @define
 class Wishes:
-    """Of one container. *net_of*: the container or network namespace whose network it shares; *links*: (alias, container) pairs; *name*: its own."""
+    """Of one container. *net_of*: the container or network namespace whose network it shares; *links*: (alias, container) pairs; *name*: its own.
+
+    *shares*: namespaces of other kinds, and whose they are (`_sharing`). *kinds*: of all that it has of others, but the host's.
+    """
 
     joins: tuple[Join, ...] = ()
     ports: tuple[Port, ...] = ()
     links: tuple[tuple[str, Container], ...] = ()
     net_of: Container | Namespace | None = None
     name: str | None = None
+    shares: tuple[tuple[str, Any], ...] = ()
+    kinds: tuple[str, ...] = ()
 
     @property
     def is_connected(self) -> bool:
@@ -123,12 +128,9 @@ class Wishes:
         return bool(self.joins or self.ports or self.links)
 
     @property
-    def joined(self) -> int | Namespace | None:
-        """What it is in from its beginning: the namespace, or that of a process. Raises: ClosedError: that container does not run."""
-        from sandbox.container import Container
-
-        return self.net_of.pid if isinstance(self.net_of, Container) else self.net_of
-
+    def joined(self) -> tuple[tuple[str, Any], ...]:
+        """The namespaces that it is in from its beginning, and whose they are."""
+        return self.shares if self.net_of is None else (("net", self.net_of), *self.shares)
 
     def with_exposed(self, wanted: bool, image: Image | None) -> Wishes:
         """These, with the ports that *image* exposes if they are *wanted*. Raises: UsageError."""
@@ -167,11 +169,11 @@ def _to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any) -> tuple
     if isinstance(net, Container):
         if ports != () or links != ():
             raise UsageError("ports, links: a container that shares another's network has that one's; give them there")
-        return net.spec.net, Wishes(net_of=net)
+        return net.spec.net, Wishes(net_of=net, kinds=("net",))
     if (namespace := _to_namespace(net)) is not None:
         if ports != () or links != ():
             raise UsageError("ports, links: whoever made the network namespace says what reaches it; or give net=Network()")
-        return None, Wishes(net_of=namespace)
+        return None, Wishes(net_of=namespace, kinds=("net",))
     joins = _to_joins(net)
     if joins is None:
         if ports != () or links != ():

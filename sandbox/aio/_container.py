@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sandbox.net.counters import NetStats
     from sandbox.net.shape import Shape
     from sandbox.network import Endpoint, Network
+    from sandbox.ns import Namespace
 
 
 class Container(ImageAccess):
@@ -64,6 +65,8 @@ class Container(ImageAccess):
             given["net"] = given["net"].driven
         if isinstance(given.get("links"), Mapping):
             given["links"] = {alias: other.driven if isinstance(other, Container) else other for alias, other in given["links"].items()}
+        if isinstance(given.get("share"), Mapping):
+            given["share"] = {kind: whose.driven if isinstance(whose, Container) else whose for kind, whose in given["share"].items()}
         self.driven = Driven(image, wait_in_bridge, **given)
         self._lock = asyncio.Lock()
         self._hub: weakref.ref[Hub] | None = None  # the loop's, which was told to keep its reactor
@@ -313,6 +316,14 @@ class Container(ImageAccess):
     async def read_bytes(self, path: StrPath, *, max_size: Size = MAX_READ) -> bytes:
         """Read a regular file inside; see `sandbox.Container.read_bytes`."""
         return await bridge(partial(self.driven.read_bytes, path, max_size=max_size))
+
+    async def namespace(self, kind: str) -> Namespace:
+        """Open a namespace of its init; see `sandbox.Container.namespace`."""
+        return await bridge(partial(self.driven.namespace, kind))
+
+    async def namespaces(self) -> Mapping[str, int]:
+        """The namespaces that its init is in; see `sandbox.Container.namespaces`."""
+        return await bridge(self.driven.namespaces)
 
     async def make_dirs(self, path: StrPath, *, user: int | str | None = None) -> None:
         """Make a directory and its parents inside; what exists stays."""

@@ -41,7 +41,7 @@ class _Container(TypedDict, total=False):
     dns: Iterable[str]
     dns_search: Iterable[str]
     extra_hosts: Mapping[str, str] | tuple[()]
-    share: Iterable[str]
+    share: Any  # kinds, or a mapping of kinds to whose they are, a `Container` of either kind say
     mounts: Iterable[Bind | Tmpfs | Volume | str]
     name: str | None
     hostname: str

@@ -75,6 +75,7 @@ def build() -> Parser:
     _add_limits(parser)
     _add_surroundings(parser)
     _add_network(parser)
+    _add_sharing(parser)
     _add_streams(parser)
     _add_detached(parser)
     health.add(parser)
@@ -156,6 +157,15 @@ def _add_network(parser: Parser) -> None:
     group.add_argument("--dns", metavar="ADDRESS", action="append", default=[], help="name server to ask")
     group.add_argument("--dns-search", metavar="DOMAIN", action="append", default=[], help="domain to search for names without a dot")
     group.add_argument("--add-host", metavar="NAME:ADDRESS", action="append", default=[], help="a line of /etc/hosts")
+
+
+def _add_sharing(parser: Parser) -> None:
+    group = parser.add_argument_group("namespaces")
+    group.add_argument("--ipc", metavar="WHOSE", default="", help="private or shareable (the default), host, or container:NAME, with its /dev/shm")
+    group.add_argument("--uts", metavar="WHOSE", default="", help="private (the default), host, or container:NAME: whose host name it has")
+    group.add_argument("--cgroupns", metavar="WHOSE", default="", help="private (the default) or host")
+    group.add_argument("--pid", metavar="WHOSE", default="", help="private; others are not offered: see sandbox exec")
+    group.add_argument("--userns", metavar="WHOSE", default="", help="private; others are not offered")
 
 
 def _add_streams(parser: Parser) -> None:

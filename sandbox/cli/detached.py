@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sandbox import ImageNotFoundError, Result, SandboxError, UsageError
-from sandbox.cli import health, keys, options
+from sandbox.cli import health, keys, options, sharing
 from sandbox.cli.arguments import parse_words
 from sandbox.cli.outcome import one_line
 from sandbox.cli.parser import Parser, WrongUseError
@@ -17,7 +17,9 @@ from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error
 from sandbox.cli.streams import Streams
 from sandbox.keep import LEAST, find, start_wishes
 
-_NETWORK: Final = ("network", "network_alias", "ip", "ip6", "mac_address", "publish", "publish_all", "link", "dns", "dns_search", "add_host")
+_NETWORK: Final = (
+    *sharing.OPTIONS, "network", "network_alias", "ip", "ip6", "mac_address", "publish", "publish_all", "link", "dns", "dns_search", "add_host"
+)  # fmt: skip
 _EXEC: Final = "sandbox exec"
 
 
@@ -25,7 +27,7 @@ def run(parsed: Namespace, environ: Mapping[str, str]) -> list[str]:
     """Start the container that ``sandbox run -d`` says, print its id, and give the warnings. Raises: as `sandbox.keep.start`."""
     _check(parsed)
     network: dict[str, Any] = {name: getattr(parsed, name) for name in _NETWORK}
-    said = Namespace(**{**vars(parsed), **{name: [] for name in _NETWORK}})  # networks are the keeper's to open
+    said = Namespace(**{**vars(parsed), **{name: [] for name in _NETWORK}})  # networks and namespaces are the keeper's to open
     container = options.container_options(said, environ)
     del container["net"]
     container.pop("name", None)

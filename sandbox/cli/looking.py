@@ -224,6 +224,7 @@ def inspected(kept: Kept) -> dict[str, Any]:
             "RestartPolicy": _policy(config),
             "ReadonlyRootfs": said.get("read_only", False),
             "LogConfig": {"MaxSize": config.log_size},
+            **{key: said.get(name, "private") for key, name in (("IpcMode", "ipc"), ("UTSMode", "uts"), ("CgroupnsMode", "cgroupns"))},
             **{key: said[name] for key, name in (("Memory", "memory"), ("Swap", "swap"), ("Cpus", "cpus"), ("PidsLimit", "pids")) if name in said},
         },
         "NetworkSettings": {"Ports": state.ports, "Networks": state.networks or {word: {} for word in said.get("network", [])}},

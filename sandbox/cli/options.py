@@ -11,7 +11,7 @@ from typing import Any, Final
 from attrs import fields, frozen
 
 from sandbox import Bind, Limits, Rlimits, Security, Tmpfs, UsageError, Volume
-from sandbox.cli import health, networks
+from sandbox.cli import health, networks, sharing
 from sandbox.fs import parse_mount, parse_tmpfs, parse_volume
 
 Mount = Bind | Tmpfs | Volume
@@ -81,6 +81,7 @@ def container_options(parsed: Namespace, environ: Mapping[str, str]) -> dict[str
         "security": security(parsed),
         "strict": not parsed.best_effort,
         **networks.arguments(parsed),
+        **sharing.arguments(parsed),
         **_files(parsed),
     }
     words = (("hostname", parsed.hostname), ("shm", parsed.shm_size), ("name", getattr(parsed, "name", None)))

@@ -32,7 +32,7 @@ from sandbox import (
     UnsupportedError,
     UsageError,
 )
-from sandbox.cli import networks, options
+from sandbox.cli import networks, options, sharing
 from sandbox.cli.groups import with_groups
 from sandbox.cli.outcome import one_line
 from sandbox.cli.report import Report
@@ -97,7 +97,7 @@ def _complain(error: SandboxError, code: int, *, hint: str = "") -> int:
 def _explain(request: options.Request) -> int:
     container = Container(**request.container)
     print(container.explain())
-    print("".join(f"{line}\n" for line in networks.explained(request.container)), end="")
+    print("".join(f"{line}\n" for line in [*networks.explained(request.container), *sharing.explained(request.container)]), end="")
     for name, value in request.program_options.items():
         if value is not None:
             print(f"limit {name} = {value:g} s")

@@ -79,13 +79,21 @@ def dev_ops(spec: FilesystemSpec, ids: int, *, has_mqueue: bool) -> Iterator[Op]
     pts = NewFs(_PTS, "devpts", _pts_options(ids), MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
     yield from _dev_mount(pts, "pts")
     yield Sethook(_PTS, ROLE_PTS)
+    for path in spec.given:
+        yield MakeDir(path.removeprefix("/dev/"), DEV)
+        yield Attach(given_slot(path), path.removeprefix("/dev/"), DEV)
     if spec.mqueue and has_mqueue:
         yield from _dev_mount(NewFs(ITEM, "mqueue", (), _DATA_ONLY), "mqueue")
     elif spec.mqueue:  # a kernel without POSIX queues: mq_open will say so
         yield MakeDir("mqueue", DEV)
-    if all(mount.target != "/dev/shm" for mount in spec.mounts):  # noqa: S108  # the container's, not the host's
+    if "/dev/shm" not in spec.given and all(mount.target != "/dev/shm" for mount in spec.mounts):  # noqa: S108  # the container's, not the host's
         options = tmpfs_options(spec.shm, default_inodes(spec.shm), 0o1777)
         yield from _dev_mount(NewFs(ITEM, "tmpfs", options, _DATA_ONLY), "shm")
+
+
+def given_slot(path: str) -> Slot:
+    """The slot of a mount that was handed to `ops`."""
+    return f"fs.given{path}"
 
 
 def _dev_mount(new: NewFs, path: str) -> Iterator[Op]:

@@ -6,9 +6,9 @@ import contextlib
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from attrs import define, field
@@ -20,6 +20,7 @@ from sandbox._sys.constants import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOL
 from sandbox.errors import UnsupportedError, UsageError
 from sandbox.fs._build import Host, Source, Sources, Static, build
 from sandbox.fs._host import HostFiles, host_files, submounts
+from sandbox.fs._kernel import given_slot
 from sandbox.fs._layers import highest_with, read_layered, read_regular, remembered
 from sandbox.fs._names import name_ops
 from sandbox.fs._scratch import ScratchDirectory, make_scratch
@@ -165,12 +166,14 @@ def ops(
     id_mapping: IdMapping = True,
     volumes: VolumeStore | None = None,
     announce: Callable[[str], None] = lambda path: None,
+    given: Mapping[str, int] = MappingProxyType({}),
 ) -> FsPlan:
     """Open what *spec* names and return the operations that set it up.
 
     *privileged*: the launcher may mount in the caller's namespaces (the caller is root). *ids*: how many ids the
     container has, from 0 on; *only_id*: one that it has beside them. *id_mapping*: whether the file system behind a
     descriptor can be id-mapped, or a function that says so; it counts for privileged callers only. *volumes*: where `Volume` names are looked up.
+    *given*: the mounts of ``spec.given``, attached nowhere, by their targets; they are the plan's then, and closed if there is none.
     *announce* is told the path of a scratch layer on disk before that is made, so that somebody can remove it when this process is killed.
 
     Raises: UsageError: a source is missing or of the wrong kind; nothing was touched.
@@ -179,6 +182,8 @@ def ops(
     if not isinstance(spec, FilesystemSpec):
         raise UsageError(f"spec: {spec!r} is not a FilesystemSpec")
     opener = _Opener(privileged, id_mapping, volumes, announce)
+    if given:
+        opener.fds.update((given_slot(path), fd) for path, fd in given.items())
     try:
         return opener.open(spec, ids, only_id)
     except BaseException:

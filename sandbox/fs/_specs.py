@@ -343,6 +343,8 @@ class FilesystemSpec:
 
     *writable_places*: directories of the root that can be written to even when it is read-only, and that are mounts of their own, with what the root
     has there: an image's volumes. *workdir*: made when it is missing. Both are of a root of `Layers` only.
+
+    *given*: those of /dev/shm and /dev/mqueue that are mounts of somebody else's, which `ops` is handed.
     """
 
     root: Root = field(factory=HostView, converter=_to_root)
@@ -357,6 +359,7 @@ class FilesystemSpec:
     read_only_paths: tuple[str, ...] = field(default=READ_ONLY_PATHS, converter=_to_paths)
     writable_places: tuple[str, ...] = field(default=(), converter=_to_places)
     workdir: str = "/"
+    given: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.root, HostView) and self.root.overlay and self.scratch is None:

@@ -6,7 +6,7 @@
 from sandbox.keep._attached import Attachment
 from sandbox.keep._events import Event
 from sandbox.keep._kept import Execution, Kept, containers, events, find, start, start_wishes
-from sandbox.keep._links import links_in, namespace_of, with_links
+from sandbox.keep._links import links_in, namespace_of, resident_of, with_links
 from sandbox.keep._log import LEAST, Record
 from sandbox.keep._owners import with_owner
 from sandbox.keep._record import SHORT_ID, Config, State, to_result
@@ -28,6 +28,7 @@ __all__ = [
     "find",
     "links_in",
     "namespace_of",
+    "resident_of",
     "start",
     "start_wishes",
     "to_result",

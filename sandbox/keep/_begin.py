@@ -156,8 +156,9 @@ def _shown(container: Container, wishes: Wishes) -> dict[str, Any]:
     """What people look for in `inspect`, and links take."""
     said = {name: value for name in _SHOWN if isinstance(value := wishes.container.get(name), (str, int, float))}
     words = [*wishes.network.get("network", [])] or ["none"]
+    words_of = {name: word for name in ("ipc", "uts", "cgroupns") if (word := wishes.network.get(name))}
     mounts = [_mount(mount) for mount in wishes.container.get("mounts", ())]
-    return {**said, "env": dict(container.spec.env), "exposed": [*container.exposed_ports], "network": words, "mounts": mounts}
+    return {**said, **words_of, "env": dict(container.spec.env), "exposed": [*container.exposed_ports], "network": words, "mounts": mounts}
 
 
 def _mount(mount: Bind | Tmpfs | Volume) -> dict[str, Any]:
@@ -189,9 +190,10 @@ def _container_options(wishes: Wishes) -> dict[str, Any]:
     links = said.pop("link", [])
     options = {**wishes.container, "name": wishes.name, "net": None}
     if said:
-        from sandbox.cli.networks import arguments
+        from sandbox.cli import networks, sharing
 
-        options |= arguments(argparse.Namespace(**{"network": [], **said}))
+        parsed = argparse.Namespace(**{"network": [], **said})
+        options |= {**networks.arguments(parsed), **sharing.arguments(parsed)}
     return with_links(options, links)
 
 

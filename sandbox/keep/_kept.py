@@ -72,6 +72,8 @@ def start(
     Raises: as `Container` and `Container.popen`; NameInUseError.
     """
     unfit = _OF_THIS_PROCESS & set(options)
+    if isinstance(share := options.get("share"), Mapping) and any(whose != "host" for whose in cast("Mapping[object, object]", share).values()):
+        raise UsageError("share: belongs to this process, and the container does not; `sandbox run -d --ipc container:NAME` takes one by its name")
     if unfit:
         raise UsageError(f"{min(unfit)}: belongs to this process, and the container does not; networks are given by name: network='NAME'")
     words: dict[str, Any] = {

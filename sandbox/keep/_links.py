@@ -13,7 +13,7 @@ from sandbox.keep._store import ContainerStore
 
 if TYPE_CHECKING:
     from sandbox import Join
-    from sandbox.ns import Namespace
+    from sandbox.ns import Namespace, Resident
 
 
 def namespace_of(text: str) -> Namespace:
@@ -27,6 +27,23 @@ def namespace_of(text: str) -> Namespace:
         found = Namespace.of(state.init, "net")
         if not place.is_kept:  # then the number may be another's by now
             raise UsageError(f"--network container:{text}: that container has just ended")
+    return found
+
+
+def resident_of(option: str, text: str) -> Resident:
+    """The first process of a container that is there, whose namespaces another one is to share.
+
+    Raises: ContainerNotFoundError; UsageError: it is dead.
+    """
+    from sandbox.ns import Resident
+
+    with ContainerStore().open(text) as place:
+        config, state = place.config(), place.state()
+        if not place.is_kept or not state.init:
+            raise UsageError(f"{option} container:{text}: that container is dead")
+        found = Resident.of(state.init, hostname=str(config.options.get("hostname", "sandbox")))
+        if not place.is_kept:  # then the number may be another's by now
+            raise UsageError(f"{option} container:{text}: that container has just ended")
     return found
 
 

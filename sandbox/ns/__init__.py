@@ -14,6 +14,7 @@ from sandbox.ns.mount import Mount
 from sandbox.ns.namespace import KINDS, Namespace, list_namespaces
 from sandbox.ns.net import Net, forget, keep
 from sandbox.ns.pid import Pid
+from sandbox.ns.resident import Resident
 from sandbox.ns.spec import Namespaces, pieces
 from sandbox.ns.time import Time
 from sandbox.ns.user import IdMaps, IdRange, IdRanges, User, id_ranges
@@ -35,6 +36,7 @@ __all__ = [
     "Net",
     "Pid",
     "Pieces",
+    "Resident",
     "Spawner",
     "Time",
     "User",

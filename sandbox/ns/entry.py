@@ -115,9 +115,9 @@ def create_plan(kind: str) -> plan.Plan:
     Raises: UsageError for kinds that cannot exist without a process, or are none.
     """
     if kind == "user":
-        raise UsageError("create: a user namespace is made with its id maps; start a Container, and Namespace.of(its pid, 'user')")
+        raise UsageError("create: a user namespace is made with its id maps; start a Container, and take its namespace('user')")
     if kind == "pid":
-        raise UsageError("create: a pid namespace ends with its first process; start a Container, and Namespace.of(its pid, 'pid')")
+        raise UsageError("create: a pid namespace ends with its first process; start a Container, and take its namespace('pid')")
     if kind not in FLAGS:
         raise UsageError(f"create: {kind!r} is none of {', '.join(FLAGS)}")
     after: dict[str, plan.Op] = {"net": plan.LoopbackUp(), "mount": plan.MakePrivate()}

@@ -20,7 +20,7 @@ from sandbox.errors import SetupError, UnsupportedError, UsageError
 if TYPE_CHECKING:
     from sandbox.ns.entry import Entered
 
-__all__ = ["FLAGS", "KINDS", "NETNS", "Namespace", "list_namespaces"]
+__all__ = ["FLAGS", "KINDS", "NETNS", "Namespace", "file_of", "list_namespaces"]
 
 FLAGS: Final[Mapping[str, int]] = {
     "cgroup": sys.CLONE_NEWCGROUP,
@@ -36,6 +36,10 @@ KINDS: Final = tuple(FLAGS)
 NETNS: Final = "/run/netns"  # NETNS_RUN_DIR of iproute2, which says /var/run/netns; /var/run is a link to /run
 _KIND_OF_FLAG: Final = {flag: kind for kind, flag in FLAGS.items()}
 _FILES: Final = {**{kind: kind for kind in KINDS}, "mount": "mnt", "mnt": "mnt"} | {name: name for name in ("pid_for_children", "time_for_children")}
+_CLOSED: Final = (
+    "it takes ptrace rights over the process: the same user, if it is dumpable, or root; of a container of yours "
+    "Container.namespaces() and Container.namespace(kind) tell without"
+)
 _ID: Final = struct.Struct("=I")
 
 
@@ -74,7 +78,7 @@ class Namespace:
         Raises: UsageError: no such kind, no such process; UnsupportedError: the kernel has no such namespaces;
             SetupError: EACCES without ptrace rights over the process.
         """
-        name = _file_of(kind)
+        name = file_of(kind)
         try:
             pidfd = calls.pidfd_open(pid)
         except (OSError, TypeError, OverflowError) as error:
@@ -210,7 +214,7 @@ def list_namespaces(pid: int | None = None) -> Mapping[str, int]:
     except (FileNotFoundError, ProcessLookupError):
         raise UsageError(f"pid: there is no process {pid!r} (or only its zombie)") from None
     except OSError as error:
-        raise SetupError(f"read {folder}", error.errno or 0, hint="namespaces are shown to those who may ptrace the process") from error
+        raise SetupError(f"read {folder}", error.errno or 0, hint=_CLOSED) from error
     return {name: int(link.partition("[")[2].rstrip("]")) for name, link in links.items()}
 
 
@@ -226,7 +230,8 @@ def named_path(kind: str, name: str) -> str:
     return f"{NETNS}/{name}"
 
 
-def _file_of(kind: str) -> str:
+def file_of(kind: str) -> str:
+    """The name of *kind* in /proc/PID/ns. Raises: UsageError: there is no such kind."""
     if kind not in _FILES:
         raise UsageError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
     return _FILES[kind]
@@ -244,7 +249,7 @@ def _open_of(pid: int, name: str) -> int:
     except ProcessLookupError:
         raise UsageError(f"pid: process {pid} has ended") from None
     except OSError as error:
-        raise SetupError(f"open {path}", error.errno or 0, hint="ptrace rights over the process are needed: the same user, or root") from error
+        raise SetupError(f"open {path}", error.errno or 0, hint=_CLOSED) from error
 
 
 def _check_alive(pidfd: int, pid: int) -> None:

@@ -163,6 +163,7 @@ class IdRanges:
         self._visible = tuple(tuple((item.inside, item.count) for item in maps) for maps in visible)
         self._reserved = tuple(reserved)
         self._used: set[int] = set()
+        self._held: dict[int, int] = {}  # how many beside the first have a range
         self._lock = threading.Lock()
         self.are_any = any(self._usable((FIRST + number * COUNT, COUNT)) for number in range(_RANGES))
 
@@ -184,10 +185,28 @@ class IdRanges:
             remedy=f"give the outer container ids from {FIRST} on, or run as an ordinary user",
         )
 
+    def is_private(self, base: int) -> bool:
+        """Whether one of these ranges begins at *base*."""
+        return FIRST <= base < END and (base - FIRST) % COUNT == 0 and self._usable((base, COUNT))
+
+    def hold(self, base: int) -> IdRange:
+        """The range that begins at *base*, for one more, who is to have the same ids; it is given back when all have given it back."""
+        number = (base - FIRST) // COUNT
+        with self._lock:
+            if number in self._used:
+                self._held[number] = self._held.get(number, 0) + 1
+            self._used.add(number)
+        return IdRange(number, self, base)
+
     def give(self, number: int) -> None:
         """Take *number* back."""
         with self._lock:
-            self._used.discard(number)
+            if self._held and number in self._held:
+                self._held[number] -= 1
+                if not self._held[number]:
+                    del self._held[number]
+            else:
+                self._used.discard(number)
 
     def _usable(self, span: Span) -> bool:
         seen = all(any(first <= span[0] and sum(span) <= first + count for first, count in spans) for spans in self._visible)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import re
 import types
 from collections.abc import Callable
@@ -172,10 +171,13 @@ def test_a_script_without_its_interpreter_is_told_from_a_missing_one() -> None:
 def test_an_ordinary_user_s_container_on_another_s_network_names_the_remedy() -> None:
     from attrs import evolve
 
-    from sandbox._host import host, join_net
+    from sandbox._host import host
+    from sandbox._sharing import join
 
-    with pytest.raises(sandbox.UnsupportedError, match=r"put both on a Network"):
-        join_net(os.getpid(), evolve(host(), privileged=False))
+    ordinary, other = evolve(host(), privileged=False), Container()
+    for kind, said in (("net", r"put both on a Network"), ("ipc", r"run both programs in one container")):
+        with pytest.raises(sandbox.UnsupportedError, match=said):
+            join([(kind, other)], ordinary, other.spec)
 
 
 def test_check_returncode_raises_as_subprocess_does() -> None:

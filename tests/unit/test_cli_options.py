@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox import Bind, Container, Rlimits, Security, Tmpfs, UsageError, Volume
+from sandbox import Bind, Container, Rlimits, SandboxError, Security, Tmpfs, UsageError, Volume
 from sandbox.cli import options
 from sandbox.cli.arguments import build, parse
 from sandbox.cli.parser import WrongUseError
@@ -45,6 +45,9 @@ EXAMPLES = {
     "--user": "5",
     "--hostname": "box",
     "--network": "host",
+    "--ipc": "host",
+    "--uts": "host",
+    "--cgroupns": "host",
     "--dns": "10.0.0.53",
     "--dns-search": "example.org",
     "--add-host": "db:10.0.0.9",
@@ -67,6 +70,7 @@ EXAMPLES = {
     "--explain": None,
 }
 SAME = {"--interactive", "--help"}  # the default, and what never gets here
+REFUSED = {"--pid", "--userns"}  # but for "private"
 OF_IMAGES = {"--image", "--entrypoint", "--pull"}
 OF_NETWORKS = {"--network-alias", "--ip", "--ip6", "--mac-address", "--publish", "--publish-all", "--link"}  # only with a network: test_cli_networks
 OF_DETACHED = {"--detach", "--rm", "--restart", "--label", "--log-size"}  # test_keep_pieces
@@ -79,7 +83,30 @@ WITHOUT_EFFECT = {"--env-file"}  # of an empty file
 
 def test_no_option_is_forgotten() -> None:
     names = {action.option_strings[0] for action in build()._actions if action.option_strings}
-    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES | OF_NETWORKS | OF_DETACHED | OF_HEALTH) - {"--no-interactive"}
+    assert names == (EXAMPLES.keys() | SAME | OF_IMAGES | REFUSED | OF_NETWORKS | OF_DETACHED | OF_HEALTH) - {"--no-interactive"}
+
+
+def test_namespaces_are_the_hosts_or_its_own() -> None:
+    assert container("--ipc", "host", "--uts=host", "--cgroupns", "host")["share"] == {"ipc": "host", "uts": "host", "cgroup": "host"}
+    for words in (["--ipc", "private"], ["--ipc=shareable"], ["--uts", ""], ["--pid", "private"], ["--userns=private"], ["--cgroupns", "private"]):
+        assert "share" not in container(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pid", "host"], "PID 1.*sandbox exec"),
+        (["--pid", "container:web"], "PID 1.*sandbox exec"),
+        (["--userns", "host"], "user namespace of its own"),
+        (["--ipc", "none"], "none of private, shareable, host or container:NAME"),
+        (["--uts", "shareable"], "none of private, host or container:NAME"),
+        (["--cgroupns", "container:web"], "none of private or host"),
+        (["--uts", "container:no-such-container"], "no-such-container"),
+    ],
+)
+def test_namespaces_that_are_not_offered_are_refused_with_what_is(words: list[str], said: str) -> None:
+    with pytest.raises(SandboxError, match=said):
+        container(*words)
 
 
 def test_the_options_of_images_have_their_meaning() -> None:

@@ -1,0 +1,84 @@
+"""`Resident`: a process whose namespaces are meant, held by its pidfd."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from attrs import define, field
+
+from sandbox._plan import IdMap
+from sandbox._sys import calls, procfs
+from sandbox._sys.fds import Fd
+from sandbox.errors import ClosedError, UsageError
+from sandbox.ns.namespace import Namespace
+
+__all__ = ["Resident"]
+
+
+@define(eq=False, repr=False)
+class Resident:
+    """A process, a container's init say, whose namespaces others are to share. Its number cannot become another's unnoticed, while this is open.
+
+    *hostname*: that of its UTS namespace, if it is known.
+    """
+
+    pid: int
+    hostname: str | None
+    _fd: Fd = field(alias="fd")
+
+    @classmethod
+    def of(cls, pid: int, *, hostname: str | None = None) -> Self:
+        """Hold process *pid*. Raises: UsageError: there is none."""
+        try:
+            return cls(pid, hostname, Fd(calls.pidfd_open(pid)))
+        except (OSError, TypeError, OverflowError) as error:
+            raise UsageError(f"pid: there is no process {pid!r}") from error
+
+    def namespace(self, kind: str) -> Namespace:
+        """Open one of its namespaces. Raises: as `Namespace.of`; ClosedError: it has ended."""
+        self.check()
+        found = Namespace.of(self.pid, kind)
+        try:
+            self.check()  # so that it was this one's
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    def id_map(self) -> tuple[IdMap, ...]:
+        """Which uids of ours those of its user namespace are. Raises: ClosedError: it has ended."""
+        try:
+            found = procfs.read_id_map("uid", pid=self.pid)
+        except OSError:
+            found = ()
+        self.check()
+        return found
+
+    def check(self) -> None:
+        """Raises: ClosedError: it has ended."""
+        try:
+            calls.pidfd_send_signal(self._fd.fileno(), 0)
+        except ProcessLookupError:
+            raise ClosedError(f"process {self.pid}, whose namespaces were to be shared, has ended") from None
+        except PermissionError:
+            return  # alive, and not ours
+
+    def close(self) -> None:
+        """Let go of it; a second time does nothing."""
+        self._fd.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A value to its user, as a `Namespace`.
+        fd = getattr(self, "_fd", None)
+        if fd is not None:
+            fd.close()
+
+    def __repr__(self) -> str:
+        return f"Resident({self.pid})"
