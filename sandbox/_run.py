@@ -139,7 +139,9 @@ def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apa
         if leaf is None and not flags and not apart:
             return spec.plain, fds
     else:
-        fds = list(dict.fromkeys(fd for fd in wiring.inside.values() if fd != NULL))
+        for fd in wiring.inside.values():
+            if fd != NULL and fd not in fds:
+                fds.append(fd)
         targets = tuple([(wire.OWN_NULL if fd == NULL else fds.index(fd), target) for target, fd in wiring.inside.items()])
     count, joins, cpu_format, has_cgroup = len(fds), 0, 0, False
     if leaf is not None:
