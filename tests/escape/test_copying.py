@@ -107,8 +107,11 @@ def test_copies_against_an_exchange_loop_touch_nothing_of_the_host(box: Containe
     source = tmp_path / "source"
     (source / "directory").mkdir(parents=True)
     (source / "directory" / "new").write_text("from the host")
-    got = {"read": 0}
-    for number in range(repeats(500)):
+    got = {"read": 0, "tried": 0}
+    deadline = time.monotonic() + patience(60)
+    # One at least reads what is there: otherwise nothing was tried.
+    while (number := got["tried"]) < repeats(500) or (not got["read"] and time.monotonic() < deadline):
+        got["tried"] += 1
         with contextlib.suppress(*REFUSALS):
             assert box.read_bytes("/work/point/secret") == b"own\n"
             got["read"] += 1
@@ -336,7 +339,7 @@ def test_a_hundred_thousand_files_are_removed_beside_a_program_with_a_deadline(b
         result = box.exec(["sleep", "60"], timeout=0.1)
         removal.result()
     assert result.status is sandbox.Status.TIMEOUT
-    assert result.wall_time < 1
+    assert result.wall_time < patience(10)  # and not 60 s
     assert box.listdir("/work") == []
 
 

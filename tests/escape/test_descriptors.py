@@ -291,7 +291,7 @@ def test_a_hostile_passwd_or_group_neither_hangs_nor_leaks(root: Path, name: str
         assert c.exec(["stat", "-L", "-c", "%u", "/proc/self"]).stdout == b"0\n"
         with pytest.raises(sandbox.UsageError):
             c.exec(["true"], user="daemon" if name == "passwd" else "root:daemon")
-    assert time.monotonic() - began < patience(2.0)
+    assert time.monotonic() - began < patience(20)
 
 
 @needs("root", "program:busybox")

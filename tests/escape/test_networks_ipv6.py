@@ -84,7 +84,8 @@ def test_without_the_guard_what_is_forged_arrives_and_still_nobody_believes_it(m
         assert len(honest(here, seen)) > 20
         assert "icmp134" in seen
         assert "icmp136" in seen
-        after = {line for line in here.routes(here.victim).splitlines() if "STALE" not in line and "REACHABLE" not in line and "DELAY" not in line}
+        states = ("STALE", "REACHABLE", "DELAY", "PROBE", "INCOMPLETE", "FAILED")  # of neighbours that it has asked for itself
+        after = {line for line in here.routes(here.victim).splitlines() if not any(state in line for state in states)}
         assert after == set(before.splitlines())
 
 
@@ -182,9 +183,10 @@ def test_a_port_published_on_loopback_is_not_reached_from_another_host() -> None
             frames += [frame(to, source, "::1", local, f"from-{source}") for source in ("::1", HOST6)]
             frames.append(frame(to, WORLD6, HOST6, wan, "published"))  # which shows that frames of this kind arrive
             assert there.run(f"{PYTHON} -c {shlex.quote(f'exec({FORGE!r})')} eth0 {' '.join(frames)}") == (0, "")
+            assert process.stdout.readline().strip(b"\0\n") == b"published"  # the last one; what had come through before would be told first
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
                 client.sendto(b"the end", ("::1", local))
-            assert [word.strip("\0") for word in process.stdout.read().decode().split()] == ["published"]
+            assert process.stdout.read() == b""
 
 
 @alone
@@ -264,5 +266,5 @@ for _ in range(20):
         try:
             s.connect((sys.argv[1], int(sys.argv[2]))); found.add("reached")
         except OSError as error: found.add(str(error.errno or "timeout"))
-print(*sorted(found), time.monotonic() - began < 2.5)
+print(*sorted(found), time.monotonic() - began < 15)
 """

@@ -21,7 +21,7 @@ from tests.leak.snapshot import descendants, describe
 from tests.support import patience
 
 LIBRARY = os.path.dirname(sandbox.__file__)
-SOON_S = patience(2.0)
+SOON_S = patience(10.0)
 Scenario = Callable[[], Iterator[Container]]
 
 

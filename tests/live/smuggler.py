@@ -12,7 +12,7 @@ from tests.support import patience, why_not
 SOURCE = Path(__file__).parent / "programs" / "smuggle.c"
 LIMITS: dict[str, Any] = {} if why_not("cgroup:memory") or why_not("cgroup:pids") else {"memory": "64M", "pids": 32}
 TMP = Tmpfs("/tmp")
-PATIENCE_S = patience(20.0)
+PATIENCE_S = patience(60.0)
 
 
 def make_root(directory: Path) -> Path:

@@ -32,6 +32,12 @@ def box() -> Iterator[Container]:
         yield container
 
 
+def off(result: Result) -> float:
+    """By how much the CPU time differs from what the program knows, beyond what is allowed."""
+    truth = int(result.stdout.split()[1]) / 1e9
+    return abs(result.cpu_time - truth) - (0.02 * truth + 0.002)
+
+
 def run(box: Container, *argv: str, **options: Any) -> Result:
     return box.exec([KNOWN, *argv], timeout=60.0, **options)
 
@@ -90,34 +96,33 @@ def test_a_limit_of_4_mb_of_memory_is_all_the_programs(box: Container) -> None:
 
 
 def test_without_a_control_group_orphans_are_counted_all_the_same(box: Container, start_s: float) -> None:
-    result = run(box, "orphan", "100", accounting=False)
-    truth = int(result.stdout.split()[1]) / 1e9
-    assert abs(result.cpu_time - truth) <= 0.02 * truth + 0.002 + start_s, result
-    assert abs(result.cpu_time - result.user_time - result.system_time) < 1e-5
+    results = [run(box, "orphan", "100", accounting=False) for _ in range(5)]
+    assert statistics.median(map(off, results)) <= start_s, results  # of one, interrupts' work may be a part
+    assert all(abs(result.cpu_time - result.user_time - result.system_time) < 1e-5 for result in results)
 
 
 @accounted
 def test_programs_side_by_side_are_told_apart(box: Container, start_s: float) -> None:
-    found: dict[int, Result] = {}
+    found: dict[int, list[Result]] = {40: [], 120: []}
 
     def burn(ms: int) -> None:
-        found[ms] = run(box, "orphan", str(ms), accounting=True)
+        found[ms].append(run(box, "orphan", str(ms), accounting=True))
 
-    threads = [threading.Thread(target=burn, args=(ms,)) for ms in (40, 120)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result in found.values():
-        truth = int(result.stdout.split()[1]) / 1e9
-        assert abs(result.cpu_time - truth) <= 0.02 * truth + 0.002 + start_s, result
-    assert len(found) == 2
+    for _ in range(5):
+        threads = [threading.Thread(target=burn, args=(ms,)) for ms in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for results in found.values():
+        assert len(results) == 5
+        assert statistics.median(map(off, results)) <= start_s, results  # of one, interrupts' work may be a part
 
 
 def test_set_up_is_told_apart_from_the_programs_time(box: Container) -> None:
-    result = box.exec(["sleep", "0.1"])
-    assert 0.1 <= result.wall_time < 1, result
-    assert 0 < result.setup_time < 0.1, result.setup_time
+    results = [box.exec(["sleep", "0.1"]) for _ in range(10)]
+    assert 0.1 <= min(result.wall_time for result in results) < 1, results  # the least: others may have had the CPU
+    assert 0 < min(result.setup_time for result in results) < 0.1, [result.setup_time for result in results]
     assert box.exec(["sleep", "5"], timeout=0.1).wall_time >= 0.1  # the deadline is the program's, too
 
 
@@ -154,7 +159,7 @@ def test_details_say_what_was_left_and_what_was_slow(box: Container) -> None:
 
 @needs("cgroup:memory", "cgroup:cpu")
 def test_throttled_time_is_that_of_the_runs_own_quota_and_of_the_containers(box: Container) -> None:
-    slow = run(box, "user", "60", cpus=0.2, accounting="full")
+    slow = run(box, "user", "60", cpus=0.05, accounting="full")  # less than there is to be had on a busy machine
     assert slow.details is not None
     assert slow.details.throttled_time is not None
     # Summed over CPUs, of which two may wait at once: more than the time of the clock was seen on v2.

@@ -408,7 +408,7 @@ def test_a_monitor_samples_in_the_loop(aio_run: Run) -> None:
                 times.append(row.time)
                 if len(times) > 3 and row.pids == 1:
                     break
-            assert threading.active_count() == threads
+            assert threading.active_count() <= threads
             assert times == sorted(set(times))
             program.kill()  # whose end this waits for
         assert monitor.rows[-1].time >= times[-1]

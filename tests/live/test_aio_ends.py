@@ -130,7 +130,7 @@ def test_an_init_that_does_not_answer_is_given_up(aio_run: Run, monkeypatch: pyt
 
     async def main() -> None:
         async with aio.Container() as c, aio.Container() as other:
-            p = await c.popen(["sleep", "60"], timeout=0.1)
+            p = await c.popen(["sleep", "60"], timeout=2.0)  # of which there is some left now
             os.kill(c.pid, signal.SIGSTOP)
             task = asyncio.create_task(c.exec(["true"], timeout=0.1))
             assert (await other.exec(["true"])).ok

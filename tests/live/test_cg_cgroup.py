@@ -212,8 +212,8 @@ def test_freezing_needs_no_freezer_from_the_start():
 
 
 def test_cpu_time_and_throttling_are_told():
-    code = "sys.stdin.readline()\nimport time\nend = time.process_time() + 0.15\nwhile time.process_time() < end: pass\nprint(flush=True)"
-    with Cgroup("job", Limits(cpus=0.2)) as cg, Program(code) as program:
+    code = "sys.stdin.readline()\nimport time\nend = time.process_time() + 0.1\nwhile time.process_time() < end: pass\nprint(flush=True)"
+    with Cgroup("job", Limits(cpus=0.05)) as cg, Program(code) as program:
         cg.attach(program.pid)
         program.say("go")
         program.line()

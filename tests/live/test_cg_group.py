@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import sandbox
 from sandbox.cg import CpuFormat, Group, Host, Leaf, Limits, close_owner, detect
 from sandbox.cg import group as group_module
 from sandbox.cg import tree as tree_module
@@ -25,6 +26,7 @@ PYTHON = sys.executable
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
+    sandbox.shut_down()  # what other tests have had made ahead is in groups, too
     close_owner()
     fds = len(os.listdir("/proc/self/fd"))
     yield

@@ -135,10 +135,10 @@ def test_users_by_number_name_and_group() -> None:
 
 def test_a_deadline_ends_everything_and_keeps_the_output() -> None:
     started = time.monotonic()
-    result = sandbox.run([SH, "-c", "echo begun; (sleep 30 &) ; sleep 30"], timeout=0.3)
+    result = sandbox.run([SH, "-c", "echo begun; (sleep 30 &) ; sleep 30"], timeout=1.0)
     assert result.status is Status.TIMEOUT
     assert result.stdout == b"begun\n"
-    assert time.monotonic() - started < patience(3)
+    assert time.monotonic() - started < patience(15)
 
 
 @pytest.mark.parametrize("script", ["trap '' TERM; sleep 30", "kill -STOP $$", "setsid sleep 30", "exec <&- >&- 2>&-; sleep 30"])

@@ -153,18 +153,23 @@ except ChildProcessError:
 def test_starting_does_not_take_longer_in_a_large_process() -> None:
     code = """
 import time, sandbox
-def fastest():
-    times = []
+def fastest(so_far):
+    times = [so_far]
     for _ in range(100):
         began = time.perf_counter(); sandbox.run(["true"]); times.append(time.perf_counter() - began)
     return min(times)
 sandbox.run(["true"])
-small = fastest()
-ballast = bytearray(1 << 30)
-for at in range(0, len(ballast), 4096): ballast[at] = 1
-print(fastest() / small)
+small = large = 60.0
+for _ in range(8):  # in turn: the machine may be busier now than it will be then
+    small = fastest(small)
+    ballast = bytearray(1 << 30)
+    for at in range(0, len(ballast), 4096): ballast[at] = 1
+    large = fastest(large)
+    del ballast
+    if large < 1.6 * small: break
+print(large / small)
 """
-    done = python(code, timeout=120)
+    done = python(code, timeout=240)
     assert float(done.stdout) < 1.6, done.stderr
 
 
@@ -237,7 +242,7 @@ time.sleep(60)
 @pytest.mark.parametrize("round_", range(KILL_ROUNDS))
 def test_kill_9_at_a_random_moment_leaves_nothing(round_: int) -> None:
     delay = random.Random(round_).uniform(0, 0.25)
-    assert run_and_kill(BUSY, delay_s=delay, patience_s=1.0) == []
+    assert run_and_kill(BUSY, delay_s=delay) == []
 
 
 def test_a_forked_child_does_not_keep_its_parents_containers_alive() -> None:
@@ -252,7 +257,7 @@ if os.fork() == 0:
 print("ready", flush=True)
 time.sleep(60)
 """
-    left = run_and_kill(code, delay_s=0.1)
+    left = run_and_kill(code, delay_s=0.1, patience_s=5.0)
     # The child of the host program itself lives on: that is the host's affair. Nothing of the container does.
     assert not [line for line in left if "sandbox-" in line or "sleep" in line]
 
@@ -341,8 +346,8 @@ time.sleep(1.0)
 print("ready", flush=True)
 time.sleep(60)
 """
-    assert run_and_kill(code, patience_s=5.0) == []
-    deadline = time.monotonic() + patience(5.0)  # a tree of this kind takes its time, but not for ever
+    assert run_and_kill(code) == []
+    deadline = time.monotonic() + patience(30.0)  # a tree of this kind takes its time, but not for ever
     while list((tmp_path / "scratch").iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert list((tmp_path / "scratch").iterdir()) == []
@@ -366,15 +371,16 @@ os.write(40, result.stdout)
 
 @needs("root", "cgroup:memory")
 def test_a_stopped_launcher_is_an_error_in_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sandbox._session.GONE_S", 0.5)
-    monkeypatch.setattr("sandbox._beginning.GONE_S", 0.5)
     sandbox.shut_down()
     container = Container().create()
     launcher = int(Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(launcher, signal.SIGSTOP)
     try:
-        with pytest.raises(sandbox.BrokenError, match="is it stopped"):
-            container.close()
+        with monkeypatch.context() as little:
+            little.setattr("sandbox._session.GONE_S", 0.5)
+            little.setattr("sandbox._beginning.GONE_S", 0.5)
+            with pytest.raises(sandbox.BrokenError, match="is it stopped"):
+                container.close()
     finally:
         os.kill(launcher, signal.SIGCONT)
     assert sandbox.run(["true"]).ok

@@ -19,7 +19,7 @@ from sandbox._launch import driver
 from tests.support import needs, patience
 
 pytestmark = [needs("root"), needs("cgroup:memory"), needs("program:busybox")]
-PATIENCE_S = patience(5.0)
+PATIENCE_S = patience(30.0)
 
 
 @pytest.fixture(autouse=True)

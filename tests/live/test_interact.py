@@ -119,7 +119,7 @@ def test_a_partner_that_ignores_the_end_is_killed_after_a_while(boxes: tuple[Con
 def test_two_who_wait_for_each_other_are_the_solutions_fault(boxes: tuple[Container, Container], how: dict[str, Any]) -> None:
     begin = time.monotonic()
     game = play(boxes, "read x", "read x", how, timeout=0.2)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < patience(20)
     assert game.solution.status is Status.TIMEOUT
     assert game.verdict is Verdict.SOLUTION_FAILED
 
@@ -127,17 +127,17 @@ def test_two_who_wait_for_each_other_are_the_solutions_fault(boxes: tuple[Contai
 @needs("cgroup:memory", "program:python3")
 @BOTH
 def test_each_has_its_own_limits_and_its_own_figures(boxes: tuple[Container, Container], how: dict[str, Any]) -> None:
-    hog = Party(boxes[1], ["/usr/bin/python3", "-c", "x = bytearray(90 << 20); print(1)"], memory="30M", timeout=patience(5))
+    hog = Party(boxes[1], ["/usr/bin/python3", "-c", "x = bytearray(90 << 20); print(1)"], memory="30M", timeout=patience(20))
     game = sandbox.interact(sh(boxes[0], 'read x; test -n "$x"', memory="64M"), hog, **how)
     assert game.solution.status is Status.MEMORY_LIMIT
     assert game.verdict is Verdict.SOLUTION_FAILED
     assert game.interactor.memory_peak is not None
     assert game.interactor.memory_peak < 20 << 20
-    busy = sh(boxes[1], "while :; do :; done", cpu_time=0.1, timeout=patience(5))
+    busy = sh(boxes[1], "while :; do :; done", cpu_time=0.1, timeout=patience(20))
     game = sandbox.interact(sh(boxes[0], "read x"), busy, **how)
     assert game.solution.status is Status.CPU_LIMIT
     assert game.interactor.cpu_time < 0.1
-    noisy = sh(boxes[1], "yes >&2", output_limit=1000, timeout=patience(5))
+    noisy = sh(boxes[1], "yes >&2", output_limit=1000, timeout=patience(20))
     game = sandbox.interact(sh(boxes[0], "read x; echo why >&2"), noisy, **how)
     assert game.solution.status is Status.OUTPUT_LIMIT
     assert len(game.solution.stderr) == 1000
@@ -161,7 +161,7 @@ def test_a_transcript_has_who_said_what_when(boxes: tuple[Container, Container])
     game = play(boxes, ECHO_JUDGE, "head -n 1", RELAY)
     assert game.transcript is not None
     assert [(chunk.role, chunk.data) for chunk in game.transcript] == [("interactor", b"hello\n"), ("solution", b"hello\n")]
-    assert 0 <= game.transcript[0].time <= game.transcript[1].time < 5
+    assert 0 <= game.transcript[0].time <= game.transcript[1].time < patience(20)
     assert not game.transcript_truncated
     assert isinstance(game.transcript[0], Chunk)
     assert play(boxes, ECHO_JUDGE, "head -n 1", DIRECT).transcript is None
@@ -188,7 +188,7 @@ def test_one_that_cannot_be_started_ends_the_other() -> None:
                 sandbox.interact(sh(a, "exec sleep 60"), Party(b, ["no-such-program"]), **how)
             with pytest.raises(ProgramNotFoundError):
                 sandbox.interact(Party(a, ["no-such-program"]), sh(b, "exec sleep 60"), **how)
-            assert time.monotonic() - begin < 5
+            assert time.monotonic() - begin < patience(30)
         b.close()
         with pytest.raises(sandbox.ClosedError):
             sandbox.interact(sh(a, "exec sleep 60"), sh(b, "true"))
@@ -246,7 +246,7 @@ def test_in_asyncio_many_games_go_on_at_once_and_a_cancelled_one_ends(how: dict[
     async def main() -> None:
         async with aio.Container() as a, aio.Container() as b:
             def game(interactor: str, solution: str) -> Any:
-                return aio.interact(Party(a, ["sh", "-c", interactor]), Party(b, ["sh", "-c", solution]), timeout=patience(5), linger=0.2, **how)
+                return aio.interact(Party(a, ["sh", "-c", interactor]), Party(b, ["sh", "-c", solution]), timeout=patience(30), linger=0.2, **how)
 
             long = asyncio.create_task(game("exec sleep 60", "exec sleep 60"))
             games = await asyncio.gather(*(game(ECHO_JUDGE, "head -n 1") for _ in range(20)), game("exit 0", "exec sleep 60"))
@@ -267,7 +267,7 @@ def test_in_asyncio_many_games_go_on_at_once_and_a_cancelled_one_ends(how: dict[
 def test_the_example_runs() -> None:
     before, limit, after = (ROOT / "examples" / "interactive.py").read_text(encoding="utf-8").partition("timeout=1.0")
     assert limit
-    command = [sys.executable, "-c", f"{before}timeout={patience(1.0)}{after}"]
+    command = [sys.executable, "-c", f"{before}timeout={patience(4.0)}{after}"]
     env = {**os.environ, "PYTHONPATH": import_path()}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=patience(60), check=False)
     assert done.returncode == 0, done.stderr

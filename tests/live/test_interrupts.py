@@ -20,7 +20,7 @@ from tests.support import import_path, needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.usefixtures("no_leftovers")]
 POINTS = 40  # of each scenario
-SOON_S = patience(2.0)
+SOON_S = patience(10.0)
 
 
 @pytest.mark.parametrize("scenario", ["execute", "start", pytest.param("limit", marks=needs("cgroup:memory", "cgroup:pids")), "once", "talk"])

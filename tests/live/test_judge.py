@@ -110,10 +110,10 @@ class TestAllSubmissions:
 
     def test_cpu_time_is_that_of_all_processes(self, records: Records) -> None:
         for record in named(records, "busy.c", "busy_child.c", "busy_orphans.c", "busy_threads.cpp", "fork_bomb.c"):
-            assert 0.5 * FACTOR <= record["cpu_time"] <= 0.6 * FACTOR, record
+            assert 0.5 * FACTOR <= record["cpu_time"] <= 1.0 * FACTOR, record
         for record in named(records, "sleeping.c", "stopped.c"):
             assert record["cpu_time"] < 0.1 * FACTOR, record
-            assert 5.0 * FACTOR <= record["wall_time"] <= 5.2 * FACTOR, record
+            assert 5.0 * FACTOR <= record["wall_time"] <= 8.0 * FACTOR, record
 
     def test_memory_peaks_are_the_limit_where_it_was_hit_and_small_elsewhere(self, records: Records) -> None:
         for record in records:

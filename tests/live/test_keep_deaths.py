@@ -77,7 +77,7 @@ def test_who_is_killed_while_he_starts_one_leaves_nothing_or_one(store: Containe
             with contextlib.suppress(subprocess.TimeoutExpired):
                 client.wait(delay)
             client.kill()
-        deadline = time.monotonic() + patience(10)
+        deadline = time.monotonic() + patience(60)
         while time.monotonic() < deadline:
             found = keep.containers()
             if all(kept.status == "running" for kept in found):
@@ -98,7 +98,7 @@ def test_a_wait_that_is_broken_off_costs_the_keeper_nothing() -> None:
         with kept._connect() as client:
             client.send(b'{"do":"wait"}')
     assert kept.exec(["true"]).ok
-    deadline = time.monotonic() + patience(5)
+    deadline = time.monotonic() + patience(30)
     while (len(os.listdir(f"/proc/{keeper}/task")), len(os.listdir(f"/proc/{keeper}/fd"))) > (threads, fds):
         assert time.monotonic() < deadline
         kept.exec(["true"])
@@ -123,7 +123,7 @@ def test_nothing_hangs_on_a_keeper_that_is_stopped_and_force_removes_it(
     assert "kill -CONT" in cli("exec", "web", "true", code=125)
     assert "web" in cli("ps")
     assert cli("rm", "-f", "web") == "web\n"
-    assert time.monotonic() - began < patience(15)
+    assert time.monotonic() - began < patience(60)
     await_end_of(keeper)
     await_end_of(program)
     assert left(store) == []

@@ -12,7 +12,7 @@ import pytest
 
 from sandbox import ProgramNotFoundError, keep
 from sandbox.image import Healthcheck
-from tests.live.test_keep import COMMAND, Cli, await_end_of, sleeper
+from tests.live.test_keep import COMMAND, Cli, await_end_of, follow_until, sleeper
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.live.test_keep_health import await_health
@@ -29,11 +29,12 @@ def test_a_life_is_told_to_who_follows_and_to_who_comes_later(cli: Cli) -> None:
     since = str(time.time() - 1)
     with subprocess.Popen([*COMMAND, "events", "--since", since, "--format", "json"], stdout=subprocess.PIPE) as follower:
         assert follower.stdout is not None
-        cli("run", "-d", "--name", "web", "--label", "shop=1", "--", "sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.05; done")
+        cli("run", "-d", "--name", "web", "--label", "shop=1", "--", "sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done")
         kept = keep.find("web")
         for action in ("create", "start"):
             told = json.loads(follower.stdout.readline())
             assert (told["Action"], told["id"], told["Actor"]["Attributes"]["name"]) == (action, kept.id, "web")
+        follow_until(kept, b"up")
         kept.exec(["false"])
         kept.rename("shop")
         kept.stop()

@@ -15,7 +15,7 @@ import pytest
 
 from sandbox import Container, Tmpfs, keep
 from sandbox.image import Settings, Store
-from tests.live.test_keep import COMMAND, Cli
+from tests.live.test_keep import COMMAND, Cli, follow_until
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.rootfs import busybox, put_image, write_layer
@@ -40,6 +40,7 @@ def test_a_container_is_looked_at_committed_and_exported(cli: Cli, image: Callab
     image("app", cmd=("sh", "-c", "trap 'exit 0' USR1; echo up; while :; do sleep 0.05; done"), stop_signal="SIGUSR1", labels={"of": "image"})
     cli("run", "-d", "--name", "web", "--image", "app", "--label", "app=shop")
     kept = keep.find("web")
+    follow_until(kept, b"up")  # it has its trap
     assert kept.config.labels == {"of": "image", "app": "shop"}
     cli("exec", "web", "sh", "-c", "echo new >/new; rm /gone; echo 2 >/d/one")
     source = tmp_path / "source"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import socket
@@ -29,10 +30,14 @@ def test_a_program_that_is_run_in_one_has_no_descriptor_of_the_callers() -> None
     ours, theirs = pty.openpty()
     look = "for fd in 0 1 2; do readlink /proc/self/fd/$fd; done"
     with subprocess.Popen([*COMMAND, "exec", "-i", "web", "sh", "-c", look], stdin=theirs, stdout=theirs, stderr=theirs) as client:
-        assert client.wait(patience(20)) == 0
+        assert client.wait(patience(60)) == 0
     os.close(theirs)
-    said = os.read(ours, 4096).decode().splitlines()
+    text = b""
+    with contextlib.suppress(OSError):  # EIO: all has been read
+        while data := os.read(ours, 4096):
+            text += data
     os.close(ours)
+    said = text.decode().splitlines()
     assert len(said) == 3
     assert all(line.startswith("pipe:") for line in said)
 
@@ -40,7 +45,7 @@ def test_a_program_that_is_run_in_one_has_no_descriptor_of_the_callers() -> None
 def test_streams_of_exec_are_passed_on_whole_and_in_order() -> None:
     sleeper("web")
     data = os.urandom(300_000)
-    assert subprocess.run([*COMMAND, "exec", "-i", "web", "cat"], input=data, capture_output=True, check=True, timeout=patience(20)).stdout == data
+    assert subprocess.run([*COMMAND, "exec", "-i", "web", "cat"], input=data, capture_output=True, check=True, timeout=patience(60)).stdout == data
     script = "for n in 1 2 3 4 5; do echo $n; echo $n >&2; done"
     both = subprocess.run([*COMMAND, "exec", "web", "sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
     assert both.stdout.split() == [b"%d" % (number // 2 + 1) for number in range(10)]
@@ -49,8 +54,8 @@ def test_streams_of_exec_are_passed_on_whole_and_in_order() -> None:
         assert client.stdout is not None
         assert client.stdout.read(2) == b"y\n"
         client.stdout.close()
-        assert client.wait(patience(20)) == 128 + 13
-    assert subprocess.run([*COMMAND, "exec", "-i", "web", "true"], input=data, check=False, timeout=patience(20)).returncode == 0
+        assert client.wait(patience(60)) == 128 + 13
+    assert subprocess.run([*COMMAND, "exec", "-i", "web", "true"], input=data, check=False, timeout=patience(60)).returncode == 0
 
 
 def test_a_container_with_many_clients_is_stopped_and_removed_all_the_same(cli: Cli) -> None:
@@ -68,7 +73,7 @@ def test_the_log_of_a_program_that_never_stops_writing_is_shown_and_ends(cli: Cl
     next(kept.records(follow=True))
     began = time.monotonic()
     assert cli("logs", "--tail", "5", "loud").count("0123456789") >= 4
-    assert time.monotonic() - began < patience(5)
+    assert time.monotonic() - began < patience(30)
 
 
 def test_what_is_too_long_to_be_kept_is_refused_before_anything_runs(store: ContainerStore) -> None:
@@ -98,6 +103,6 @@ def test_thousands_of_orphans_are_told_to_stop_with_few_descriptors() -> None:
     keeper = kept.config.keeper
     most = len(os.listdir(f"/proc/{keeper}/fd")) + 90
     subprocess.run(["prlimit", f"--nofile={most}:{most}", "--pid", str(keeper)], check=True)
-    kept.stop(timeout=patience(10))
+    kept.stop(timeout=patience(60))
     assert kept.status == "exited"
     assert Path(f"/proc/{keeper}").exists()

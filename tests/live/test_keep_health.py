@@ -87,19 +87,21 @@ def test_a_check_that_floods_forks_hangs_and_fills_memory_harms_neither_keeper_n
     found = await_health(kept, "unhealthy")
     assert len(json.dumps(found)) < 40_000
     assert kept.status == "running"
-    assert len(os.listdir(f"/proc/{kept.config.keeper}/task")) <= len(before) + 2  # that of the check, and of whoever asks
+    deadline = time.monotonic() + patience(10)
+    while len(os.listdir(f"/proc/{kept.config.keeper}/task")) > len(before) + 2:  # that of the check, and of whoever asks
+        assert time.monotonic() < deadline
     memory = next(line for line in Path(f"/proc/{kept.config.keeper}/status").read_text().splitlines() if line.startswith("VmHWM"))
     assert int(memory.split()[1]) < 80_000, memory
 
 
 @pytest.mark.needs("cgroup:memory")
 def test_a_check_that_a_pause_has_interrupted_says_nothing() -> None:
-    check = Healthcheck(("CMD-SHELL", "echo >/tmp/began; sleep 0.2"), interval=0.001, timeout=1, retries=1)
+    check = Healthcheck(("CMD-SHELL", "echo >/tmp/began; sleep 0.2"), interval=0.001, timeout=3, retries=1)
     kept = sleeper(health=check, memory="64M")
     await_health(kept, "healthy")
     kept.exec(["sh", "-c", "rm -f /tmp/began; while ! test -e /tmp/began; do :; done"])
     kept.pause()
-    select.select([], [], [], 1.1)  # so that its time is over
+    select.select([], [], [], 3.1)  # so that its time is over
     kept.resume()
     ends = {str(outcome["End"]) for outcome in outcomes(kept)}
     deadline = time.monotonic() + patience(30)

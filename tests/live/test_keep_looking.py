@@ -15,10 +15,10 @@ import pytest
 from sandbox import Bind, Tmpfs, keep
 from sandbox.cli import figures
 from sandbox.keep import Kept
-from tests.live.test_keep import COMMAND, Cli, follow_until, sleeper
+from tests.live.test_keep import COMMAND, Cli, follow_until, halt, sleeper
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns")]
 
@@ -59,7 +59,7 @@ def test_a_keeper_that_is_stopped_keeps_nobody_from_the_figures_of_the_others(cl
         return ask(kept)
 
     monkeypatch.setattr(Kept, "stats", counted)
-    os.kill(stopped.config.keeper, signal.SIGSTOP)
+    halt(stopped.config.keeper)
     said = cli("stats", "stopped", "other", code=1)
     assert (asked.count(stopped.id), asked.count(other.id)) == (1, 3)
     assert said.count("is stopped") == 1
@@ -71,8 +71,13 @@ def test_processes_are_listed_as_the_host_sees_them_without_asking_the_keeper(cl
     script = "sleep 901 & (setsid sleep 902 & exec sleep 0) ; sh -c 'sleep 903; :' \"$(printf '\\033[1mbold')\" & echo ready; wait"
     kept = keep.start(["sh", "-c", script], name="web")
     follow_until(kept, b"ready")
-    while len(said := cli("top", "web").splitlines()) < 6:  # the last shell has not begun yet
-        pass
+    deadline = time.monotonic() + patience(30)
+    while True:  # they begin in whatever order, and one has to lose its parent
+        rows = [line.split(None, 7) for line in cli("top", "web").splitlines()]
+        parents = {row[7]: row[2] for row in rows if row[7].startswith("sleep")}
+        if sorted(parents) == ["sleep 901", "sleep 902", "sleep 903"] and parents["sleep 902"] == str(kept.state.init):
+            break
+        assert time.monotonic() < deadline, rows
     os.kill(kept.config.keeper, signal.SIGSTOP)
     said = cli("top", "web").splitlines()
     os.kill(kept.config.keeper, signal.SIGCONT)

@@ -43,14 +43,16 @@ def test_a_program_that_fails_is_run_so_many_times_and_leaves_nothing_in_its_kee
     kept.start()
     state = await_state(kept, lambda state: state.status == "exited")
     assert (state.restarts, state.runs) == (3, 8)
-    assert len(os.listdir(fds)) < before + 3  # of the clients that have just been there
+    deadline = time.monotonic() + patience(10)
+    while len(os.listdir(fds)) >= before + 3:  # of the clients that have just been there
+        assert time.monotonic() < deadline
     assert keep.start(["true"], name="well", restart="on-failure").wait().ok
     assert keep.find("well").status == "exited"
 
 
 def test_while_it_is_to_be_restarted_it_is_shown_stopped_started_and_removed(cli: Cli) -> None:
     kept = keep.start(["sh", "-c", "exit 3"], name="web", restart="always")
-    await_state(kept, lambda state: state.status == "restarting" and state.restarts > 3)  # of which the pause is 0.8 s and more
+    await_state(kept, lambda state: state.status == "restarting" and state.restarts > 5)  # of which the pause is 3.2 s and more
     assert "Restarting (3) " in cli("ps")
     for refused in (lambda: kept.exec(["true"]), kept.pause, kept.kill, kept.attach):
         with pytest.raises(UsageError, match="restarting"):
@@ -61,7 +63,7 @@ def test_while_it_is_to_be_restarted_it_is_shown_stopped_started_and_removed(cli
     state = kept.state
     assert (state.status, kept.wait().exit_code) == ("exited", 3)
     kept.start()
-    await_state(kept, lambda found: found.restarts == 2)
+    await_state(kept, lambda found: found.restarts >= 2)
     assert kept.state.runs >= state.runs + 2
     kept.restart(0)
     await_state(kept, lambda found: found.status == "restarting")
@@ -83,7 +85,7 @@ def test_what_stops_a_program_keeps_it_from_being_restarted_and_another_signal_d
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_keeper_that_ends_restarts_nothing(number: int) -> None:
     kept = keep.start(["false"], name="web", restart="always")
-    await_state(kept, lambda state: state.restarts == 2)
+    await_state(kept, lambda state: state.restarts >= 2)
     keeper = kept.config.keeper
     os.kill(keeper, number)
     await_end_of(keeper)

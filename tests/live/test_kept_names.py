@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -75,7 +76,11 @@ def another() -> Generator[Other]:
 
 def server_below(pid: int) -> list[int]:
     """The keeper and the child of a process's name server, below an init."""
-    found = [each for each in descendants(pid) if Path(f"/proc/{each}/comm").read_text() == "sandbox-names\n"]
+    found: list[int] = []
+    for each in descendants(pid):
+        with contextlib.suppress(OSError):  # it has just ended
+            if Path(f"/proc/{each}/comm").read_text() == "sandbox-names\n":
+                found.append(each)
     assert len(found) == 2
     return found
 

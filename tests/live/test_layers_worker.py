@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -94,9 +95,10 @@ def child_of(pid: int) -> int:
     deadline = time.monotonic() + patience(20)
     while time.monotonic() < deadline:
         for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if b"_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return int(child)
+            with contextlib.suppress(OSError):  # a thread or a child that has just ended
+                for child in (task / "children").read_text().split():
+                    if b"_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                        return int(child)
     raise AssertionError("no worker")
 
 

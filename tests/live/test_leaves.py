@@ -42,7 +42,7 @@ def hurried(container: Container, **limits: object) -> None:
 
 def settles_at(container: Container, pids: int) -> bool:
     """Whether so many are counted at last: a killed process can do nothing more, but counts until it is reaped, on a slow machine a while later."""
-    deadline = time.monotonic() + patience(1.0)
+    deadline = time.monotonic() + patience(10.0)
     while container.stats().pids != pids and time.monotonic() < deadline:
         time.sleep(0.005)
     return container.stats().pids == pids
@@ -81,7 +81,7 @@ def test_groups_do_not_pile_up() -> None:
             c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL)
         kinds = leaves_of(c)._kinds.values()
         bound = sum(kind.ahead + 2 for kind in kinds) * 2
-        deadline = time.monotonic() + 5.0  # the launcher removes them when nothing else is asked of it
+        deadline = time.monotonic() + patience(30.0)  # the launcher removes them when nothing else is asked of it
         while (count := len({os.path.basename(path) for path in groups_below(c)})) > bound:
             assert time.monotonic() < deadline, (count, bound)
             time.sleep(0.005)
@@ -89,7 +89,10 @@ def test_groups_do_not_pile_up() -> None:
         for _ in range(20):
             with c.popen(["/bin/true"]) as process:
                 process.wait()
-        assert len({os.path.basename(path) for path in groups_below(c)}) <= 4
+        deadline = time.monotonic() + patience(30.0)
+        while len({os.path.basename(path) for path in groups_below(c)}) > 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
 
 def test_many_kinds_of_limits_by_turns() -> None:

@@ -167,7 +167,7 @@ def test_a_paused_container_is_closed_at_once() -> None:
         c.exec(["true"])
     began = time.monotonic()
     c.close()
-    assert time.monotonic() - began < patience(2)
+    assert time.monotonic() - began < patience(10)
     p.close()
 
 
@@ -176,7 +176,7 @@ def test_text_that_cannot_be_decoded_costs_neither_time_nor_the_container() -> N
         began = time.monotonic()
         with pytest.raises(UnicodeDecodeError):
             c.exec(["printf", r"\377"], text=True)
-        assert time.monotonic() - began < patience(2)
+        assert time.monotonic() - began < patience(10)
         assert c.exec(["sleep", "5"], timeout=1e-10).status is Status.TIMEOUT
 
 
@@ -205,8 +205,8 @@ def test_a_program_that_cannot_be_executed_for_a_lease_holds_nobody_up_for_long(
             began = time.monotonic()
             with pytest.raises(sandbox.SetupError, match="ETIMEDOUT"):
                 c.exec(["/tmp/prog"])
-            assert other.wait(5).status is Status.TIMEOUT
-            assert time.monotonic() - began < patience(3)
+            assert other.wait(patience(20)).status is Status.TIMEOUT
+            assert time.monotonic() - began < patience(20)  # and not the 60 s of the lease
             p.kill()
 
 

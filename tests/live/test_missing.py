@@ -19,7 +19,7 @@ from sandbox._launch import codec, wire
 from sandbox._refusals import setup_error
 from tests.leak.snapshot import Snapshot
 from tests.refused import python_without
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged, pytest.mark.usefixtures("no_leftovers")]
 
@@ -29,7 +29,7 @@ def refused(**options: Any) -> UnsupportedError:
     before = Snapshot.take()
     with pytest.raises(UnsupportedError) as caught:
         Container(**options).create()
-    assert before.left_behind(Snapshot.take()) == []
+    assert before.wait_until_clean() == []  # the launcher would stay
     assert caught.value.remedy
     assert caught.value.remedy in str(caught.value)
     return caught.value
@@ -223,7 +223,7 @@ def test_without_cgroup_kill_a_group_is_emptied_all_the_same(monkeypatch: pytest
             group.attach(program.pid)
             group.kill()
             # A shell that is not let fork any more may end by itself before it is killed.
-            assert program.wait(5) in {-signal.SIGKILL, 2}
+            assert program.wait(patience(30)) in {-signal.SIGKILL, 2}
             assert group.pids() == []
     finally:
         program.kill()
@@ -238,7 +238,8 @@ def test_without_time_namespaces_own_clocks_are_refused_or_listed() -> None:
         assert refused(time_offsets=(1000.0, 1000.0)).feature == "time_namespace"
         with Container(time_offsets=(1e6, 1e6), strict=False) as c:
             assert [line.partition(":")[0] for line in c.degraded if "time" in line] == ["time_offsets"]
-            assert float(c.exec(["cat", "/proc/uptime"]).stdout.split()[0]) < 1e6 + 1
+            theirs = float(c.exec(["cat", "/proc/uptime"]).stdout.split()[0])
+            assert theirs <= float(Path("/proc/uptime").read_text().split()[0])  # without what was asked for
         with Container() as c:
             assert c.exec(["true"]).ok
 

@@ -90,13 +90,14 @@ def test_what_this_host_does_not_tell_is_none():
 
 
 def test_moments_do_not_drift():
-    with limited() as c, c.monitor(0.01) as monitor:
+    with limited() as c, c.monitor(0.05) as monitor:
+        monitor._counters = lambda: time.sleep(0.004)  # so much would be added by each
         while len(monitor.rows) < 60:
             wait_for_next(monitor)
-    # Each is late by what this host makes it wait, but that does not add up: half of them are near to a multiple of the interval.
-    late = sorted(row.time / 0.01 % 1 for row in monitor.rows[1:-1])
-    assert late[len(late) // 2] < 0.5
-    assert monitor.rows[-2].time >= 0.01 * (len(monitor.rows) - 2), "none is early"
+    # Each is late by what this host makes it wait, but that does not add up: a third of them are near to a multiple of the interval.
+    late = sorted(row.time / 0.05 % 1 for row in monitor.rows[1:-1])
+    assert late[len(late) // 3] < 0.2
+    assert monitor.rows[-2].time >= 0.05 * (len(monitor.rows) - 2), "none is early"
 
 
 def test_many_rows_thin_out_and_the_whole_run_stays():

@@ -22,7 +22,7 @@ from sandbox.net.rtnetlink import Requests, name_of_port
 from tests.live.test_network import ask, serving
 from tests.live.test_network_many import links
 from tests.live.test_network_places import links_of, own_addresses
-from tests.support import needs
+from tests.support import needs, patience
 
 pytestmark = [needs("root", "userns", "program:ip"), pytest.mark.usefixtures("no_leftovers")]
 
@@ -35,7 +35,7 @@ def ready_of(net: Network) -> list[Spare]:
 
 def make_ahead(net: Network | Join) -> None:
     """Have containers come and go until one of the next has its interface."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + patience(60)
     while not any(spare.is_whole for spare in ready_of(net.network if isinstance(net, Join) else net)):
         assert time.monotonic() < until
         with Container(net=net) as c:

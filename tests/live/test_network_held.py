@@ -19,7 +19,7 @@ from tests.support import needs
 __all__ = ["store"]
 pytestmark = [needs("root", "userns", "program:ip"), pytest.mark.usefixtures("no_leftovers")]
 
-TRY = "import socket, sys; print(socket.create_connection((sys.argv[1], 8080), 0.3).recv(5))"
+TRY = "import socket, sys; print(socket.create_connection((sys.argv[1], 8080), float(sys.argv[2])).recv(5))"
 PASS_ON = """
 import socket
 way = socket.socket(socket.AF_UNIX)
@@ -30,8 +30,8 @@ socket.send_fds(way, [b"x"], [sock.fileno()])
 """
 
 
-def reaches(container: Container, address: str | None) -> bool:
-    return container.exec([PYTHON, "-c", TRY, str(address)]).exit_code == 0
+def reaches(container: Container, address: str | None, *, timeout_s: float = 20.0) -> bool:
+    return container.exec([PYTHON, "-c", TRY, str(address), str(timeout_s)]).exit_code == 0
 
 
 @pytest.fixture(params=["of one process", "kept"])
@@ -55,9 +55,9 @@ def test_who_shares_the_network_of_one_that_has_ended_is_cut_off(make: Callable[
             assert reaches(last, other.address)
             address = str(first.address)
         with last:
-            assert not reaches(last, other.address)
+            assert not reaches(last, other.address, timeout_s=0.3)
             with Container(net=Join(net, address=address)) as heir, serving(heir):
-                assert not reaches(last, other.address)
+                assert not reaches(last, other.address, timeout_s=0.3)
                 assert reaches(other, heir.address)
 
 

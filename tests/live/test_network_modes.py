@@ -6,6 +6,7 @@ import os
 import subprocess
 import uuid
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,15 +22,16 @@ pytestmark = [needs("root", "userns", "program:ip"), pytest.mark.usefixtures("no
 @pytest.fixture
 def name(no_leftovers: None) -> Generator[str]:
     """A network namespace with an address, kept where ``ip netns`` keeps them."""
-    had_directory = os.path.isdir("/run/netns")
+    had_directory, had_mount = os.path.isdir("/run/netns"), " /run/netns " in Path("/proc/self/mountinfo").read_text()
     name = f"sandbox-test-{uuid.uuid4().hex[:8]}"
     with ns.Namespace.create("net") as namespace:
         keep(namespace, name)
     subprocess.run(["ip", "-n", name, "address", "add", "192.0.2.7/32", "dev", "lo"], check=True)
     yield name
     forget(name)
-    if not had_directory:
+    if not had_mount:
         subprocess.run(["umount", "/run/netns"], check=True)
+    if not had_directory:
         os.rmdir("/run/netns")
 
 

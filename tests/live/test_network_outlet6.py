@@ -16,14 +16,14 @@ pytestmark = [pytest.mark.usefixtures("no_leftovers"), outside]
 # The other host says by IPv6 too who asks.
 BEYOND = """
 import socket, threading
+tcp6 = socket.create_server(("::", 7), family=socket.AF_INET6)
+udp6 = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); udp6.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1); udp6.bind(("::", 7))
 def six():
-    tcp = socket.create_server(("::", 7), family=socket.AF_INET6)
     while True:
-        peer, address = tcp.accept(); peer.sendall(address[0].encode()); peer.close()
+        peer, address = tcp6.accept(); peer.sendall(address[0].encode()); peer.close()
 def six_udp():
-    udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); udp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1); udp.bind(("::", 7))
     while True:
-        data, address = udp.recvfrom(9000); udp.sendto(address[0].encode(), address)
+        data, address = udp6.recvfrom(9000); udp6.sendto(address[0].encode(), address)
 for one in (six, six_udp): threading.Thread(target=one, daemon=True).start()
 """
 ASK = f"""

@@ -40,7 +40,7 @@ def tables() -> list[str]:
         return [table.name for table in kernel.tables()]
 
 
-def wait_until_gone(patience_s: float = 2.0) -> None:
+def wait_until_gone(patience_s: float = 30.0) -> None:
     """The kernel frees a namespace, and the pair that ends in it, at its leisure."""
     deadline = time.monotonic() + patience(patience_s)
     while (links() or tables()) and time.monotonic() < deadline:
@@ -193,7 +193,7 @@ def test_others_rules_and_settings_stay_as_they_are() -> None:
             assert ask(c, WORLD).ok
             assert said("nft", "list", "table", "inet", "theirs") == before[0]
             assert said(*settings) == before[1]
-        wait = time.monotonic() + patience(2)
+        wait = time.monotonic() + patience(30)
         while links() and time.monotonic() < wait:
             pass
         assert (said("nft", "list", "ruleset"), said(*settings), said("ip", "route")) == before
@@ -207,7 +207,7 @@ def test_dockers_closed_forward_chain_is_told_with_what_opens_it() -> None:
         with pytest.raises(UnsupportedError, match=r"drop what containers send outside \(ip filter FORWARD: policy drop\)") as caught:
             Network().create()
         assert caught.value.feature == "forward"
-        wait = time.monotonic() + patience(2)
+        wait = time.monotonic() + patience(30)
         while links() and time.monotonic() < wait:
             pass
         assert (links(), tables()) == ([], ["filter"])
@@ -341,7 +341,7 @@ def test_nothing_outlives_a_killed_process() -> None:
         "signal.pause()\n"
     )
     with world():
-        assert run_and_kill(code, patience_s=2.0) == []
+        assert run_and_kill(code) == []
         assert tables() == []
         wait_until_gone(2.0 + by_hand_s())
 

@@ -143,7 +143,7 @@ def test_a_host_that_does_not_forward_is_refused_and_keeps_what_routers_told_it(
         forward_ipv4()
         there.run("ip address add fe80::2/64 dev eth0 nodad")
         assert there.run(f"{PYTHON} -c {shlex.quote(f'exec({ADVERTISE!r})')}") == (0, "")
-        wait = time.monotonic() + patience(5)
+        wait = time.monotonic() + patience(30)
         while "proto ra" not in said("ip", "-6", "route") and time.monotonic() < wait:
             pass
         with pytest.raises(UnsupportedError, match=r"does not forward IPv6.*force_forwarding=1") as caught:
@@ -188,7 +188,7 @@ def test_a_chain_that_is_closed_to_ipv6_alone_is_told_with_what_opens_it() -> No
 
 
 def wait_until_gone_but(others: list[str]) -> None:
-    deadline = time.monotonic() + patience(2)
+    deadline = time.monotonic() + patience(30)
     while (links() or tables() != others) and time.monotonic() < deadline:
         pass
     assert (links(), tables()) == ([], others)
@@ -205,6 +205,6 @@ def test_nothing_outlives_a_killed_process() -> None:
         "signal.pause()\n"
     )
     with world(ipv6=True):
-        assert run_and_kill(code, patience_s=2.0) == []
+        assert run_and_kill(code) == []
         assert tables() == []
         wait_until_gone(2.0 + by_hand_s())

@@ -90,7 +90,7 @@ def test_a_port_on_one_address_is_on_no_other() -> None:
         assert ask(HOST6, 53, "udp") == f"web {HOST6} 1"
         reached = {(address, port) for address in ("::1", HOST6, "127.0.0.1", HOST) for port in (7001, 7002, 7003) if ask(address, port).startswith("web")}
         assert reached == {("::1", 7001), (HOST6, 7002), ("::1", 7003), (HOST6, 7003)}
-        assert [there.ask(HOST6, port)[0] for port in (7001, 7002, 7003)] == [1, 0, 0]
+        assert [there.ask(HOST6, port, timeout_s=5)[0] for port in (7001, 7002, 7003)] == [1, 0, 0]
         assert not ask_inside(c, HOST6, 7001, timeout_s=0.3).startswith("web")
 
 

@@ -76,7 +76,7 @@ of_each_server = pytest.mark.parametrize(
 
 def until_it_answers(ask: Callable[[], tuple[int, str]]) -> str:
     """A server that has just been started listens some time later, and says so to its clients only. *ask* gives exit code and output."""
-    deadline = time.monotonic() + patience(20.0)
+    deadline = time.monotonic() + patience(60.0)
     while (result := ask())[0] and time.monotonic() < deadline:
         pass
     assert result[0] == 0, result[1]

@@ -64,7 +64,7 @@ def ports_of(store: NetworkStore, name: str) -> list[str]:
     return [link["ifname"] for link in json.loads(said) if link["ifname"] not in ("lo", "bridge")]
 
 
-def await_true(condition: object, seconds: float = 5.0) -> None:
+def await_true(condition: object, seconds: float = 30.0) -> None:
     """Wait until *condition* holds; the kernel frees a namespace at its leisure."""
     import time
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_listing_is_what_proc_shows() -> None:
 
 @needs("program:ip")
 def test_a_network_namespace_kept_by_name_is_seen_by_iproute2() -> None:
-    had_directory = os.path.isdir("/run/netns")
+    had_directory, had_mount = os.path.isdir("/run/netns"), " /run/netns " in Path("/proc/self/mountinfo").read_text()
     name = f"sandbox-test-{uuid.uuid4().hex[:8]}"
     try:
         with ns.Namespace.create("net") as made:
@@ -55,8 +56,9 @@ def test_a_network_namespace_kept_by_name_is_seen_by_iproute2() -> None:
     finally:
         if os.path.exists(f"/run/netns/{name}"):
             ns.forget(name)
-        if not had_directory and os.path.isdir("/run/netns"):
+        if not had_mount:
             subprocess.run(["umount", "/run/netns"], check=False, stderr=subprocess.DEVNULL)
+        if not had_directory and os.path.isdir("/run/netns"):
             os.rmdir("/run/netns")
 
 

@@ -18,7 +18,7 @@ from sandbox.image.registry import Registry
 from tests.faulty_registry import FaultyRegistry, Handler, closed, redirect, served, status, tar_of
 
 pytestmark = pytest.mark.unprivileged
-QUICK = Patience(connect_s=5, answer_s=2, stall_s=2, attempts=4, first_delay_s=0.001, most_delay_s=0.002)
+QUICK = Patience(connect_s=5, answer_s=20, stall_s=20, attempts=4, first_delay_s=0.001, most_delay_s=0.002)
 USER = Credentials("user", "secret")
 BLOB = bytes(range(256)) * 400  # 100 KiB
 

@@ -79,7 +79,7 @@ def test_a_line_of_the_log_is_waited_for(container: ServiceContainer, pattern):
 def test_a_command_is_tried_until_it_succeeds(container: ServiceContainer):
     container.serve(["sh", "-c", "read go; touch /tmp/ready; exec sleep 100"], stdin=sandbox.PIPE)
     with pytest.raises(ServiceError, match=r"exited with exit code 1\b.*test-says-no"):
-        container.wait_for(command=["sh", "-c", "test -e /tmp/ready || { echo test-says-no; exit 1; }"], timeout=0.05)
+        container.wait_for(command=["sh", "-c", "test -e /tmp/ready || { echo test-says-no; exit 1; }"], timeout=1.5)
     stdin = container.services[0].process.stdin
     assert stdin is not None
     stdin.write(b"go\n")
@@ -104,7 +104,7 @@ def test_an_answer_that_is_none_is_no_answer(container: ServiceContainer, answer
     container.serve(python(ANSWER, answer)).wait_for(port=8080).connect(8080).close()  # it makes sockets, which takes a while
     begin = time.monotonic()
     with pytest.raises(ServiceError, match=words):
-        container.wait_for(http="http://127.0.0.1:8080/", timeout=0.3)
+        container.wait_for(http="http://127.0.0.1:8080/", timeout=1.5)
     assert time.monotonic() - begin < 20
 
 

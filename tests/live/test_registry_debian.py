@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import socket
 import subprocess
 import threading
@@ -23,6 +24,7 @@ from tests.support import needs, patience
 pytestmark = [pytest.mark.unprivileged, needs("program:docker-registry")]
 QUICK: Final = Patience(attempts=3, first_delay_s=0.05)
 USER: Final = Credentials("user", "secret")
+LISTENING: Final = re.compile(rb"listening on (127\.0\.0\.1:[0-9]+)")
 
 
 @pytest.fixture(autouse=True)
@@ -31,29 +33,21 @@ def nobodys_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 @contextmanager
 def serving(directory: Path, **http: Any) -> Iterator[str]:
     """The real registry, with what it keeps below *directory*; its host and port."""
     auth = http.pop("auth", None)
-    port = free_port()
     config = {"version": 0.1, "log": {"level": "info", "accesslog": {"disabled": True}}, "storage": {"filesystem": {"rootdirectory": str(directory / "registry")}}}
-    config |= {"http": {"addr": f"127.0.0.1:{port}", **http}} | ({"auth": auth} if auth else {})
+    config |= {"http": {"addr": "127.0.0.1:0", **http}} | ({"auth": auth} if auth else {})
     (directory / "config.yml").write_text(json.dumps(config))  # JSON is YAML
     server = subprocess.Popen(["docker-registry", "serve", str(directory / "config.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(server.stderr, lines))
     reader.start()
     try:
-        while b"listening on" not in (line := lines.get(timeout=patience(20))):
+        while not (place := LISTENING.search(line := lines.get(timeout=patience(60)))):
             assert line, "docker-registry has ended"
-        yield f"127.0.0.1:{port}"
+        yield place[1].decode()
     finally:
         server.kill()
         server.wait()
@@ -182,5 +176,7 @@ def _as_directory(tmp_path: Path, layout: str) -> Path:
 
 
 def test_a_registry_that_is_not_there_is_told(tmp_path: Path, store: Store) -> None:
-    with pytest.raises(ImageError, match="refused"):
-        pull(f"127.0.0.1:{free_port()}/a:1", store=store, patience=QUICK)
+    with socket.socket() as held:  # a port that nobody else gets, and where nobody listens
+        held.bind(("127.0.0.1", 0))
+        with pytest.raises(ImageError, match="refused"):
+            pull(f"127.0.0.1:{held.getsockname()[1]}/a:1", store=store, patience=QUICK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from sandbox.image.registry import Registry
 from tests.faulty_registry import MANIFEST, FaultyRegistry, basic, changed, closed, digest_of, dripping, raw, redirect, served, status, truncated
 from tests.support import patience
 
-QUICK = Patience(connect_s=5, answer_s=1.0, stall_s=1.0, attempts=4, first_delay_s=0.001, most_delay_s=0.002, most_asked_s=2)
+QUICK = Patience(connect_s=5, answer_s=5.0, stall_s=5.0, attempts=4, first_delay_s=0.001, most_delay_s=0.002, most_asked_s=2)
 USER = Credentials("user", "secret")
 BLOB = bytes(range(256)) * 1000
 DIGEST = Digest.of(BLOB)
@@ -288,8 +289,11 @@ def test_what_does_not_pass_ends(server: FaultyRegistry) -> None:
 
 def test_a_host_that_is_not_there_is_asked_twice() -> None:
     told: list[str] = []
-    with Registry.open("127.0.0.1:1", Access(patience=QUICK), on_retry=told.append) as registry, pytest.raises(RegistryError, match="given up after 2 tries"):
-        registry.manifest("app", "1")
+    with socket.socket() as held:  # a port that nobody else gets, and where nobody listens
+        held.bind(("127.0.0.1", 0))
+        name = f"127.0.0.1:{held.getsockname()[1]}"
+        with Registry.open(name, Access(patience=QUICK), on_retry=told.append) as registry, pytest.raises(RegistryError, match="given up after 2 tries"):
+            registry.manifest("app", "1")
     assert len(told) == 1
 
 

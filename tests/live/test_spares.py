@@ -20,7 +20,7 @@ from sandbox._spares import Kind, Spare, Spares
 from tests.support import needs, patience
 
 pytestmark = [pytest.mark.unprivileged]
-PATIENCE_S = patience(5.0)
+PATIENCE_S = patience(30.0)
 
 
 class Watch:

@@ -87,13 +87,13 @@ def test_busy_is_over_its_cpu_time(box: Container, argv: str) -> None:
 def test_late_is_over_its_time(box: Container, argv: str) -> None:
     for result in verdicts(box, argv, cpu_time=30.0, timeout=0.1):
         assert (result.status, result.oom_killed) == (Status.TIMEOUT, False), result
-        assert 0.1 <= result.wall_time < 1.0, result
+        assert 0.1 <= result.wall_time < 10, result
 
 
 def test_what_a_program_leaves_behind_does_not_live_on(box: Container) -> None:
     for result in verdicts(box, "daemon", cpu_time=30.0, **LONG):
         assert (result.status, result.exit_code) == (Status.EXITED, 0), result
-        assert result.wall_time < 5, result
+        assert result.wall_time < 20, result
 
 
 @memory_group

@@ -146,7 +146,7 @@ def test_a_hostile_pattern_takes_no_time():
     begin = time.monotonic()
     assert trim("a" * 2000, "*a" * 30 + "b", "##") == "a" * 2000
     assert replace("a" * 100_000, "a*b", "x", all_of_them=True) == "a" * 100_000  # once to the end, and not from each letter
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20  # and not hours
     with pytest.raises(ExpansionError, match="too long") as caught:
         expand(f"x${{a//{'a' * 100}/b}}", {"a": "a" * 100_000})
     assert caught.value.at == 1

@@ -144,7 +144,7 @@ def test_a_file_that_makes_no_sense_is_an_error(store: CredentialStore, document
 
 
 @given(st.binary(max_size=100))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_bytes_in_the_file_are_read_or_refused(store: CredentialStore, data: bytes) -> None:
     Path(store.file).parent.mkdir(exist_ok=True)
     Path(store.file).write_bytes(data)

