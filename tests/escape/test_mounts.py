@@ -361,7 +361,7 @@ c.popen(["sleep", "60"])
 print("ready", flush=True)
 time.sleep(60)
 """
-    assert run_and_kill(code) == []
+    assert run_and_kill(code, patience_s=5.0) == []
 
 
 def test_a_program_that_may_nest_reaches_no_mount_of_the_host(canary: Canary) -> None:

@@ -27,7 +27,7 @@ from tests.leak.snapshot import descendants, describe
 from tests.support import patience
 
 HANG_S: Final = patience(30.0)  # after which a case is ended
-PATIENCE_S: Final = patience(4.0)  # in which everything must have gone: less than the library waits for anything (`ANSWER_S` is 5 s)
+PATIENCE_S: Final = patience(1.0)  # in which everything must have gone
 _SUBREAPER: Final = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 Scenario = Callable[[], object]
 

@@ -21,7 +21,7 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 READY = b"ready\n"
 
 
-def run_and_kill(code: str, *, delay_s: float = 0.0, patience_s: float = 10.0) -> list[str]:
+def run_and_kill(code: str, *, delay_s: float = 0.0, patience_s: float = 1.0) -> list[str]:
     """Run Python *code*, kill it *delay_s* after it has printed ``ready``, and list what is left *patience_s* later.
 
     What is counted is what `Snapshot` counts, and the processes that the killed one has left. They are killed, then.

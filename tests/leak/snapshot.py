@@ -76,7 +76,7 @@ class Snapshot:
         kinds = [field.name for field in attrs.fields(Snapshot)]
         return [f"{kind}: {line}" for kind in kinds for line in sorted(getattr(after, kind) - getattr(self, kind))]
 
-    def wait_until_clean(self, patience_s: float = 10.0) -> list[str]:
+    def wait_until_clean(self, patience_s: float = 1.0) -> list[str]:
         """Compare with the machine as it is now, again until nothing is left or *patience_s* has gone by; say what is left."""
         # There is no event for "all is gone": the kernel frees cgroups and namespaces at its leisure. So we look again.
         from tests.support import patience

@@ -242,7 +242,7 @@ time.sleep(60)
 @pytest.mark.parametrize("round_", range(KILL_ROUNDS))
 def test_kill_9_at_a_random_moment_leaves_nothing(round_: int) -> None:
     delay = random.Random(round_).uniform(0, 0.25)
-    assert run_and_kill(BUSY, delay_s=delay) == []
+    assert run_and_kill(BUSY, delay_s=delay, patience_s=1.0) == []
 
 
 def test_a_forked_child_does_not_keep_its_parents_containers_alive() -> None:
@@ -257,7 +257,7 @@ if os.fork() == 0:
 print("ready", flush=True)
 time.sleep(60)
 """
-    left = run_and_kill(code, delay_s=0.1, patience_s=5.0)
+    left = run_and_kill(code, delay_s=0.1)
     # The child of the host program itself lives on: that is the host's affair. Nothing of the container does.
     assert not [line for line in left if "sandbox-" in line or "sleep" in line]
 
@@ -346,7 +346,7 @@ time.sleep(1.0)
 print("ready", flush=True)
 time.sleep(60)
 """
-    assert run_and_kill(code) == []
+    assert run_and_kill(code, patience_s=5.0) == []
     deadline = time.monotonic() + patience(30.0)  # a tree of this kind takes its time, but not for ever
     while list((tmp_path / "scratch").iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -260,7 +260,7 @@ def test_nothing_of_a_capture_outlives_a_killed_process(tmp_path: Path) -> None:
         "print('ready', flush=True)\n"
         "signal.pause()\n"
     )
-    assert run_and_kill(code) == []
+    assert run_and_kill(code, patience_s=2.0) == []
     assert read_pcap(file_of(tmp_path)) == []
 
 

@@ -135,4 +135,4 @@ signal.pause()
 @needs("kernel:5.12")
 def test_twenty_networked_containers_of_a_killed_process_leave_nothing() -> None:
     """No process, link, address, rule or namespace, soon afterwards."""
-    assert run_and_kill(KILLED) == []
+    assert run_and_kill(KILLED, patience_s=2.0) == []

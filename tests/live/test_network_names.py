@@ -437,7 +437,7 @@ def test_nothing_of_names_outlives_a_killed_process() -> None:
         "print('ready', flush=True)\n"
         "signal.pause()\n"
     )
-    assert run_and_kill(code) == []
+    assert run_and_kill(code, patience_s=2.0) == []
 
 
 def test_a_closed_network_is_not_answered_and_its_namespace_goes() -> None:

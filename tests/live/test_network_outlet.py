@@ -245,7 +245,7 @@ def test_nothing_of_it_outlives_a_killed_process() -> None:
         "print('ready', flush=True)\n"
         "signal.pause()\n"
     )
-    assert run_and_kill(code) == []
+    assert run_and_kill(code, patience_s=2.0) == []
 
 
 @outside
@@ -269,7 +269,7 @@ def test_it_outlives_neither_the_process_nor_a_launcher_that_is_killed_with_it()
         "os.kill(driver.known().own_pid, signal.SIGKILL)\n"
         "signal.pause()\n"
     )
-    assert run_and_kill(code) == []
+    assert run_and_kill(code, patience_s=2.0) == []
 
 
 @pytest.mark.unprivileged

@@ -40,7 +40,7 @@ def tables() -> list[str]:
         return [table.name for table in kernel.tables()]
 
 
-def wait_until_gone(patience_s: float = 30.0) -> None:
+def wait_until_gone(patience_s: float = 2.0) -> None:
     """The kernel frees a namespace, and the pair that ends in it, at its leisure."""
     deadline = time.monotonic() + patience(patience_s)
     while (links() or tables()) and time.monotonic() < deadline:
@@ -341,7 +341,7 @@ def test_nothing_outlives_a_killed_process() -> None:
         "signal.pause()\n"
     )
     with world():
-        assert run_and_kill(code) == []
+        assert run_and_kill(code, patience_s=2.0) == []
         assert tables() == []
         wait_until_gone(2.0 + by_hand_s())
 

@@ -205,6 +205,6 @@ def test_nothing_outlives_a_killed_process() -> None:
         "signal.pause()\n"
     )
     with world(ipv6=True):
-        assert run_and_kill(code) == []
+        assert run_and_kill(code, patience_s=2.0) == []
         assert tables() == []
         wait_until_gone(2.0 + by_hand_s())

@@ -383,7 +383,7 @@ def test_nothing_published_outlives_a_killed_process() -> None:
         "signal.pause()\n"
     )
     with world(), Network() as net:
-        assert run_and_kill(code) == []
+        assert run_and_kill(code, patience_s=2.0) == []
         assert said("nft", "list", "tables").count("sandbox") == 1
         with Container(net=net, ports=["8080-8083:8080-8083"]) as c, serving(c, "web", 8080):
             assert ask("127.0.0.1", 8080) == f"web:8080 {here(net)}"

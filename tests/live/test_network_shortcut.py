@@ -323,7 +323,7 @@ def test_programs_and_maps_go_with_the_network_and_with_who_is_killed(tmp_path: 
         with Network() as net, Container(net=net, ports=[f"{PORT}:{PORT}"]):
             made = ours() - before
             assert {one.name for one in made} == OF_ONE
-        assert run_and_kill(code) == []
+        assert run_and_kill(code, patience_s=2.0) == []
     killed = written(tmp_path / "made")
     assert {one.name for one in killed} == OF_ONE
     await_true(lambda: not remaining(made | killed))  # namespaces are taken down by a thread of the kernel's

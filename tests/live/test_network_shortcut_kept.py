@@ -244,7 +244,7 @@ def test_programs_and_maps_go_with_the_last_container_and_with_who_is_killed(sto
             made = ours() - before
             assert {one.name for one in made} == OF_ONE
         await_true(lambda: not remaining(made))
-        left = run_and_kill(code, patience_s=5.0)
+        left = run_and_kill(code, patience_s=2.0)
         assert [line.split(":")[0] for line in left] == ["processes"]  # the child
         assert (tmp_path / "child").read_text() in left[0]
         killed = written(tmp_path / "made")

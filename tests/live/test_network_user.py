@@ -103,7 +103,7 @@ def test_nothing_outlives_a_killed_process() -> None:
         "print('ready', flush=True)\n"
         "signal.pause()\n"
     )
-    assert run_and_kill(code) == []
+    assert run_and_kill(code, patience_s=2.0) == []
 
 
 def test_a_user_namespace_around_us_is_no_obstacle() -> None:

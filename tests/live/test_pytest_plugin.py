@@ -320,7 +320,7 @@ def test_nothing_stays_when_pytest_is_killed(pytester: pytest.Pytester, argument
     pytester.makepyfile(BLOCKS)
     os.mkfifo(pytester.path / "fifo")
     code = RUN.format(directory=os.fspath(pytester.path), arguments=["-p", "no:cacheprovider", "-q", *arguments], times=times)
-    assert run_and_kill(code, patience_s=30.0) == []
+    assert run_and_kill(code, patience_s=30.0 if arguments else 5.0) == []
 
 
 def test_nothing_stays_of_a_worker_that_is_killed(pytester: pytest.Pytester):

@@ -206,7 +206,7 @@ def test_nothing_of_shapes_outlives_a_killed_process() -> None:
         "print('ready', flush=True)\n"
         "signal.pause()\n"
     )
-    assert run_and_kill(code) == []
+    assert run_and_kill(code, patience_s=2.0) == []
 
 
 def test_asyncio_shapes_and_counts_too() -> None:
