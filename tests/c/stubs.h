@@ -289,7 +289,7 @@ int copy_tree(int from, int to) {
 static void stub_start(struct ops *o, int *slots, int filled) {
     memset(stub_open, 0, sizeof stub_open);
     stub_nopen = 0;
-    *o = (struct ops){.slots = slots, .userns = -1, .notify = -1, .parent = -1, .roles = {-1, -1, -1, -1, -1, -1}};
+    *o = (struct ops){.slots = slots, .userns = -1, .notify = -1, .parent = -1, .roles = {[0 ... ROLES - 1] = -1}};
     for (int i = 0; i < SLOTS; i++)
         slots[i] = i < filled ? stub_fd() : -1;
     o->userns = stub_fd();

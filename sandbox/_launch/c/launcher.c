@@ -651,7 +651,7 @@ static int write_maps(struct create *k, long pid) {
 // that a prepared init still has to carry out. Uses the request's slots up.
 static int hand_over(struct create *k, long pid, int go, const struct reader *late, uint32_t *index) {
     static int slots[SLOTS];
-    struct ops o = {.slots = slots, .userns = -1, .notify = -1, .roles = {-1, -1, -1, -1, -1, -1}};
+    struct ops o = {.slots = slots, .userns = -1, .notify = -1, .roles = {[0 ... ROLES - 1] = -1}};
     char path[64];
     memcpy(slots, k->slots, sizeof slots);
     int result = 0;
