@@ -248,8 +248,7 @@ class Process:
         """
         for file in (self.stdin, self.stdout, self.stderr):
             if file is not None:
-                with contextlib.suppress(OSError):  # unflushed input that nobody reads any more
-                    file.close()
+                _close(file)
         if self.terminal is not None:
             terminal, self.terminal = self.terminal, None
             os.close(terminal)
@@ -275,3 +274,13 @@ class Process:
             if self._result is None:
                 self.wait()
         self.close()
+
+
+def _close(file: IO[Any]) -> None:
+    """Close it, whatever is left in its buffer, and wherever an interrupt has ended an earlier call."""
+    try:
+        with contextlib.suppress(OSError):  # unflushed input that nobody reads any more
+            file.close()
+    except ValueError:  # the buffer is closed, and what is below it is not
+        buffer: Any = getattr(file, "buffer", file)
+        buffer.raw.close()

@@ -40,7 +40,7 @@ _ALL_SEALS: Final = 0x1F  # seal, shrink, grow, write, future write
 _RECEIVE: Final = 4096
 _EXPECTED_FDS: Final = 16
 _LEAVE_S: Final = 10.0
-_MSG_PEEK, _MSG_DONTWAIT = 0x02, 0x40  # <linux/socket.h>
+_MSG_PEEK, _MSG_CTRUNC, _MSG_DONTWAIT = 0x02, 0x08, 0x40  # <linux/socket.h>
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1  # <asm-generic/socket.h>, <linux/socket.h>: `socket` itself is imported late
 LOOK_S: Final = 0.001  # how long a caller looks for an answer before it sleeps; measured: docs/design/architecture.md
 LOOKS: Final = 64
@@ -100,18 +100,22 @@ class Channel:
     def receive(self, timeout: float | None = None) -> tuple[Event, list[int]] | None:
         """The next event and its descriptors (the caller's to close); None when the other side has closed.
 
-        Raises: TimeoutError after *timeout* seconds; ProtocolError for anything but a message of wire.md.
+        Raises: TimeoutError after *timeout* seconds; ProtocolError for anything but a message of wire.md; OSError (EMFILE): this process
+        had no room for its descriptors.
         """
         if timeout is not None and not self._poll.poll(max(0.0, timeout * 1000)):
             raise TimeoutError
         try:
-            self.last, ancillary, _, _ = self.sock.recvmsg(_RECEIVE, self._ancillary, self._flags)
+            self.last, ancillary, flags, _ = self.sock.recvmsg(_RECEIVE, self._ancillary, self._flags)
         except ConnectionResetError:
             return None
         raw = self.last
         fds = _unpack_fds(ancillary) if ancillary else []
         if not raw:
             return None
+        if flags & _MSG_CTRUNC and len(fds) < _EXPECTED_FDS:
+            close_all(fds)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         try:
             event = codec.decode(raw)
         except BaseException:

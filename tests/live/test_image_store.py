@@ -188,7 +188,7 @@ def test_a_store_of_somebody_else_is_refused(store: Store) -> None:
     make(store, "app")
     os.chown(store.path, 1000, 1000)
     for work in (store.images, store.prune, lambda: store.get("app"), lambda: make(store, "other")):
-        with pytest.raises(UsageError, match="yours alone"):
+        with pytest.raises(UsageError, match="is user 1000's; choose a directory of your own"):
             work()
 
 

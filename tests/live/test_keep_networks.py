@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from sandbox import NetworkStore, PortInUseError, UsageError, keep
-from tests.live.test_keep import Cli
+from tests.live.test_keep import COMMAND, Cli
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
+from tests.netns import alone, world
 from tests.support import needs
 
 pytestmark = [needs("root", "userns")]
@@ -95,25 +98,27 @@ def test_two_that_outlive_their_commands_share_one_network_namespace(cli: Cli) -
 
 
 @pytest.mark.needs("program:ip")
+@alone
 def test_a_port_is_published_as_long_as_the_container_is_there(cli: Cli) -> None:
-    cli("run", "-d", "--name", "web", "--network", "new", "-p", "127.0.0.1::8000", "--", "/usr/bin/python3", "-c", SERVER)
-    for record in keep.find("web").records(follow=True):
-        if b"up" in record.data:
-            break
-    said = cli("port", "web", "8000").strip()
-    assert cli("port", "web") == f"8000/tcp -> {said}\n"
-    assert f"{said}->8000/tcp" in cli("ps")
-    host, _, port = said.rpartition(":")
-    import socket
-
-    with socket.create_connection((host, int(port)), 5) as client:
-        assert client.recv(9) == b"hello"
-    for words in ((), ("-d", "--name", "second")):
-        told = cli("run", *words, "--network", "new", "-p", f"127.0.0.1:{port}:8000", "--", "true", code=125)
-        assert f"taken by container 'web' (pid {keep.find('web').config.keeper});" in told
-    with pytest.raises(PortInUseError, match="taken by container 'web'") as caught:
-        keep.start(["true"], network="new", ports=[f"127.0.0.1:{port}:8000"])
-    assert caught.value.owner == "container 'web'"
-    cli("rm", "-f", "web")
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((host, int(port)), 5)
+    with world():
+        cli("run", "-d", "--name", "web", "--network", "new", "-p", "127.0.0.1::8000", "--", "/usr/bin/python3", "-c", SERVER)
+        for record in keep.find("web").records(follow=True):
+            if b"up" in record.data:
+                break
+        said = cli("port", "web", "8000").strip()
+        assert cli("port", "web") == f"8000/tcp -> {said}\n"
+        assert f"{said}->8000/tcp" in cli("ps")
+        host, _, port = said.rpartition(":")
+        with socket.create_connection((host, int(port)), 5) as client:
+            assert client.recv(9) == b"hello"
+        wanted = ("--network", "new", "-p", f"127.0.0.1:{port}:8000", "--", "true")
+        taken = f"taken by container 'web' (pid {keep.find('web').config.keeper});"
+        beside = subprocess.run([*COMMAND, "run", *wanted], capture_output=True, text=True, check=False)  # in this thread it could handle no signals
+        assert (beside.returncode, taken in beside.stderr) == (125, True), beside.stderr
+        assert taken in cli("run", "-d", "--name", "second", *wanted, code=125)
+        with pytest.raises(PortInUseError, match="taken by container 'web'") as caught:
+            keep.start(["true"], network="new", ports=[f"127.0.0.1:{port}:8000"])
+        assert caught.value.owner == "container 'web'"
+        cli("rm", "-f", "web")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), 5)

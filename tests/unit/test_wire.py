@@ -27,13 +27,14 @@ def numbers() -> dict[str, int]:
     found: dict[str, int] = {}
     for body in re.findall(r"enum \{(.*?)\};", text, re.DOTALL):
         for name, value in re.findall(r"(\w+)\s*=\s*([^,\n}]+)", re.sub(r"//.*", "", body)):
-            found[name] = sum(int(a, 0) << int(b or "0", 0) for a, b in [re.fullmatch(r"(\w+)(?: << (\w+))?", value.strip()).groups()])  # type: ignore[union-attr,misc]
+            found[name] = sum(int(a, 0) << int(b or "0", 0) for a, b in [re.fullmatch(r"(-?\w+)(?: << (\w+))?", value.strip()).groups()])  # type: ignore[union-attr,misc]
     return found
 
 
 def test_headers_are_understood() -> None:
     assert numbers()["WIRE_MAX"] == 16 << 20
     assert numbers()["NO_SLOT"] == 0xFFFF
+    assert numbers()["FROM_NULL"] == -2
 
 
 @pytest.mark.parametrize(
@@ -52,11 +53,11 @@ def test_flags_are_those_of_c() -> None:
 def test_limits_are_those_of_c() -> None:
     c = numbers()
     assert tuple(
-        c[name] for name in ("WIRE_INLINE", "WIRE_FDS", "WIRE_MAX", "SLOTS", "NO_SLOT")
-    ) == (wire.INLINE, wire.MAX_FDS, wire.MAX_BODY, wire.SLOTS, wire.NO_SLOT)
+        c[name] for name in ("WIRE_INLINE", "WIRE_FDS", "WIRE_MAX", "SLOTS", "NO_SLOT", "OWN_NULL")
+    ) == (wire.INLINE, wire.MAX_FDS, wire.MAX_BODY, wire.SLOTS, wire.NO_SLOT, wire.OWN_NULL)
     assert (c["HEAD_MEMFD"], c["SLOT_ROLE_BASE"]) == (wire.HEAD_MEMFD, wire.ROLE_SLOT)
     assert (c["ROLE_ROOT"], c["ROLE_PROC"], c["ROLE_PTS"]) == (plan.ROLE_ROOT, plan.ROLE_PROC, plan.ROLE_PTS)
-    assert (c["ROLE_LAST_PID"], c["ROLE_UPPER"]) == (plan.ROLE_LAST_PID, plan.ROLE_UPPER)
+    assert (c["ROLE_LAST_PID"], c["ROLE_UPPER"], c["ROLE_UNSEALED"]) == (plan.ROLE_LAST_PID, plan.ROLE_UPPER, plan.ROLE_UNSEALED)
 
 
 def test_the_constant_that_stands_for_inits_own_number_is_that_of_c() -> None:
