@@ -142,7 +142,10 @@ class Channel:
         return event if isinstance(event, codec.End) else None
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait at most *timeout* seconds until `receive` has something to give; whether it has."""
+        """Wait at most *timeout* seconds until `receive` has something to give; whether it has, or can be left to wait by itself."""
+        if timeout is None and self.looks <= 0:
+            self._has_slept = True
+            return True
         return bool(self.await_events(self._poll.poll, None if timeout is None else max(0.0, timeout * 1000)))
 
     def await_events(self, poll: Poll, timeout_ms: float | None) -> list[tuple[int, int]]:
@@ -157,9 +160,8 @@ class Channel:
             if events:
                 self._pause = LOOKS
                 return events
-            if self.looks < LOOKS:
-                self.looks = 0
-            else:  # the very first one: what we wait for takes long, or needs the CPU that we kept
+            first, self.looks = self.looks == LOOKS, 0
+            if first:  # what we wait for takes long, or needs the CPU that we kept
                 self.looks = Channel.first_looks = -self._pause
                 self._pause = min(2 * self._pause, MOST_PAUSE)
         self._has_slept = True
@@ -189,19 +191,15 @@ class Channel:
 
     def is_writable(self) -> bool:
         """Whether `send` would not wait for the other side to read."""
-        return _is_writable(self.sock)
+        import select
+
+        poll = select.poll()
+        poll.register(self.sock.fileno(), select.POLLOUT)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close this end; a program that runs on this channel is killed, and with the first channel the container ends."""
         self.sock.close()
-
-
-def _is_writable(sock: socket.socket) -> bool:
-    import select
-
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def close_all(fds: Sequence[int]) -> None:
