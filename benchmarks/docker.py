@@ -46,7 +46,7 @@ def with_network(p: Programs, stack: ExitStack) -> list[str]:
     return client
 
 
-def daemon(scratch: str, stack: ExitStack, *, network: Sequence[str] = ("--bridge=none", "--iptables=false")) -> list[str]:
+def daemon(scratch: str, stack: ExitStack, *, network: Sequence[str] = ("--bridge=none", "--iptables=false", "--ip-forward=false")) -> list[str]:
     """Start one with all that it keeps below *scratch*, until *stack* ends; how its client is called. Raises: RuntimeError. Needs: root."""
     for program in ("dockerd", "docker"):
         if shutil.which(program) is None:

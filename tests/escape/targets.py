@@ -252,7 +252,7 @@ class DockerTarget(Target):
 
     def start(self) -> None:
         places = ["--data-root", f"{self.scratch}/data", "--exec-root", f"{self.scratch}/exec", "--pidfile", f"{self.scratch}/pid"]
-        command = ["dockerd", *places, "--host", f"unix://{self.scratch}/socket", "--bridge=none", "--iptables=false"]
+        command = ["dockerd", *places, "--host", f"unix://{self.scratch}/socket", "--bridge=none", "--iptables=false", "--ip-forward=false"]
         with open(self.scratch / "log", "wb") as log:
             self._daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + PATIENCE_S
