@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from sandbox._launch import codec, wire
 from sandbox._sys.fds import write_memory
-from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError
+from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError, raise_shortage
 
 if TYPE_CHECKING:
     import socket
@@ -100,7 +100,7 @@ class Channel:
     def receive(self, timeout: float | None = None) -> tuple[Event, list[int]] | None:
         """The next event and its descriptors (the caller's to close); None when the other side has closed.
 
-        Raises: TimeoutError after *timeout* seconds; ProtocolError for anything but a message of wire.md; OSError (EMFILE): this process
+        Raises: TimeoutError after *timeout* seconds; ProtocolError for anything but a message of wire.md; SetupError (EMFILE): this process
         had no room for its descriptors.
         """
         if timeout is not None and not self._poll.poll(max(0.0, timeout * 1000)):
@@ -115,7 +115,7 @@ class Channel:
             return None
         if flags & _MSG_CTRUNC and len(fds) < _EXPECTED_FDS:
             close_all(fds)
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise_shortage(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "take the descriptors of an answer")
         try:
             event = codec.decode(raw)
         except BaseException:

@@ -30,8 +30,6 @@ def check_present(limits: Limits, host: Host, *, block: str = _BLOCK) -> None:
         _check_cpus(parse_cpuset(limits.cpuset), hierarchy)
     if limits.io_weight is not None and (hierarchy := host.find("io")) is not None:
         _check_weight(hierarchy, block)
-
-
     for disk in limits.io_max or ():
         _check_disk(disk.device)
     for size, _ in limits.hugetlb or ():

@@ -7,7 +7,6 @@ import struct
 from collections.abc import Mapping
 from contextlib import ExitStack
 from errno import EINVAL, ENOTTY, EPERM
-from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from attrs import define, field
@@ -16,6 +15,7 @@ from sandbox._sys import calls
 from sandbox._sys import constants as sys
 from sandbox._sys.fds import Fd
 from sandbox.errors import SetupError, UnsupportedError, UsageError
+from sandbox.ns._handle import Handle
 
 if TYPE_CHECKING:
     from sandbox.ns.entry import Entered
@@ -44,7 +44,7 @@ _ID: Final = struct.Struct("=I")
 
 
 @define(eq=False, repr=False)
-class Namespace:
+class Namespace(Handle):
     """A namespace that lives at least as long as this handle is open: until `close`, the end of ``with``, or nobody refers to it.
 
     Equal to another handle of the same namespace. Belongs to no thread: use it from any.
@@ -176,22 +176,6 @@ class Namespace:
             if error.errno == EPERM:  # ioctl_ns(2): outside the caller's namespaces, or there is none
                 return None
             raise
-
-    def close(self) -> None:
-        """Let go of it; a second time does nothing."""
-        self._fd.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        # A handle is a value to its user: `Namespace.of(pid, "net").enter().run(...)` leaves nobody who could close it.
-        fd = getattr(self, "_fd", None)
-        if fd is not None:
-            fd.close()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Namespace) and (self._device, self.id) == (other._device, other.id)

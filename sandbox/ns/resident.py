@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from attrs import define, field
@@ -11,13 +10,14 @@ from sandbox._plan import IdMap
 from sandbox._sys import calls, procfs
 from sandbox._sys.fds import Fd
 from sandbox.errors import ClosedError, UsageError
+from sandbox.ns._handle import Handle
 from sandbox.ns.namespace import Namespace
 
 __all__ = ["Resident"]
 
 
 @define(eq=False, repr=False)
-class Resident:
+class Resident(Handle):
     """A process, a container's init say, whose namespaces others are to share. Its number cannot become another's unnoticed, while this is open.
 
     *hostname*: that of its UTS namespace, if it is known.
@@ -63,22 +63,6 @@ class Resident:
             raise ClosedError(f"process {self.pid}, whose namespaces were to be shared, has ended") from None
         except PermissionError:
             return  # alive, and not ours
-
-    def close(self) -> None:
-        """Let go of it; a second time does nothing."""
-        self._fd.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        # A value to its user, as a `Namespace`.
-        fd = getattr(self, "_fd", None)
-        if fd is not None:
-            fd.close()
 
     def __repr__(self) -> str:
         return f"Resident({self.pid})"

@@ -36,6 +36,21 @@ def sleep(channel: Channel) -> None:
     assert not channel.wait(0.0)
 
 
+def find_dear(channel: Channel) -> None:
+    """Have it sleep, and learn that this was dear."""
+    sleep(channel)
+    channel.learn(DEAR, 0.0)
+
+
+def look(ends: tuple[Channel, socket.socket]) -> None:
+    """Have it find an answer at once."""
+    channel, theirs = ends
+    theirs.send(b"x")
+    assert channel.wait(None)
+    channel.learn(DEAR, 0.0)
+    assert channel.sock.recv(1) == b"x"
+
+
 def test_a_channel_sleeps_at_first(ends: tuple[Channel, socket.socket]) -> None:
     assert ends[0].looks == 0
 
@@ -74,12 +89,9 @@ def test_it_sleeps_on_where_there_is_one_cpu_only(ends: tuple[Channel, socket.so
 
 
 def test_an_answer_that_is_there_teaches_nothing_but_that_one_more_look_is_over(ends: tuple[Channel, socket.socket]) -> None:
-    channel, theirs = ends
-    sleep(channel)
-    channel.learn(DEAR, 0.0)
-    theirs.send(b"x")
-    assert channel.wait(None)
-    channel.learn(DEAR, 0.0)
+    channel = ends[0]
+    find_dear(channel)
+    look(ends)
     assert channel.looks == LOOKS - 1
 
 
@@ -95,13 +107,9 @@ def test_after_its_looks_it_sleeps_once_to_see_what_that_costs(ends: tuple[Chann
 
 
 def test_a_look_that_finds_nothing_in_time_ends_in_sleep(ends: tuple[Channel, socket.socket]) -> None:
-    channel, theirs = ends
-    sleep(channel)
-    channel.learn(DEAR, 0.0)
-    theirs.send(b"x")
-    assert channel.wait(None)
-    channel.learn(DEAR, 0.0)
-    assert channel.sock.recv(1) == b"x"
+    channel = ends[0]
+    find_dear(channel)
+    look(ends)
     sleep(channel)
     assert channel.looks == 0
     channel.learn(DEAR, 0.0)  # the others were not in vain: it goes on
