@@ -14,7 +14,7 @@ from typing import IO, Final
 
 from sandbox import UsageError
 from sandbox.builder import Event, build
-from sandbox.cli.outcome import outcome
+from sandbox.cli.outcome import outcome, printable
 from sandbox.cli.parser import Parser, PlainHelp, WrongUseError
 
 MAX_SECRET: Final = 512 << 10  # BuildKit's own bound
@@ -28,7 +28,7 @@ exit code: 0; 1 the build failed; 2 wrong use.
 
 def main(arguments: Sequence[str]) -> int:
     """Build what the command line says; return the exit code."""
-    return outcome("sandbox build", lambda: _build(_parser().parse_args(list(arguments))), show=_printable)
+    return outcome("sandbox build", lambda: _build(_parser().parse_args(list(arguments))), show=printable)
 
 
 def _parser() -> Parser:
@@ -179,8 +179,3 @@ def _secret(text: str) -> tuple[str, bytes]:
     if len(data) > MAX_SECRET:
         raise UsageError(f"--secret: {source!r} has more than {MAX_SECRET >> 10} KiB")
     return identity, data
-
-
-def _printable(text: str) -> str:
-    """Messages may quote what strangers wrote: nothing of it may steer the terminal; lines stay lines."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)

@@ -19,6 +19,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def printable(text: str) -> str:
+    """The same for what has lines and columns of its own."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
 def complain(command: str, text: str, *, show: Callable[[str], str] = one_line) -> None:
     """Say on standard error what is wrong."""
     print(f"{command}: {show(text)}", file=sys.stderr)

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeGuard
 from attrs import evolve, frozen
 
 from sandbox import UsageError
+from sandbox.cli.outcome import printable
 
 _ACTION: Final = re.compile(r"(\s*\{\{-\s|\{\{)(.*?)(\s-\}\}\s*|\}\})", re.DOTALL)
 _TOKEN: Final = re.compile(r'\s+|"(?:[^"\\]|\\.)*"|`[^`]*`|-?\d+|:=|\.?[A-Za-z_]\w*|\$\w*|[.,|()]')
@@ -112,7 +113,7 @@ def _said(text: str) -> Part:
 
 
 def _shown(what: Expression) -> Part:
-    return lambda scope: show(what(scope))
+    return lambda scope: printable(show(what(scope)))  # labels, say, are whatever an image's maker has written
 
 
 def _all(parts: Iterable[Part], scope: Scope) -> str:

@@ -93,3 +93,7 @@ def test_lists_are_shown_by_templates_with_headings_and_without(capsys: pytest.C
     assert said == ["web\t3", "database\t4", "NAMES      STATUS   SIZE", "web        Up       3", "database   Up       4", "NAMES   SIZE"]
     with pytest.raises(UsageError, match=r"there are Names, Status, Size"):
         show(rows, columns, form="{{.Name}}")
+
+
+def test_what_strangers_wrote_steers_no_terminal() -> None:
+    assert templates.read("{{.Name}}\t{{println .Labels}}")({"Name": "a\x1b[2Jb", "Labels": {"x": "\x9b1m\r"}}) == "a\\x1b[2Jb\tmap[x:\\x9b1m\\r]\n"
