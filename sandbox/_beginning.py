@@ -12,7 +12,8 @@ from typing import Final
 
 from sandbox._compile import Compiled
 from sandbox._launch import codec, driver
-from sandbox._launch.driver import Channel, close_all
+from sandbox._launch.driver import Channel
+from sandbox._sys.fds import close_all
 from sandbox.errors import BrokenError, ProtocolError, SandboxError
 
 START_S: Final = 60.0  # an init that says nothing for so long is broken

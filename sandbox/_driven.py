@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from sandbox import _beginning, _session, _start
 from sandbox._arguments import Prepared, text_of
 from sandbox._launch import codec, driver
-from sandbox._launch.driver import Channel, close_all
+from sandbox._launch.driver import Channel
 from sandbox._pump import GRACE_S, Streams
 from sandbox._reactor import Reactor
 from sandbox._run import Spec, Text
@@ -22,6 +22,7 @@ from sandbox._runs import Run
 from sandbox._session import Session
 from sandbox._start import Steps
 from sandbox._started import Started
+from sandbox._sys.fds import close_all
 from sandbox._types import PIPE, Argument, StrPath, to_bool
 from sandbox._wiring import Wiring, wire_up
 from sandbox.cg import Leaf

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, Final
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from sandbox._launch import codec, wire
+from sandbox._launch.delivery import Deliveries
 from sandbox._session import Session
 from sandbox.cg import Group, Leaf, Limits
+from sandbox.cg.leaf import Ahead, Opened
 from sandbox.errors import BrokenError, SandboxError
 
 MAX_KINDS: Final = 4  # of limits that are remembered
@@ -22,7 +25,18 @@ FEW, MANY = 8, 32  # leaves that the launcher makes at once
 MAX_STEPS: Final = 60000  # bytes of steps in a message (wire.md)
 NAME: Final = "exec-%012d"  # of one length, for what names are put into; at 5,000 runs a second, the numbers last six years
 NAME_SIZE: Final = 17
+AT_ONCE: Final = 4  # leaves that are taken over, and closed, at once
+KEPT_FDS: Final = 64  # at most, by that, of one kind (seven for a leaf); all of them together take a quarter of what a process may have
 STALE_S: Final = 1.0  # after which the launcher is not expected to do what it was asked for
+
+
+@frozen(eq=False)
+class _Recipe:
+    """What the launcher does for each leaf of a kind: the pieces that its name joins to encoded steps, and what they open."""
+
+    opened: Opened
+    count: int  # of descriptors
+    making: list[bytes]
 
 
 @define(eq=False)
@@ -39,16 +53,21 @@ class _Kind:
     """Fresh leaves with the same limits."""
 
     limits: Limits | None
-    spare: Leaf | None = None
+    spares: list[Leaf] = field(factory=list[Leaf])
+    at_once: int = 1  # how many of these there are at most, and how many are closed at once
     taken: int = 0
     ahead: int = 0  # how many the launcher shall hold ready; 0: it is not needed
     is_alone: bool = False  # the launcher cannot help with these
+    recipe: _Recipe | None = None
     batches: deque[_Batch] = field(factory=deque[_Batch])
 
     @property
     def promised(self) -> int:
         """How many leaves the launcher has made, or will make."""
-        return sum(len(batch.names) for batch in self.batches)
+        count = 0
+        for batch in self.batches:
+            count += len(batch.names)
+        return count
 
 
 @define(eq=False)
@@ -62,32 +81,45 @@ class Leaves:
 
     _numbers: itertools.count[int] = field(factory=lambda: itertools.count(2))
     _kinds: dict[Limits | None, _Kind] = field(factory=dict[Limits | None, _Kind])  # the last one used comes last
+    _last: _Kind | None = None  # it
     _is_over: bool = False
     has_asked: bool = False  # the launcher may be at work on the container's groups, as long as it does not know that it has ended
     _common: Leaf | None = None
     _retired: list[Leaf] = field(factory=list[Leaf])
     _dead: list[bytes] = field(factory=list[bytes])  # closed, to be removed with the next batch
+    _deliveries: Deliveries | None = None  # of what the launcher opens
+    _places: list[bytes] = field(factory=list[bytes])
+    _removing: list[bytes] = field(factory=list[bytes])  # see `_removal`
     _lock: threading.Lock = field(factory=threading.Lock)
 
     FIRST: ClassVar[str] = NAME % 1
+    keeping: ClassVar[int] = 0  # how many kinds, of all containers, have more than one at once
 
     def take(self, group: Group, limits: Limits | None) -> Leaf:
         """A fresh leaf."""
         with self._lock:
-            kind = self._kind(limits)
+            kind = self._last
+            if kind is None or kind.limits is not limits:
+                kind = self._kind(limits)
             kind.taken += 1
-            spare, kind.spare = kind.spare, None
-            plain = self._kinds.get(None) if spare is None and limits is not None else None
-            unlimited = None
-            if plain is not None:
-                unlimited, plain.spare = plain.spare, None
-        if spare is None and unlimited is not None and limits is not None:
-            try:
-                spare = unlimited if group.limit_leaf(unlimited, limits) else None
-            finally:
-                if spare is None:
-                    self.retire(unlimited)
-        return spare or self._promised(kind, group) or self._make(group, limits)
+            if kind.spares:
+                return kind.spares.pop()
+        return self._converted(group, limits) or self._promised(kind, group) or self._make(group, limits)
+
+    def _converted(self, group: Group, limits: Limits | None) -> Leaf | None:
+        """One that was made without limits of its own, with *limits*."""
+        with self._lock:
+            plain = None if limits is None else self._kinds.get(None)
+            if plain is None or not plain.spares or limits is None:
+                return None
+            unlimited = plain.spares.pop()
+        spare = None
+        try:
+            spare = unlimited if group.limit_leaf(unlimited, limits) else None
+        finally:
+            if spare is None:
+                self.retire(unlimited)
+        return spare
 
     def common(self, group: Group) -> Leaf:
         """The one for all runs that have no limits and whose use nobody asked for: on cgroup v2 a program needs a group (see `Shape.v2`)."""
@@ -99,17 +131,20 @@ class Leaves:
     def _kind(self, limits: Limits | None) -> _Kind:
         """The kind, as the last one used; the caller has the lock. One that was not used for long is forgotten, and its leaves are removed."""
         kind = self._kinds.pop(limits, None) or _Kind(limits)
-        self._kinds[limits] = kind
+        self._kinds[limits] = self._last = kind
         if len(self._kinds) > MAX_KINDS:
             self._drop(self._kinds.pop(next(iter(self._kinds))))
         return kind
 
     def _drop(self, kind: _Kind) -> None:
-        if kind.spare is not None:
-            self._retired.append(kind.spare)
-            kind.spare = None
+        self._retired += kind.spares
+        kind.spares = []
+        if kind.at_once > 1:
+            kind.at_once = 1
+            Leaves.keeping -= 1
         for batch in kind.batches:
             self._dead += [*batch.names, *batch.dying]
+            self._forget(batch.names)
             batch.names.clear()
             batch.dying.clear()
         kind.batches.clear()  # another thread may hold it still
@@ -118,8 +153,8 @@ class Leaves:
     def prepare(self, group: Group, first: Leaf | None = None) -> None:
         """Make the first one, without limits of its own, unless it is there; or take *first*, which has been made as `FIRST`."""
         kind = self._kind(None)
-        if kind.spare is None:
-            kind.spare = first or self._make(group, None)
+        if not kind.spares:
+            kind.spares.append(first or self._make(group, None))
 
     def _make(self, group: Group, limits: Limits | None) -> Leaf:
         return group.make_leaf(NAME % next(self._numbers), limits)
@@ -134,16 +169,20 @@ class Leaves:
             if not batch.names:
                 kind.batches.popleft()
         try:
-            leaf = group.open_leaf(name, kind.limits)
+            leaf = self._delivered(name, kind, group)
+            if leaf is None and (leaf := group.open_leaf(name, kind.limits)) is not None:
+                self._forget([name])  # it was too early, or some of it could not be opened
         except BaseException:
             with self._lock:
                 self._dead.append(name)
+                self._forget([name])
             raise
         with self._lock:
             if leaf is not None:
                 batch.dying.clear()  # they came first
             elif time.monotonic() - batch.at > STALE_S or self._kinds.get(kind.limits) is not kind:
                 self._dead += [name, *batch.names, *batch.dying]  # something failed there; it will try to remove them
+                self._forget([name, *batch.names])
                 batch.names.clear()
                 batch.dying.clear()
                 with contextlib.suppress(ValueError):  # another thread has its last name, or the kind was dropped
@@ -153,6 +192,18 @@ class Leaves:
                     kind.batches.appendleft(batch)
                 batch.names.appendleft(name)
         return leaf
+
+    def _delivered(self, name: bytes, kind: _Kind, group: Group) -> Leaf | None:
+        """It with all that the launcher has opened of it."""
+        deliveries, recipe = self._deliveries, kind.recipe
+        if deliveries is None or recipe is None:
+            return None
+        fds = deliveries.take(name)
+        return None if fds is None else group.take_leaf(name, kind.limits, recipe.opened, fds)
+
+    def _forget(self, names: Iterable[bytes]) -> None:
+        if self._deliveries is not None:
+            self._deliveries.forget(names)
 
     def retire(self, leaf: Leaf) -> None:
         """Have it closed and removed at the next occasion, unless others have it too."""
@@ -167,11 +218,13 @@ class Leaves:
     def tidy(self, group: Group, session: Session, has_ended: Callable[[], bool]) -> None:
         """While a program runs: remove what is retired, and have a spare; where the program has ended before that was done, ask for help."""
         with self._lock:
-            kind = next(reversed(self._kinds.values()), None)
-            if kind is None or (not kind.ahead and not self._retired and kind.taken < 2):
+            kind = self._last
+            if kind is None:
                 return
-            retired, self._retired = self._retired, []
-            ahead = kind.ahead
+            ahead, retired = kind.ahead, self._retired
+            if (kind.spares and len(retired) < kind.at_once) if ahead else (not retired and kind.taken < 2):
+                return
+            self._retired = []
             if ahead:
                 self._dead += [leaf.name for leaf in retired]
         for leaf in retired:
@@ -180,26 +233,32 @@ class Leaves:
                 group.forget_leaf(leaf)
             else:
                 leaf.remove()
-        made = self._have_spare(kind, group)
+        made = not kind.spares and kind.taken > 1 and self._has_made_spare(kind, group)
         if (made or (retired and not ahead)) and has_ended():
             with self._lock:
                 if not kind.is_alone and kind.ahead < MANY:
                     kind.ahead = max(FEW, 2 * kind.ahead)
-        if kind.ahead:
+        if kind.ahead and kind.promised <= kind.ahead // 2:
             self._ask(kind, group, session)
 
-    def _have_spare(self, kind: _Kind, group: Group) -> bool:
-        """Whether one had to be made."""
-        if kind.spare is not None or kind.taken < 2:
-            return False
+    def _has_made_spare(self, kind: _Kind, group: Group) -> bool:
+        """Have spares; whether one had to be made."""
+        made = False
         with contextlib.suppress(OSError, SandboxError):  # the run that needs one will say what is wrong
-            found = self._promised(kind, group) if kind.ahead else None
-            spare = found or self._make(group, kind.limits)
-            with self._lock:
-                if kind.spare is None and self._kinds.get(kind.limits) is kind:
-                    kind.spare = spare
-                    return found is None
-            self.retire(spare)
+            for _ in range(kind.at_once):
+                spare = self._promised(kind, group) if kind.ahead else None
+                if spare is None:
+                    if kind.spares:
+                        break
+                    spare, made = self._make(group, kind.limits), True
+                with self._lock:
+                    is_wanted = len(kind.spares) < kind.at_once and self._kinds.get(kind.limits) is kind
+                    if is_wanted:
+                        kind.spares.append(spare)
+                if not is_wanted:
+                    self.retire(spare)
+                    break
+            return made
         return True
 
     def _ask(self, kind: _Kind, group: Group, session: Session) -> None:
@@ -207,25 +266,50 @@ class Leaves:
         with self._lock:
             if not kind.ahead or kind.promised > kind.ahead // 2 or self._kinds.get(kind.limits) is not kind:
                 return
-            steps = group.leaf_steps(kind.limits)
-            if steps is None:
-                kind.ahead, kind.is_alone = 0, True
+            recipe = kind.recipe or self._recipe(kind, group)
+            if recipe is None:
                 return
+            if self._deliveries is None:
+                self._deliveries = Deliveries()
+            deliveries = self._deliveries
             names = [(NAME % next(self._numbers)).encode() for _ in range(kind.ahead - kind.promised)]
             batch = _Batch(deque(names), self._dead)
             self._dead = []
             kind.batches.append(batch)
+            deliveries.expect(names, recipe.count)
             self.has_asked = True
             dying = list(batch.dying)
-        removal = codec.named_steps([(wire.GroupStep.REMOVE, place, b"", b"") for place in group.leaf_places()], NAME_SIZE)
-        making = codec.named_steps([(_step(value), before, after, value or b"") for before, after, value in steps], NAME_SIZE)
+        removal, making = self._removal(group), recipe.making
         with contextlib.suppress(BrokenError):  # then all ends
             for message in _messages([*(name.join(removal) for name in dying), *(name.join(making) for name in names)]):
-                session.change_groups(message)
+                session.change_groups(message, deliveries.fileno())
+
+    def _recipe(self, kind: _Kind, group: Group) -> _Recipe | None:
+        """What the launcher shall do for each; None: it cannot."""
+        ahead = group.ahead(kind.limits)
+        if ahead is None:
+            kind.ahead, kind.is_alone = 0, True
+            return None
+        kind.recipe = _Recipe(ahead.opened, len(ahead.opens), codec.named_steps(_steps(ahead), NAME_SIZE))
+        if kind.at_once == 1 and not 0 <= os.sysconf("SC_OPEN_MAX") < (Leaves.keeping + 1) * KEPT_FDS * 4:
+            kind.at_once = AT_ONCE
+            Leaves.keeping += 1
+        return kind.recipe
+
+    def _removal(self, group: Group) -> list[bytes]:
+        """What the launcher shall do with each of the dead, wherever it is; the name joins these."""
+        places = group.leaf_places()
+        if places != self._places:  # the group may have got more
+            self._places = places
+            self._removing = codec.named_steps([(wire.GroupStep.REMOVE, place, b"", b"") for place in places], NAME_SIZE)
+        return self._removing
 
     def abandon(self) -> None:
         """Close our copies of the descriptors: in a forked child, which must not wait for the parent's lock."""
-        for leaf in [*self._retired, *filter(None, [self._common]), *(kind.spare for kind in self._kinds.values() if kind.spare is not None)]:
+        if self._deliveries is not None:
+            self._deliveries.abandon()
+        Leaves.keeping -= sum(kind.at_once > 1 for kind in self._kinds.values())
+        for leaf in [*self._retired, *filter(None, [self._common]), *itertools.chain.from_iterable(kind.spares for kind in self._kinds.values())]:
             leaf.close()
 
     def _remove_retired(self) -> None:
@@ -241,18 +325,26 @@ class Leaves:
             self._is_over = True
             for kind in self._kinds.values():
                 self._drop(kind)
-            self._kinds = {}
+            self._kinds, self._last = {}, None
             if self._common is not None:
                 self._retired.append(self._common)
                 self._common = None
             dead, self._dead = self._dead, []
+            deliveries, self._deliveries = self._deliveries, None
         self._remove_retired()
+        if deliveries is not None:
+            deliveries.close()
         if dead and group is not None:
             group.remove_leaves(dead)
 
 
-def _step(value: bytes | None) -> wire.GroupStep:
-    return wire.GroupStep.MAKE if value is None else wire.GroupStep.WRITE
+def _steps(ahead: Ahead) -> Iterator[tuple[wire.GroupStep, bytes, bytes, bytes]]:
+    """What the launcher does for one leaf: it is made, and then its descriptors are on their way."""
+    for before, after, value in ahead.steps:
+        yield (wire.GroupStep.MAKE if value is None else wire.GroupStep.WRITE, before, after, value or b"")
+    for before, after, is_written in ahead.opens:
+        yield (wire.GroupStep.JOIN if is_written else wire.GroupStep.READ, before, after, b"")
+    yield (wire.GroupStep.GIVE, ahead.opens[0][0], b"", b"")
 
 
 def _messages(parts: list[bytes]) -> Iterator[list[bytes]]:

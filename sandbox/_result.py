@@ -188,9 +188,9 @@ def decide(end: codec.End, *, oom_killed: bool, output_hit: bool, pids_peak: int
     return Status.SIGNALED if os.WIFSIGNALED(end.status) else Status.EXITED
 
 
-def _usage(leaf: Leaf, user: float, system: float) -> Usage:
+def _usage(leaf: Leaf, user_us: int, system_us: int) -> Usage:
     try:
-        return leaf.usage((user, system))
+        return leaf.usage((user_us * 1000, system_us * 1000))
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise
@@ -201,13 +201,10 @@ def _usage(leaf: Leaf, user: float, system: float) -> Usage:
 def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bool, streams: Streams) -> Result:
     """Put a result together from init's word and the control group's."""
     _, wait_status, detail, wall_ns, cpu_ns, user_us, system_us, max_rss_kib, *_ = end
-    cpu, user, system, oom, memory_peak, pids_peak = cpu_ns / 1e9, user_us / 1e6, system_us / 1e6, False, None, None
+    memory_peak = kills = pids_peak = cpu = user = system = None
     if leaf is not None:
-        usage = _usage(leaf, user, system)
-        oom, memory_peak, pids_peak = bool(usage.oom_kills), usage.memory_peak, usage.pids_peak
-        cpu = cpu if usage.cpu_time is None else usage.cpu_time
-        user = user if usage.user_time is None else usage.user_time
-        system = system if usage.system_time is None else usage.system_time
+        memory_peak, kills, pids_peak, cpu, user, system = _usage(leaf, user_us, system_us)
+    oom = bool(kills)
     status = decide(end, oom_killed=oom, output_hit=output_hit, pids_peak=pids_peak)
     exit_code: int | None
     signal: int | None
@@ -225,9 +222,9 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         stderr,
         stdout_truncated,
         stderr_truncated,
-        cpu,
-        user,
-        system,
+        cpu_ns / 1e9 if cpu is None else cpu,
+        user_us / 1e6 if user is None else user,
+        system_us / 1e6 if system is None else system,
         wall_ns / 1e9,
         memory_peak,
         max_rss_kib * 1024,

@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from sandbox._launch import codec, wire
 from sandbox._wiring import NULL, Wiring
-from sandbox.cg import Leaf
+from sandbox.cg import Layout, Leaf
 from sandbox.errors import ProgramNotFoundError, ProtocolError, SetupError, UsageError
 
 
@@ -56,6 +56,7 @@ class Spec:
     error_limit: int | None = None  # of stderr, where it is another than that of stdout
     discards: bool = False  # what goes beyond a limit is thrown away, and the program goes on
     encoded: tuple[bytes, bytes] = field(init=False, eq=False, repr=False)  # what of the request is the same for each run
+    quiet: dict[tuple[Layout, int], bytes] = field(factory=dict[tuple[Layout, int], bytes], init=False, eq=False, repr=False)  # see `encode`
     flags: int = field(init=False, eq=False, repr=False)
     plain: bytes = field(init=False, eq=False, repr=False)  # all of it, with /dev/null as all three standard streams and no control group
     args: tuple[str, ...] = field(init=False, eq=False, repr=False)  # argv, for people
@@ -133,27 +134,31 @@ class Leaves(Protocol):
 
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apart: bool = False) -> tuple[bytes, list[int]]:
     """The body of EXEC and its descriptors, each once. *apart*: the caller has something else to do while the program starts."""
-    targets: tuple[tuple[int, int], ...] = _QUIET
-    fds: list[int] = []
-    if wiring.is_quiet:
-        if leaf is None and not flags and not apart:
+    if leaf is None:
+        layout: Layout = (0, 0, False)
+        fds: list[int] = []
+        if wiring.is_quiet and not flags and not apart:
             return spec.plain, fds
     else:
-        for fd in wiring.inside.values():
-            if fd != NULL and fd not in fds:
-                fds.append(fd)
-        targets = tuple([(wire.OWN_NULL if fd == NULL else fds.index(fd), target) for target, fd in wiring.inside.items()])
-    count, joins, cpu_format, has_cgroup = len(fds), 0, 0, False
-    if leaf is not None:
-        joins, cpu_format, has_cgroup = len(leaf.join_fds), leaf.cpu_format, leaf.into_fd is not None
-        fds += leaf.join_fds
-        if leaf.cpu_fd is not None:
-            fds.append(leaf.cpu_fd)
-        if leaf.into_fd is not None:
-            fds.append(leaf.into_fd)
-    head, tail = spec.encoded
+        layout, fds = leaf.layout, leaf.sent_fds
     flags |= spec.flags & ~wire.EXEC_SAME_CPU if apart else spec.flags
-    return flags.to_bytes(4, "little") + head + _links(targets, count, joins, cpu_format, has_cgroup) + tail, fds
+    if wiring.is_quiet:
+        key = layout, flags
+        body = spec.quiet.get(key)
+        if body is None:
+            body = spec.quiet[key] = _body(spec, flags, _QUIET, 0, layout)
+        return body, fds
+    own: list[int] = []
+    for fd in wiring.inside.values():
+        if fd != NULL and fd not in own:
+            own.append(fd)
+    targets = tuple([(wire.OWN_NULL if fd == NULL else own.index(fd), target) for target, fd in wiring.inside.items()])
+    return _body(spec, flags, targets, len(own), layout), [*own, *fds]
+
+
+def _body(spec: Spec, flags: int, targets: tuple[tuple[int, int], ...], count: int, layout: Layout) -> bytes:
+    head, tail = spec.encoded
+    return flags.to_bytes(4, "little") + head + _links(targets, count, *layout) + tail
 
 
 @lru_cache(maxsize=64)

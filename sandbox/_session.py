@@ -16,11 +16,12 @@ from sandbox import _plan as plan
 from sandbox._beginning import GONE_S, Beginning
 from sandbox._compile import Compiled
 from sandbox._launch import codec, driver, wire
-from sandbox._launch.driver import Channel, close_all
+from sandbox._launch.driver import Channel
 from sandbox._pump import GRACE_S, Pump, Streams, await_end
 from sandbox._result import Result, make_result
 from sandbox._run import Leaves, Spec, Text, encode, start_error
 from sandbox._sinks import SinkFailed, decoded, finish
+from sandbox._sys.fds import close_all
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
 from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
@@ -128,8 +129,7 @@ class Session(Beginning):
             raise
         sound = False
         try:
-            # With a control group there is work to do meanwhile, which shall not keep the program waiting for this CPU.
-            body, fds = encode(spec, wiring, leaf, apart=leaf is not None)
+            body, fds = encode(spec, wiring, leaf)
             begin = time.perf_counter()
             channel.last = b""
             channel.send(wire.Msg.EXEC, body, fds)
@@ -295,10 +295,13 @@ class Session(Beginning):
         with self._channel() as channel:
             channel.send(wire.Msg.SIGNAL_ALL, int(signum).to_bytes(4, "little"))
 
-    def change_groups(self, steps: Sequence[bytes]) -> None:
-        """Have the launcher take encoded *steps* with this container's control groups, when it has nothing else to do. Raises: BrokenError."""
+    def change_groups(self, steps: Sequence[bytes], deliver: int) -> None:
+        """Have the launcher take encoded *steps* with this container's control groups, when it has nothing else to do; see `Launcher.change_groups`.
+
+        Raises: BrokenError.
+        """
         if self.launcher is not None:
-            self.launcher.change_groups(codec.encode_groups(self.pid, steps))
+            self.launcher.change_groups(codec.encode_groups(self.pid, steps), deliver)
 
     # ---- End ----
 

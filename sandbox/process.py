@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
 
 from sandbox._launch import codec, wire
-from sandbox._launch.driver import close_all
 from sandbox._pump import GRACE_S, LATE, Streams
 from sandbox._result import Result, Status, make_result
 from sandbox._run import Spec, Text, start_error
 from sandbox._streams import Communication, open_terminal
+from sandbox._sys.fds import close_all
 from sandbox._types import DEVNULL, PIPE, STDOUT, Size, to_bool, to_count, to_signal, to_size
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf

@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from sandbox._launch import codec, wire
-from sandbox._sys.fds import write_memory
+from sandbox._sys.fds import close_all, write_memory
 from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError, raise_shortage
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Channel:
         except ConnectionResetError:
             return None
         raw = self.last
-        fds = _unpack_fds(ancillary) if ancillary else []
+        fds = unpack_fds(ancillary) if ancillary else []
         if not raw:
             return None
         if flags & _MSG_CTRUNC and len(fds) < _EXPECTED_FDS:
@@ -202,16 +202,11 @@ class Channel:
         self.sock.close()
 
 
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors that came with a message and that nobody asked for."""
-    for fd in fds:
-        os.close(fd)
-
-
-def _unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+def unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that came with a message."""
     fds: list[int] = []
     for _, _, data in ancillary:
-        fds += struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])
+        fds += memoryview(data)[: len(data) // 4 * 4].cast("i")
     return fds
 
 
@@ -312,16 +307,18 @@ class Launcher:
         except OSError as error:
             raise BrokenError("the launcher of this process has died; its containers went with it") from error
 
-    def change_groups(self, body: bytes) -> None:
+    def change_groups(self, body: bytes, deliver: int) -> None:
         """Have steps taken with a container's control groups, when there is nothing else to do; see `codec.encode_groups`.
 
+        What they open comes to the other end of the socket *deliver* (copied).
         Nobody waits for it: a launcher that does not listen (it was stopped, say) does not hear of it.
         Raises: BrokenError when the launcher has died. ValueError: *body* is larger than a datagram.
         """
         if len(body) > wire.INLINE:
             raise ValueError(f"{len(body)} bytes of steps with control groups; {wire.INLINE} are a datagram's")
         try:
-            self._sock.sendmsg((wire.HEAD.pack(wire.Msg.GROUPS, 0, len(body)), body), (), _MSG_DONTWAIT)
+            rights = ((_SOL_SOCKET, _SCM_RIGHTS, _ints.pack(deliver)),)
+            self._sock.sendmsg((wire.HEAD.pack(wire.Msg.GROUPS, 0, len(body)), body), rights, _MSG_DONTWAIT)
         except BlockingIOError:
             return
         except OSError as error:

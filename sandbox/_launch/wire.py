@@ -39,6 +39,7 @@ class Msg(enum.IntEnum):
     STARTED = 68
     END = 69
     DONE = 70
+    OPENED = 71
 
 
 class GroupStep(enum.IntEnum):
@@ -49,6 +50,7 @@ class GroupStep(enum.IntEnum):
     REMOVE = 2
     READ = 3
     JOIN = 4
+    GIVE = 5
 
 
 class Phase(enum.IntEnum):

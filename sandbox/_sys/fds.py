@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +13,7 @@ from attrs import define, field
 from sandbox._types import StrPath
 from sandbox.errors import ClosedError, raise_shortage
 
-__all__ = ["Fd", "write_memory"]
+__all__ = ["Fd", "close_all", "write_memory"]
 
 
 def _take(fd: int) -> list[int]:
@@ -86,6 +87,13 @@ class Fd:
 
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors."""
+    close = os.close
+    for fd in fds:
+        close(fd)
 
 
 def write_memory(fd: int, data: bytes | memoryview, *, at: int = 0, what: str) -> None:

@@ -16,7 +16,7 @@ from sandbox.cg.bundle import Events, check_limits, limits_need_v2
 from sandbox.cg.cgroup import Cgroup
 from sandbox.cg.group import LEAF_ACCOUNTING, Group
 from sandbox.cg.hosts import Hierarchy, Host, Mode, detect
-from sandbox.cg.leaf import CpuFormat, Leaf, Usage
+from sandbox.cg.leaf import CpuFormat, Layout, Leaf, Usage
 from sandbox.cg.limits import FIELDS as LIMIT_NAMES
 from sandbox.cg.limits import IoMax, Limits, Write, writes
 from sandbox.cg.stats import IoStats, Pressure, Stall, Stats
@@ -36,6 +36,7 @@ __all__ = [
     "Host",
     "IoMax",
     "IoStats",
+    "Layout",
     "Leaf",
     "Limits",
     "Mode",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from functools import lru_cache
 
@@ -72,12 +73,12 @@ def _blueprint(limits: Limits, wished: frozenset[str], leaf: bytes, mine: Owner)
     shared = [hierarchy for hierarchy in found if hierarchy not in own]
     files_of = {"memory": (MEMORY_PEAK[1], MEMORY_EVENTS[1]), "pids": (PIDS_PEAK,)}
     told = [(above[h], file) for name, of in files_of.items() if name in wished and (h := host.find(name)) for file in of]
-    there_is = [(path, file) for path, file in told if os.path.exists(path + file[1:])]  # our own directory has what a leaf will have
+    is_there = [os.path.exists(path + file[1:]) for path, file in told]  # our own directory has what a leaf will have
     cpu = [(above[h], CPU_USAGE)] if "cpuacct" in wished and (h := host.find("cpuacct")) else []
     opens = [(path, b"", False) for path in above.values()]
     opens += [(above[hierarchy], b"/tasks", True) for hierarchy in shared]
     opens += [(above[hierarchy], b"/" + leaf + b"/tasks", True) for hierarchy in own]
-    opens += [(path, b"/" + leaf + file, False) for path, file in (*there_is, *cpu)]
+    opens += [(path, b"/" + leaf + file, False) for path, file in (*itertools.compress(told, is_there), *cpu)]
     return Blueprint(
         hierarchies=found,
         above=tuple(above.values()),
@@ -86,5 +87,5 @@ def _blueprint(limits: Limits, wished: frozenset[str], leaf: bytes, mine: Owner)
         opens=tuple(opens),
         shared=tuple(hierarchy.mount for hierarchy in shared),
         leaf=leaf,
-        opened=Opened(len(own), tuple(file for _, file in there_is), tuple(file for path, file in told if (path, file) not in there_is)),
+        opened=Opened.of(len(own), is_there),
     )

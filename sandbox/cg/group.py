@@ -20,7 +20,7 @@ from sandbox.cg.blueprint import Blueprint
 from sandbox.cg.bundle import Bundle, Events, Place, checked_writes, hierarchies_for, reordered
 from sandbox.cg.hosts import Hierarchy, detect
 from sandbox.cg.inforce import read_limits
-from sandbox.cg.leaf import Ahead, Leaf, Shape
+from sandbox.cg.leaf import Ahead, Leaf, Opened, Shape, opens_of
 from sandbox.cg.limits import Limits
 from sandbox.cg.limits import controllers as controllers_of
 from sandbox.cg.outline import NO_LIMITS, outline, shape, template
@@ -181,17 +181,18 @@ class Group:
         self._leaves.add(leaf)
         return leaf
 
-    def leaf_steps(self, limits: Limits | None = None) -> tuple[tuple[bytes, bytes, bytes | None], ...] | None:
-        """Give what somebody else may do, in this order, for `open_leaf`: see `Ahead.steps`.
+    def ahead(self, limits: Limits | None = None) -> Ahead | None:
+        """Give what somebody else may do for `open_leaf`: the steps first, then the opens.
 
         None: not for such leaves: those of v2 and of cpusets want more.
         """
-        ahead = self._ahead_of(limits)
-        return None if ahead is None else ahead.steps
+        if limits not in self._aheads:  # two threads at once would both find the same: no lock
+            self._aheads[limits] = self._ahead(self._shape_of(limits, None))
+        return self._aheads[limits]
 
     def open_leaf(self, name: bytes, limits: Limits | None = None) -> Leaf | None:
-        """Give the leaf for which all of `leaf_steps` has been done; None: not yet."""
-        ahead = self._ahead_of(limits)
+        """Give the leaf for which all the steps of `ahead` have been taken; None: not yet."""
+        ahead = self.ahead(limits)
         if ahead is None:
             return None
         try:
@@ -201,13 +202,19 @@ class Group:
         self._leaves.add(leaf)
         return leaf
 
+    def take_leaf(self, name: bytes, limits: Limits | None, opened: Opened, fds: list[int]) -> Leaf:
+        """As `open_leaf`, where somebody else has taken the opens of `ahead` too: *fds*, which are the leaf's then."""
+        leaf = Leaf.opened(self, name, self._shape_of(limits, None), opened, fds)
+        self._leaves.add(leaf)
+        return leaf
+
     def leaf_places(self) -> list[bytes]:
         """Give every directory that leaves may be in; each ends with a slash."""
         places = self._live().places
         return [os.fsencode(places[mount].path) + b"/" for mount in self._fds]
 
     def remove_leaves(self, names: Iterable[bytes]) -> None:
-        """Remove leaves by their names, as far as they are there and empty: those of `leaf_steps`, opened or not."""
+        """Remove leaves by their names, as far as they are there and empty: those of `ahead`, opened or not."""
         for name in names:
             for directory in self._fds.values():
                 with contextlib.suppress(OSError):  # not made, or the container's to remove
@@ -242,11 +249,6 @@ class Group:
         found = outline(host, limits, wanted, tuple(bundle.places))
         return shape(found, self._fds, {mount: self._tasks_fd(bundle.places[mount]) for mount in found.shared})
 
-    def _ahead_of(self, limits: Limits | None) -> Ahead | None:
-        if limits not in self._aheads:  # two threads at once would both find the same: no lock
-            self._aheads[limits] = self._ahead(self._shape_of(limits, None))
-        return self._aheads[limits]
-
     def _ahead(self, shape: Shape) -> Ahead | None:
         """Where limits are set comes first, so that the last directory says that all is done. None: a leaf takes more than that."""
         if shape.v2 is not None:
@@ -270,7 +272,7 @@ class Group:
             before = os.fsencode(places[directory]) + b"/"
             steps.append((before, b"", None))
             steps += [(before, file, value) for file, value in settings[directory]]
-        return Ahead(tuple(steps), order[-1])
+        return Ahead(tuple(steps), order[-1], *opens_of(shape, {directory: os.fsencode(path) + b"/" for directory, path in places.items()}))
 
     def _extend(self, hierarchy: Hierarchy, wanted: frozenset[str]) -> None:
         """Make sure that leaves can be made in *hierarchy* with *wanted* controllers."""

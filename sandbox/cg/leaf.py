@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attrs import frozen
 
+from sandbox._sys.fds import close_all
 from sandbox.cg import files
 from sandbox.cg.bundle import kill_members
 from sandbox.cg.limits import Write
@@ -33,15 +35,19 @@ class CpuFormat(enum.IntEnum):
     CPU_STAT = 2  # v2 cpu.stat: the line "usage_usec N"
 
 
+Layout = tuple[int, int, bool]  # of `Leaf.sent_fds`: how many to join by, a `CpuFormat`, whether its directory comes last
+NO_LAYOUT: Final[Layout] = (0, CpuFormat.NONE, False)
+
+
 class Usage(NamedTuple):
     """What one program, with all that it started, used: bytes, seconds, counts. None: this host does not tell."""
 
     memory_peak: int | None
     oom_kills: int | None
+    pids_peak: int | None
     cpu_time: float | None
     user_time: float | None
     system_time: float | None
-    pids_peak: int | None
 
 
 class Shape(NamedTuple):
@@ -86,11 +92,21 @@ def told_by(memory: tuple[int, int] | None, pids: tuple[int, int] | None) -> tup
 
 @frozen
 class Opened:
-    """In which order somebody else has opened a leaf's files: those to join by, those of `Shape.told`, the one that tells the CPU time."""
+    """In which order somebody else has opened a leaf's files: those to join by, of `Shape.told`, and, if the shape has one, that of the CPU time."""
 
     joined: int  # how many there are
-    told: tuple[bytes, ...]
-    missing: tuple[bytes, ...]  # what of `Shape.told` this kernel does not have
+    told: tuple[int, ...]  # the place of each; -1: this kernel does not have it
+    is_whole: bool  # all of `Shape.told` are there
+
+    @classmethod
+    def of(cls, joined: int, told: Iterable[bool]) -> Opened:
+        """*told*: which of `Shape.told` are there."""
+        places: list[int] = []
+        at = joined
+        for is_there in told:
+            places.append(at if is_there else -1)
+            at += is_there
+        return cls(joined, tuple(places), -1 not in places)
 
 
 @frozen
@@ -99,6 +115,19 @@ class Ahead:
 
     steps: tuple[tuple[bytes, bytes, bytes | None], ...]  # path before the leaf's name, and after it; what to write (None: make a directory)
     last: int  # the directory where a leaf is made last
+    opens: tuple[tuple[bytes, bytes, bool], ...]  # what to open then, and whether it is to be written to
+    opened: Opened
+
+
+def opens_of(shape: Shape, places: Mapping[int, bytes]) -> tuple[tuple[tuple[bytes, bytes, bool], ...], Opened]:
+    """Give `Ahead.opens`, and their order, for leaves of *shape* on v1; *places*: the paths of its directories, with a slash at the end."""
+    opens = [(places[directory], b"/tasks", True) for directory in shape.v1]
+    told = [(places[directory], file, False) for directory, file in shape.told]
+    is_there = [os.path.exists(path + file[1:]) for path, file, _ in told]  # what the directory above has, a leaf will have
+    opens += itertools.compress(told, is_there)
+    if shape.cpu is not None:
+        opens.append((places[shape.cpu[1]], CPU_USAGE, False))
+    return tuple(opens), Opened.of(len(shape.v1), is_there)
 
 
 _TASKS = os.O_WRONLY | os.O_CLOEXEC
@@ -108,6 +137,8 @@ MEMORY_PEAK = {1: b"/memory.max_usage_in_bytes", 2: b"/memory.peak"}
 MEMORY_EVENTS = {1: b"/memory.oom_control", 2: b"/memory.events"}
 PIDS_PEAK = b"/pids.peak"
 CPU_USAGE: Final = b"/cpuacct.usage"  # of v1
+ALL_TOLD: Final = 3  # files, where memory and processes are counted
+MOST_TOLD: Final = 4096  # bytes of one
 
 
 def _read(name: bytes, directory: int, most: int = 4096) -> bytes | None:
@@ -132,26 +163,45 @@ def _value(text: bytes, key: bytes) -> int | None:
 class Leaf:
     """The control group of one program. Made by `Group.make_leaf`; owns its descriptors until `close`."""
 
-    __slots__ = ("_group", "_own_fds", "_shape", "_watched", "cpu_fd", "cpu_format", "into_fd", "join_fds", "name")
+    __slots__ = ("_group", "_own_fds", "_shape", "_watched", "layout", "name", "sent_fds")
 
-    def __init__(self, group: Group, name: bytes, shape: Shape, fds: list[int]) -> None:
+    def __init__(
+        self, group: Group, name: bytes, shape: Shape, fds: list[int], *, sent: list[int], layout: Layout = NO_LAYOUT, watched: Sequence[int] = ()
+    ) -> None:
         self._group = group
         self._shape = shape
         self._own_fds = fds
-        self._watched: dict[bytes, int | None] = {}
+        self._watched = watched  # of `Shape.told`, once all are open; -1: this kernel has no such file
         self.name = name
-        #: v1: open ``tasks`` files; the single-threaded child joins by writing ``0`` to each
-        self.join_fds: list[int] = []
-        #: v2: the directory for CLONE_INTO_CGROUP
-        self.into_fd: int | None = None
-        #: tells the CPU time used so far, at offset 0, in `cpu_format`
-        self.cpu_fd: int | None = None
-        self.cpu_format = CpuFormat.NONE
+        #: what init gets, as *layout* says: v1's ``tasks`` files, what tells the CPU time used so far (at offset 0), v2's directory
+        self.sent_fds = sent
+        self.layout = layout
+
+    @property
+    def cpu_fd(self) -> int | None:
+        """The one that tells the CPU time."""
+        joined, cpu_format, _ = self.layout
+        return self.sent_fds[joined] if cpu_format and self.sent_fds else None
+
+    @property
+    def cpu_format(self) -> CpuFormat:
+        """What it holds."""
+        return CpuFormat(self.layout[1])
+
+    @property
+    def into_fd(self) -> int | None:
+        """v2: the directory, for CLONE_INTO_CGROUP."""
+        return self.sent_fds[-1] if self.layout[2] and self.sent_fds else None
+
+    @property
+    def join_fds(self) -> list[int]:
+        """v1: open ``tasks`` files; the single-threaded child joins by writing ``0`` to each."""
+        return self.sent_fds[: self.layout[0]]
 
     @classmethod
     def make(cls, group: Group, name: bytes, shape: Shape, owner_uid: int | None, *, last: int | None = None) -> Leaf:
         """Make its directories, and set its limits. *last*: somebody else has, if this one is there."""
-        leaf = cls(group, name, shape, [])
+        leaf = cls(group, name, shape, [], sent=[])
         made: list[int] = []
         try:
             leaf._create(owner_uid, made, last=last)
@@ -163,13 +213,13 @@ class Leaf:
     @classmethod
     def opened(cls, group: Group, name: bytes, shape: Shape, files: Opened, fds: list[int]) -> Leaf:
         """Take what somebody else has made, and opened: *fds*, which are the leaf's then, as *files* lists them."""
-        leaf = cls(group, name, shape, fds)
-        leaf.join_fds = [*fds[: files.joined], *shape.shared]
-        leaf._watched = dict.fromkeys(files.missing)
-        leaf._watched.update(zip(files.told, fds[files.joined :], strict=False))
-        if shape.cpu is not None:
-            leaf.cpu_fd, leaf.cpu_format = fds[-1], CpuFormat.NANOSECONDS
-        return leaf
+        joined, told = files.joined, files.told
+        watched = fds[joined : joined + len(told)] if files.is_whole else [-1 if at < 0 else fds[at] for at in told]
+        if shape.cpu is None:
+            sent = [*fds[:joined], *shape.shared]
+            return cls(group, name, shape, fds, sent=sent, layout=(len(sent), 0, False), watched=watched)
+        sent = [*fds[:joined], *shape.shared, fds[-1]]
+        return cls(group, name, shape, fds, sent=sent, layout=(len(sent) - 1, 1, False), watched=watched)
 
     def _create(self, owner_uid: int | None, made: list[int], *, last: int | None) -> None:
         name, shape, own, mkdir, open_ = self.name, self._shape, self._own_fds, os.mkdir, os.open
@@ -182,21 +232,26 @@ class Leaf:
             mkdir(name, 0o755, dir_fd=directory)
             made.append(directory)
             own.append(open_(tasks, _TASKS, dir_fd=directory))
-        self.join_fds = [*own, *shape.shared]
+        sent = [*own, *shape.shared]
+        joined, cpu_format = len(sent), CpuFormat.NONE
+        into = None
         if shape.v2 is not None:
             mkdir(name, 0o755, dir_fd=shape.v2)
             made.append(shape.v2)
-            self.into_fd = open_(name, _DIRECTORY, dir_fd=shape.v2)
-            own.append(self.into_fd)
+            into = open_(name, _DIRECTORY, dir_fd=shape.v2)
+            own.append(into)
             if owner_uid is not None:
-                os.chown(b"cgroup.procs", owner_uid, -1, dir_fd=self.into_fd)
+                os.chown(b"cgroup.procs", owner_uid, -1, dir_fd=into)
         for directory, write in () if is_set else shape.writes:
             files.apply(name.decode(), write, dir_fd=directory)
         if shape.cpu is not None:
             version, directory = shape.cpu
-            self.cpu_fd = open_(name + (CPU_USAGE if version == 1 else b"/cpu.stat"), _READ, dir_fd=directory)
-            own.append(self.cpu_fd)
-            self.cpu_format = CpuFormat.NANOSECONDS if version == 1 else CpuFormat.CPU_STAT
+            own.append(open_(name + (CPU_USAGE if version == 1 else b"/cpu.stat"), _READ, dir_fd=directory))
+            sent.append(own[-1])
+            cpu_format = CpuFormat.NANOSECONDS if version == 1 else CpuFormat.CPU_STAT
+        if into is not None:
+            sent.append(into)
+        self.sent_fds, self.layout = sent, (joined, cpu_format, into is not None)
 
     def limit(self, shape: Shape) -> bool:
         """Set the limits of *shape* on a fresh leaf that has none; False: *shape* takes other directories."""
@@ -213,30 +268,65 @@ class Leaf:
 
     def watch(self) -> None:
         """Open what `usage` reads: while the program runs this takes no time from anybody."""
-        name, watched, own, open_ = self.name, self._watched, self._own_fds, os.open
-        for directory, file in () if watched else self._shape.told:
+        if self._watched:
+            return
+        watched: list[int] = []
+        for directory, file in self._shape.told:
             try:
-                watched[file] = fd = open_(name + file, _READ, dir_fd=directory)
-                own.append(fd)
+                fd = os.open(self.name + file, _READ, dir_fd=directory)
             except FileNotFoundError:  # an older kernel
-                watched[file] = None
-            except OSError:  # out of descriptors, say: `usage` opens it when it is needed
+                watched.append(-1)
+                continue
+            except OSError:  # out of descriptors, say: `usage` opens them when they are needed
                 return
+            watched.append(fd)
+            self._own_fds.append(fd)
+        self._watched = watched
 
-    def _text(self, directory: int, file: bytes) -> bytes | None:
-        """Read one of its files; None where the kernel has no such file."""
-        fd = self._watched.get(file, -1)
-        if fd == -1:
-            return _read(self.name + file, directory)
-        return None if fd is None else os.pread(fd, 4096, 0)
+    def _told(self) -> Sequence[bytes | None]:
+        """Read the files of `Shape.told`; None where the kernel has no such file."""
+        pread, watched = os.pread, self._watched
+        if not watched:
+            return [_read(self.name + file, directory) for directory, file in self._shape.told]
+        if len(watched) == ALL_TOLD and -1 not in watched:
+            peak, events, pids = watched
+            return pread(peak, MOST_TOLD, 0), pread(events, MOST_TOLD, 0), pread(pids, MOST_TOLD, 0)
+        return [None if fd < 0 else pread(fd, MOST_TOLD, 0) for fd in watched]
 
-    def usage(self, waited_for: tuple[float, float] | None = None) -> Usage:
+    def usage(self, waited_for: tuple[int, int] | None = None) -> Usage:
         """Read everything at once; exact when the program and all that it started have ended.
 
-        *waited_for*: user and system time, in seconds, of its first process and what that waited for. On v1 these tell how the
+        *waited_for*: user and system time, in nanoseconds, of its first process and what that waited for. On v1 these tell how the
         exact total is split where they are all but 5 % of it, or 10 ms: the group's own two are counted in ticks.
         """
-        return Usage(self.memory_peak, self.oom_kills, *self._cpu(waited_for), self.pids_peak)
+        return Usage(*self._counts(), *self._cpu(waited_for))
+
+    def _counts(self) -> tuple[int | None, int | None, int | None]:
+        told = self._told()
+        peak = kills = pids = None
+        if self._shape.memory is not None:
+            most, events, *told = told
+            if events is not None:
+                kills = 0 if b"\noom_kill 0\n" in events else _value(events, b"oom_kill ")
+            peak = None if most is None else int(most)
+        if told and told[0] is not None:
+            pids = int(told[0])
+        return peak, kills, pids
+
+    @property
+    def memory_peak(self) -> int | None:
+        """The most memory used at once, in bytes, page cache included."""
+        return self._counts()[0]
+
+    @property
+    def oom_kills(self) -> int | None:
+        """How many of its processes were killed because a memory limit, its own or its container's, was met."""
+        return self._counts()[1]
+
+    @property
+    def pids_peak(self) -> int | None:
+        """The most processes and threads at once (Linux 6.11)."""
+        return self._counts()[2]
 
     def details(self) -> Details | None:
         """Read what else the kernel tells when the run has ended; None: it was not made for that (see `DetailedLimits`)."""
@@ -247,46 +337,21 @@ class Leaf:
         return read_details(self.name, self._shape.memory, self._shape.scheduler)
 
     @property
-    def memory_peak(self) -> int | None:
-        """The most memory used at once, in bytes, page cache included."""
-        if self._shape.memory is None:
-            return None
-        version, directory = self._shape.memory
-        text = self._text(directory, MEMORY_PEAK[version])
-        return None if text is None else int(text)
-
-    @property
-    def oom_kills(self) -> int | None:
-        """How many of its processes were killed because a memory limit, its own or its container's, was met."""
-        if self._shape.memory is None:
-            return None
-        version, directory = self._shape.memory
-        text = self._text(directory, MEMORY_EVENTS[version])
-        return None if text is None else _value(text, b"oom_kill ")
-
-    @property
-    def pids_peak(self) -> int | None:
-        """The most processes and threads at once (Linux 6.11)."""
-        if self._shape.pids is None:
-            return None
-        text = self._text(self._shape.pids[1], PIDS_PEAK)
-        return None if text is None else int(text)
-
-    @property
     def cpu_usage(self) -> float | None:
         """The CPU time used so far, in seconds."""
         return self._cpu()[0]
 
-    def _cpu(self, waited_for: tuple[float, float] | None = None) -> tuple[float | None, float | None, float | None]:
-        if self.cpu_fd is None or self._shape.cpu is None:
+    def _cpu(self, waited_for: tuple[int, int] | None = None) -> tuple[float | None, float | None, float | None]:
+        joined, cpu_format, _ = self.layout
+        if not cpu_format or not self.sent_fds or self._shape.cpu is None:
             return None, None, None
-        text = os.pread(self.cpu_fd, 4096, 0)
-        if self.cpu_format is CpuFormat.CPU_STAT:
+        text = os.pread(self.sent_fds[joined], MOST_TOLD, 0)
+        if cpu_format != CpuFormat.NANOSECONDS:
             total, user, system = (_value(text, key) for key in (b"usage_usec ", b"user_usec ", b"system_usec "))
             return _micro(total), _micro(user), _micro(system)
         exact = int(text)
         if waited_for is not None:
-            user, system = int(waited_for[0] * 1e9), int(waited_for[1] * 1e9)
+            user, system = waited_for
             if exact - user - system <= max(exact // 20, 10_000_000):
                 user, system = split_cpu(exact, user, system)
                 return exact / 1e9, user / 1e9, system / 1e9
@@ -312,9 +377,9 @@ class Leaf:
             pids = self.pids()
             if not pids:
                 return
-            if self.into_fd is not None:
+            if (into := self.into_fd) is not None:
                 with contextlib.suppress(FileNotFoundError):  # before Linux 5.14: one by one, below
-                    files.write_bytes(b"cgroup.kill", b"1", dir_fd=self.into_fd)
+                    files.write_bytes(b"cgroup.kill", b"1", dir_fd=into)
             if self._shape.pids is not None:
                 files.write_bytes(self.name + b"/pids.max", b"0", dir_fd=self._shape.pids[1])
             kill_members(pids, self.pids)
@@ -322,11 +387,9 @@ class Leaf:
     def close(self) -> None:
         """Close the descriptors; twice is fine. What the leaf tells can still be read, but for the CPU time."""
         fds, self._own_fds = self._own_fds, []
-        self._watched = {}
-        self.join_fds = []
-        self.into_fd = self.cpu_fd = None
-        for fd in fds:
-            os.close(fd)
+        self._watched = ()
+        self.sent_fds = []
+        close_all(fds)
 
     def remove(self) -> None:
         """Close it and remove it; twice is fine.

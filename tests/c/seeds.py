@@ -80,9 +80,18 @@ EXECS = (
 )
 
 
-MAKE, WRITE, REMOVE, READ, JOIN = wire.GroupStep
+MAKE, WRITE, REMOVE, READ, JOIN, GIVE = wire.GroupStep
 GROUP = b"/sys/fs/cgroup/x"
-GROUPS = codec.encode_steps([(REMOVE, b"/sys/fs/cgroup/y", b""), (MAKE, GROUP, b""), (WRITE, GROUP + b"/pids.max", b"64"), (READ, GROUP, b""), (JOIN, GROUP + b"/tasks", b"")])
+GROUPS = codec.encode_steps(
+    [
+        (REMOVE, b"/sys/fs/cgroup/y", b""),
+        (MAKE, GROUP, b""),
+        (WRITE, GROUP + b"/pids.max", b"64"),
+        (READ, GROUP, b""),
+        (JOIN, GROUP + b"/tasks", b""),
+        (GIVE, GROUP, b""),
+    ]
+)
 
 
 def write(directory: Path, name: str, seeds: list[bytes]) -> None:

@@ -74,6 +74,60 @@ def test_what_is_made_ahead_is_fresh_and_has_the_limits_of_its_run() -> None:
 
 
 @needs("cgroup-v1")
+class TestWhatTheLauncherOpens:
+    """The descriptors of groups that are made ahead come with them; where they do not, they are opened when they are needed."""
+
+    def test_a_run_opens_nothing_of_its_group(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Container(memory="64M", pids=32) as c:
+            hurried(c)
+            time.sleep(patience(0.2))  # the launcher is at it when nothing else is asked
+            monkeypatch.setattr("sandbox.cg.leaf.os.open", lambda *_args, **_more: pytest.fail("opened by the run"))
+            for _ in range(3):
+                result = c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL)
+                assert result.ok
+                assert result.memory_peak
+                assert result.cpu_time > 0
+            monkeypatch.undo()
+
+    def test_descriptors_do_not_pile_up_and_go_with_the_container(self) -> None:
+        def count() -> int:
+            return len(os.listdir("/proc/self/fd"))
+
+        with Container() as c:
+            assert c.exec(["/bin/true"]).ok
+        before = count()
+        with Container(memory="64M", pids=32) as c:
+            hurried(c)
+            counts: list[int] = []
+            for turn in range(120):
+                limits = {"memory": f"{32 + turn // 20}M"} if turn % 4 == 0 else {}  # kinds come and go
+                assert c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL, **limits).ok  # type: ignore[arg-type]
+                time.sleep(0.004)
+                counts.append(count())
+            assert max(counts[60:]) <= max(counts[:60]) + 14
+        assert count() == before
+
+    def test_few_descriptors_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sandbox._leaves.os.sysconf", lambda _name: 200)
+        with Container(memory="64M", pids=32) as c:
+            hurried(c)
+            assert all(kind.at_once == 1 for kind in leaves_of(c)._kinds.values())
+            for _ in range(2 * FEW):
+                assert c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL).ok
+                time.sleep(0.004)
+
+    def test_without_room_for_them_runs_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sandbox._launch.delivery.Deliveries.take", lambda *_args: None)
+        with Container(memory="64M", pids=32) as c:
+            hurried(c)
+            for _ in range(3 * FEW):
+                result = c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL)
+                assert (result.ok, result.oom_killed) == (True, False)
+                assert result.memory_peak
+                time.sleep(0.004)
+
+
+@needs("cgroup-v1")
 def test_groups_do_not_pile_up() -> None:
     with Container(memory="64M", pids=32) as c:
         hurried(c)

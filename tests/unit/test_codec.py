@@ -220,7 +220,8 @@ def test_events_that_cannot_be_are_refused(name: str) -> None:
 
 
 def test_every_answer_is_decoded() -> None:
-    assert set(codec._DECODERS) == {kind for kind in wire.Msg if kind >= wire.Msg.CLONED} == {wire.Msg[kind.__name__.upper()] for kind in EVENTS}
+    events = {kind for kind in wire.Msg if kind >= wire.Msg.CLONED} - {wire.Msg.OPENED}  # which comes on a socket of its own: see `Deliveries`
+    assert set(codec._DECODERS) == events == {wire.Msg[kind.__name__.upper()] for kind in EVENTS}
 
 
 def decode_or_refuse(raw: bytes) -> codec.Event | None:

@@ -1011,7 +1011,8 @@ static struct reader await_complete(struct init_start *s) {
 static int take_ids(struct init_start *s) {
     if (s->uid == UINT32_MAX)
         return 0;
-    if (!(s->flags & CREATE_DENY_SETGROUPS) && syscall(__NR_setgroups, 0, NULL) < 0)
+    // Those of most programs, so that they need not be set again: its own.
+    if (!(s->flags & CREATE_DENY_SETGROUPS) && syscall(__NR_setgroups, 1, &s->gid) < 0)
         return -1;
     if (syscall(__NR_setresgid, s->gid, s->gid, s->gid) < 0 || syscall(__NR_setresuid, s->uid, s->uid, s->uid) < 0)
         return -1;

@@ -135,16 +135,24 @@ static bool parse_step(struct step *s, struct reader *r) {
     s->what = rd_uint8(r);
     s->path = rd_str(r);
     s->value = rd_str(r);
-    return !r->bad && s->what <= GROUP_JOIN && s->path[0] == '/' && !strstr(s->path, "..");
+    return !r->bad && s->what <= GROUP_GIVE && s->path[0] == '/' && !strstr(s->path, "..");
 }
 
 // Descriptors for the caller.
 struct opened {
     int fds[WIRE_FDS], count;
+    int to;       // where GROUP_GIVE sends them; -1: nowhere
+    bool lacking; // one that should be among them is not
 };
 
+static void close_opened(struct opened *o) {
+    while (o->count > 0)
+        close(o->fds[--o->count]);
+    o->lacking = false;
+}
+
 static int open_for(struct opened *o, const char *path, int flags) {
-    if (!o || o->count == WIRE_FDS)
+    if (o->count == WIRE_FDS)
         return errno = EPROTO, -1;
     int fd = open(path, flags | O_CLOEXEC);
     if (fd < 0)
@@ -153,7 +161,19 @@ static int open_for(struct opened *o, const char *path, int flags) {
     return 0;
 }
 
-// With *o* NULL nothing can be opened.
+// What nobody receives, or not all of it, the caller opens himself: the group is there.
+static int give(struct opened *o, const char *path) {
+    if (o->to < 0)
+        return errno = EPROTO, -1;
+    struct writer w = {.length = 0};
+    const char *name = strrchr(path, '/') + 1;
+    wr(&w, name, strlen(name));
+    if (!o->lacking)
+        message_send(o->to, MSG_OPENED, &w, o->fds, o->count);
+    close_opened(o);
+    return 0;
+}
+
 static int take_step(struct reader *r, struct opened *o) {
     struct step s;
     if (!parse_step(&s, r))
@@ -167,6 +187,8 @@ static int take_step(struct reader *r, struct opened *o) {
         return open_for(o, s.path, O_RDONLY);
     case GROUP_JOIN:
         return open_for(o, s.path, O_WRONLY);
+    case GROUP_GIVE:
+        return give(o, s.path);
     default:
         return mkdir(s.path, 0755) == 0 || errno == EEXIST ? 0 : -1;
     }
@@ -766,6 +788,7 @@ static void start(struct create *k) {
     static struct opened opened;
     opened.fds[0] = pidfd;
     opened.count = 1;
+    opened.to = -1;
     int groups_error = k->groups.at != k->groups.end && make_groups(k->groups, &opened) < 0 ? errno : 0;
     struct writer w = {.length = 0};
     wr_u32(&w, (uint32_t)pid);
@@ -875,6 +898,7 @@ struct waiting {
 };
 
 static struct waiting *first_waiting;
+static struct opened for_first = {.to = -1}; // what its steps have opened
 static int nwaiting;
 static uint64_t last_busy;
 
@@ -931,14 +955,16 @@ static bool groups_go_on(struct waiting *w) {
     struct reader step = w->m.body;
     if (step.at == step.end || !alive(w->pid))
         return false;
-    bool removes = *step.at == GROUP_REMOVE;
-    if (take_step(&step, NULL) < 0) {
-        if (!removes)
-            return false;                               // the next steps need this one
-        if (errno == EBUSY && ++w->tries < MAX_TRIES) { // its last process is on its way out
+    uint8_t what = *step.at;
+    for_first.to = w->m.nfds ? w->m.fds[0] : -1;
+    if (take_step(&step, &for_first) < 0) {
+        if (step.bad || what == GROUP_MAKE || what == GROUP_WRITE)
+            return false;                                                       // the next steps need this one
+        if (what == GROUP_REMOVE && errno == EBUSY && ++w->tries < MAX_TRIES) { // its last process is on its way out
             w->retry_at = now_ms() + QUIET_MS;
             return true;
         }
+        for_first.lacking |= what != GROUP_REMOVE;
     }
     w->tries = 0;
     w->m.body = step;
@@ -951,6 +977,7 @@ static void do_waiting(void) {
         return;
     first_waiting = w->next;
     nwaiting--;
+    close_opened(&for_first);
     struct pollfd channel = {.fd = w->m.nfds ? w->m.fds[0] : -1};
     if (!w->groups && poll(&channel, 1, 0) == 0) // else whoever asked has let go of it
         on_create(&w->m);

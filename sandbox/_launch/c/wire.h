@@ -32,6 +32,7 @@ enum { // launcher or init -> Python
     MSG_STARTED = 68,
     MSG_END = 69,
     MSG_DONE = 70,
+    MSG_OPENED = 71,
 };
 enum { PHASE_CLONE = 1, PHASE_MAPS = 2, PHASE_HOST = 3, PHASE_INIT = 4, PHASE_EXEC = 5, PHASE_REQUEST = 6, PHASE_GROUPS = 7 };
 enum {
@@ -42,7 +43,7 @@ enum {
     CREATE_PREPARED = 16,
     CREATE_CAN_WAIT = 32
 };
-enum { GROUP_MAKE = 0, GROUP_WRITE = 1, GROUP_REMOVE = 2, GROUP_READ = 3, GROUP_JOIN = 4 };
+enum { GROUP_MAKE = 0, GROUP_WRITE = 1, GROUP_REMOVE = 2, GROUP_READ = 3, GROUP_JOIN = 4, GROUP_GIVE = 5 };
 enum { EXEC_REPORT_START = 1, EXEC_TTY = 2, EXEC_SAME_CPU = 4 };
 enum { CAUSE_NONE = 0, CAUSE_WALL = 1, CAUSE_CPU = 2, CAUSE_KILLED = 3, CAUSE_SYSCALL = 4, CAUSE_NOT_STARTED = 5 };
 enum { DETAIL_AT_END = 1 }; // with CAUSE_CPU: found passed when the program had ended; nothing was killed for it
