@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from attrs import evolve
 
@@ -56,6 +56,8 @@ class Network:
     Needs: a kernel with bridge and veth; as an ordinary user, one that allows user namespaces.
     Thread-safe. A forked child must not use its parent's networks (ClosedError).
     """
+
+    IS_JOINED: ClassVar[bool] = True  # what a container is given to be in one (see `to_wishes`)
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ class Ahead:
         """
         with self.live.lock:
             try:
-                requests = Requests(self._answer())
+                requests = Requests(self._answer(), is_known=True)
             except BaseException:
                 self.live.lender.give_back(self)
                 raise

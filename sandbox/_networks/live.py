@@ -24,6 +24,7 @@ from sandbox._networks.shortcut import Shortcut
 from sandbox._networks.switch import Inside, Switch, namespace_of
 from sandbox._networks.uplink import Uplink
 from sandbox._spares import drop_of as drop_spares
+from sandbox._undo import Undo
 from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.net.addresses import mac_of
 from sandbox.net.allow_rules import allowing
@@ -146,48 +147,47 @@ class Live:
         *lost* is called when the network is closed before `dismiss`. *ahead*: that interface, if it is there already.
         *chosen* is called once the addresses are, before anything is made.
         """
-        with ExitStack() as stack:
+        with Undo() as undo:
             requests, given = taken(ahead), None
             if ahead is not None and requests is not None:
-                stack.callback(requests.close)
+                undo.callback(requests.close)
                 given = ahead.given
             place = self._reserve(session, join, hostname, number, port=None if ahead is None or requests is None else ahead.port, given=given)
-            stack.callback(self._release, place)
+            undo.callback(self._release, place)
             if chosen is not None:
                 chosen(self, place)
-            stack.callback(self._forget, place)
+            undo.callback(self._forget, place)
             self._connect(place, number, routed, requests, forger=forger, lost=lost, is_settled=given is not None)
-            stack.pop_all()
-            return place
-        raise AssertionError("unreachable")
+            undo.forget()
+        return place
 
     def _reserve(self, session: Session, join: Join, hostname: str, number: int, *, port: int | None, given: Given | None = None) -> Place:
         """What nobody else has from now on, until `_release`. *port*: that of an interface that is there already, with what is *given*."""
-        with ExitStack() as stack:
-            address, address6, mac = self._take_addresses(join, stack) if given is None else given
+        with Undo() as undo:
+            address, address6, mac = self._take_addresses(join, undo) if given is None else given
             if port is None:
                 with self.lock:
                     port, self._next_port = self._next_port, self._next_port + 1
             endpoint = Endpoint(
                 hostname, str(address), mac, session.pid, None if address6 is None else str(address6), join.aliases, f"eth{number}"
             )
-            stack.pop_all()
-            return Place(endpoint, session, address, address6, port, INSIDE + number)
-        raise AssertionError("unreachable")
+            place = Place(endpoint, session, address, address6, port, INSIDE + number)
+            undo.forget()
+        return place
 
     def _release(self, place: Place) -> None:
         self.addresses.release(place.address)
         if self.addresses6 is not None and place.address6 is not None:
             self.addresses6.release(place.address6)
 
-    def _take_addresses(self, join: Join, stack: ExitStack) -> Given:
+    def _take_addresses(self, join: Join, undo: Undo) -> Given:
         with self.lock:  # a spare that has one of them is taken before, or not at all
             address, address6 = self.addresses.take(None if join.address is None else IPv4Address(join.address)), None
-            stack.callback(self.addresses.release, address)
+            undo.callback(self.addresses.release, address)
             if self.addresses6 is not None or join.address6 is not None:
                 family = _ipv6(self.spec.name, self.addresses6)
                 address6 = family.take(None if join.address6 is None else IPv6Address(join.address6), rather=self.twin_of(address))
-                stack.callback(family.release, address6)
+                undo.callback(family.release, address6)
             self.lender.recall(address, address6, mac=join.mac)
         return Given(address, address6, join.mac or mac_of(address))
 
@@ -212,9 +212,9 @@ class Live:
         ours from now on.
         """
         mac, port = place.endpoint.mac, place.port
-        with ExitStack() as stack:
+        with Undo() as undo:
             if requests is not None:
-                stack.callback(requests.close)
+                undo.callback(requests.close)
             with self.lock:
                 self._check_open()
                 self._check_mac(mac)
@@ -225,7 +225,7 @@ class Live:
                     news.append(known(BRIDGE, place.address6, mac))
                 if requests is None:
                     requests = self._make_pair(place, [without_up(made[0]) if forger else made[0], *news])
-                    stack.callback(requests.close)
+                    undo.callback(requests.close)
                 elif news:
                     self.requests.send(news, "make an interface known")
                 self.guard.fence(place, forger=forger)  # its own end is not up yet, or is no program's yet
@@ -240,7 +240,7 @@ class Live:
             with self.lock:
                 self._check_open()
                 self.neighbours.welcome(place, requests)
-            stack.pop_all()  # they are the neighbours' now
+            undo.forget()  # they are the neighbours' now
 
     def _link_of(self, number: int, port: int, mac: str) -> list[bytes]:
         """What makes a pair, and has the bridge know it."""

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, field, frozen
+from attrs import define, frozen
 
 from sandbox import _plan as plan
 from sandbox._networks import guard, naming
@@ -24,6 +24,7 @@ from sandbox._networks.hosts import hosts_text
 from sandbox._networks.live import VERSIONS, Live
 from sandbox._networks.measures import shape_arrival
 from sandbox._networks.places import Endpoint, Place
+from sandbox._undo import Undo
 from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UsageError
 from sandbox.fs import resolv_text
 
@@ -40,7 +41,7 @@ _ROOT: Final = f"@{plan.ROLE_ROOT}"
 _UNSEALED: Final = f"@{plan.ROLE_UNSEALED}"
 
 
-@frozen(eq=False)
+@frozen(eq=False, slots=False)
 class Arrival:
     """A container that has just got its place in a network, as those are told who have something to do about it.
 
@@ -69,7 +70,7 @@ class _Seat:
 
     live: Live
     place: Place
-    undo: ExitStack = field(factory=ExitStack)
+    undo: Undo
 
     @property
     def number(self) -> int:
@@ -149,10 +150,10 @@ class Membership:
 
     def attach(self, session: Session, ahead: Ahead | None = None) -> Callable[[], None]:
         """Connect a container that has run no program yet. What is returned takes all of it back, when it has ended. *ahead*: of `prepare`."""
-        with self._lock, ExitStack() as stack:
-            stack.callback(self.end)
+        with self._lock, Undo() as undo:
+            undo.callback(self.end)
             if ahead is not None:
-                stack.callback(_do_without, ahead)  # nothing, once it was taken
+                undo.callback(_do_without, ahead)  # nothing, once it was taken
             self._session = session
             if ahead is not None and ahead.files is not None:
                 files, ahead.files = ahead.files, None
@@ -166,7 +167,7 @@ class Membership:
                 ahead = None
             if self._seats:
                 self._settle(is_fresh=True)
-            stack.pop_all()
+            undo.forget()
         return self.end
 
     def connect(self, join: Join) -> Endpoint:
@@ -176,11 +177,11 @@ class Membership:
             if any(network.name == join.network.name for network in self._seats):
                 raise UsageError(f"connect: the container is in {join.network.name!r} already")
             join.network.check(join)
-            with ExitStack() as stack:
-                stack.callback(self._leave, join.network)
+            with Undo() as undo:
+                undo.callback(self._leave, join.network)
                 place = self._enter(join)
                 self._settle()
-                stack.pop_all()
+                undo.forget()
             return place.endpoint
 
     def disconnect(self, network: Network) -> None:
@@ -202,11 +203,11 @@ class Membership:
             if session is not None and writing is not None:
                 with suppress(SandboxError):  # it failed behind that
                     session.answer(writing)
-            with ExitStack() as stack:
+            with Undo() as undo:
                 for network in self._seats:
-                    stack.callback(self._leave, network)
+                    undo.callback(self._leave, network)
                 if self._ports is not None:
-                    stack.callback(self._ports.close)
+                    undo.callback(self._ports.close)
 
     def _running(self) -> Session:
         if self._session is None:
@@ -228,24 +229,35 @@ class Membership:
 
     def _enter(self, join: Join, ahead: Ahead | None = None, *, chosen: Callable[[Live, Place], None] | None = None) -> Place:
         session, network, live = self._running(), join.network, join.network.enter()
-        used = {seat.number for seat in self._seats.values()}
-        number = next(number for number in range(len(used) + 1) if number not in used)
-        routed = tuple(version for version in VERSIONS if version not in self._routes and live.offers_route(version))
-        lost = partial(self._lost, network)
-        with ExitStack() as stack:
+        number, routed, lost = self._free_number(), self._lacking(live), partial(self._lost, network)
+        with Undo() as undo:
             place = live.admit(
                 session, join, self._spec.hostname, number=number, routed=routed, forger=guard.is_forger(self._spec), lost=lost, ahead=ahead,
                 chosen=chosen,
             )
-            stack.callback(live.dismiss, place)
+            undo.callback(live.dismiss, place)
             arrival = Arrival(network, live, place, join, self._wishes, not self._seats, self._spec.resolver.nameservers)
             for hook in ON_ARRIVAL:
-                undo = hook(arrival)
-                if undo is not None:
-                    stack.callback(undo)
-            seat = self._seats[network] = _Seat(live, place, stack.pop_all())
+                taken_back = hook(arrival)
+                if taken_back is not None:
+                    undo.callback(taken_back)
+            seat = self._seats[network] = _Seat(live, place, undo.keep())
             self._routes.update(dict.fromkeys(routed, seat))
         return place
+
+    def _free_number(self) -> int:
+        """The lowest that none of its interfaces has."""
+        used = [seat.number for seat in self._seats.values()] if self._seats else ()
+        number = 0
+        while number in used:
+            number += 1
+        return number
+
+    def _lacking(self, live: Live) -> tuple[int, ...]:
+        """The versions of IP that it has no default route for, and that *live* has a way for."""
+        if live.spec.internal:
+            return ()
+        return tuple([version for version in VERSIONS if version not in self._routes and live.offers_route(version)])
 
     def _leave(self, network: Network) -> None:
         seat = self._seats.pop(network, None)
@@ -271,9 +283,8 @@ class Membership:
 
     def _reroute(self) -> None:
         """The default routes go through the first network that has a way outside."""
-        lacking = [version for version in VERSIONS if version not in self._routes]
         for seat in [*self._seats.values()]:
-            versions = tuple(version for version in lacking if version not in self._routes and seat.live.offers_route(version))
+            versions = self._lacking(seat.live)
             if versions and seat.live.is_open:
                 seat.live.route(seat.place, versions)
                 self._routes.update(dict.fromkeys(versions, seat))

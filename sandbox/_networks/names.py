@@ -218,7 +218,10 @@ class NameServer:
     def check(self) -> None:
         """Start it anew if it has ended. Raises: as `add`."""
         with self._lock:
-            if self._networks:
+            if not self._networks:
+                return
+            # What came was told at once: where there are as many, they are the same.
+            if self._running is None or len(self._networks) != len(self._told) or self._running.has_ended:
                 self._tell()
 
     def _tell(self) -> None:

@@ -62,18 +62,19 @@ def arrive(arrival: Arrival) -> Callable[[], object]:
     endpoint, names = arrival.place.endpoint, arrival.live.names
     if names is None:
         return lambda: None
-    own = [] if endpoint.hostname == DEFAULT_HOSTNAME else [endpoint.hostname]
-    running = ((alias, other) for alias, other in arrival.wishes.links if other.is_running)
-    links = {alias: key_of(other._session()) for alias, other in running}  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    links |= {alias: f"{BY_NAME}{name}" for alias, name in arrival.join.links}
-    member = Member(
-        key_of(arrival.place.session),
-        [address for address in (endpoint.address, endpoint.address6) if address is not None],
-        [name for name in (arrival.wishes.name, *own, *endpoint.aliases) if name is not None],
-        links,
-        arrival.servers,
-        port=arrival.place.port,
-    )
+    links: dict[str, str] = {}
+    for alias, other in arrival.wishes.links:
+        if other.is_running:
+            links[alias] = key_of(other._session())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    for alias, name in arrival.join.links:
+        links[alias] = f"{BY_NAME}{name}"
+    called = [*endpoint.aliases]
+    if endpoint.hostname != DEFAULT_HOSTNAME:
+        called.insert(0, endpoint.hostname)
+    if arrival.wishes.name is not None:
+        called.insert(0, arrival.wishes.name)
+    addresses = (endpoint.address,) if endpoint.address6 is None else (endpoint.address, endpoint.address6)
+    member = Member(key_of(arrival.place.session), addresses, called, links, arrival.servers, port=arrival.place.port)
     names.join(member)
     return partial(names.leave, member.key)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sandbox._session import Session
 
 
-@frozen
+@frozen(slots=False)  # made for each start: this makes it in half the time
 class Endpoint:
     """A container's place in a network. *address6*: None in a network without IPv6. *aliases*: its names there, beside its hostname."""
 
@@ -24,7 +24,7 @@ class Endpoint:
     interface: str = "eth0"  # inside
 
 
-@frozen(eq=False)
+@frozen(eq=False, slots=False)
 class Place:
     """The same for those who work on it. *port*: the index of its port, in the switch; *index*: of its interface, in the container."""
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 def _to_names(names: Iterable[str]) -> tuple[str, ...]:
+    if names == ():
+        return ()
     from sandbox.fs import to_host_name
 
     if isinstance(names, str):
@@ -28,6 +30,8 @@ def _to_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def _to_named(links: Mapping[str, str] | tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """Pairs of a name of one's own, and of the name that it stands for."""
+    if links == ():
+        return ()
     pairs: object = tuple(links.items()) if isinstance(links, Mapping) else links  # the caller may not be typed
     if not isinstance(pairs, tuple) or not all(map(_is_pair, cast("tuple[object, ...]", pairs))):
         raise UsageError(f"links: {links!r} is not a mapping of names to names in the network")
@@ -42,10 +46,10 @@ def _is_pair(value: object) -> bool:
 
 
 def _to_address(value: Any, version: int) -> str | None:  # noqa: ANN401
-    from ipaddress import ip_address
-
     if value is None:
         return None
+    from ipaddress import ip_address
+
     what = "address" if version == 4 else "address6"
     try:
         found = None if isinstance(value, (int, bytes)) else ip_address(value)
@@ -65,12 +69,16 @@ def _to_address6(value: Any) -> str | None:  # noqa: ANN401
 
 
 def _to_mac(value: Any) -> str | None:  # noqa: ANN401
+    if value is None:
+        return None
     from sandbox.net import to_mac
 
-    return None if value is None else to_mac(value)
+    return to_mac(value)
 
 
 def _to_shape(value: Any) -> Shape | None:  # noqa: ANN401
+    if value is None:
+        return None
     from sandbox.net.shape import to_shape
 
     return to_shape(value)
@@ -84,7 +92,7 @@ def _to_network(value: Network | str) -> Network:
     return NetworkStore().open(value)
 
 
-@frozen
+@frozen(slots=False)
 class Join:
     """A network that a container is to be in, and how: for ``Container(net=[Join(net, aliases=["db"])])``.
 
@@ -153,7 +161,11 @@ def to_wishes(net: Any, ports: Iterable[int | str | Port], links: Any, name: str
 
     Raises: UsageError.
     """
-    word, wishes = _to_wishes(net, ports, links)
+    word: str | None = None
+    if ports == () and links == () and getattr(net, "IS_JOINED", False):  # a Network, which is what nearly all give
+        wishes = Wishes((Join(net),))
+    else:
+        word, wishes = _to_wishes(net, ports, links)
     if name is None:
         return word, wishes
     from sandbox.fs import to_host_name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from typing import Final
 
 from sandbox.errors import UnsupportedError, UsageError
@@ -107,6 +108,7 @@ def _round(subnet: Subnet, after: Address | None) -> Iterator[Address]:
     yield from (base + step for step in range(first, min(start, last + 1)))
 
 
+@lru_cache(maxsize=4096)
 def mac_of(address: ipaddress.IPv4Address) -> str:
     """The MAC of the interface with *address*: made of it, so that it is unique wherever the address is, and a restarted container keeps its own."""
     octets = (_LOCAL_MAC, 0x42, *address.packed)

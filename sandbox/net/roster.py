@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sandbox._sys.calls import fallocate
@@ -41,23 +41,26 @@ class Member:
         self,
         key: str,
         addresses: Iterable[str],
-        names: Iterable[str] = (),
+        names: Collection[str] = (),
         links: Mapping[str, str] | None = None,
         servers: Iterable[str] = (),
         *,
         port: int = 0,
     ) -> None:
         self.key, self.addresses = key, tuple(addresses)
-        self.names = tuple(dict.fromkeys(name.lower() for name in names))
-        self.links = {alias.lower(): other for alias, other in (links or {}).items()}
+        self.names = tuple(dict.fromkeys([name.lower() for name in names])) if names else ()
+        self.links = {alias.lower(): other for alias, other in links.items()} if links else {}
         self.servers, self.port = tuple(servers), port
 
     def line(self) -> bytes:
         return _line(["join", self.key, self.addresses, self.names, self.links, self.servers, self.port])
 
 
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _line(words: list[Any]) -> bytes:
-    return json.dumps(words, separators=(",", ":")).encode("ascii") + b"\n"
+    return _encode(words).encode("ascii") + b"\n"
 
 
 def head_line(name: str, subnets: Iterable[str], *, forwards: bool, servers: Iterable[str] = (), only: Mapping[str, int] | None = None) -> bytes:

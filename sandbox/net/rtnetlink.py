@@ -252,18 +252,34 @@ def no_socket() -> ProtocolError:
 
 
 class Requests:
-    """A netlink socket, which is closed with this; *fd* is ours from now on. One request at a time: the caller has a lock."""
+    """A netlink socket, which is closed with this; *fd* is ours from now on. One request at a time: the caller has a lock.
 
-    def __init__(self, fd: int) -> None:
+    *is_known*: it is one, and may never be used: what Python makes of it is made when it is.
+    """
+
+    def __init__(self, fd: int, *, is_known: bool = False) -> None:
+        self._fd = fd
+        self._made: socket.socket | None = None
+        if not is_known:
+            self._sock  # noqa: B018  # pyright: ignore[reportUnusedExpression] - which refuses anything else
+
+    @property
+    def _sock(self) -> socket.socket:
+        made = self._made
+        if made is not None:
+            return made
+        fd, self._fd = self._fd, -1
         try:
-            self._sock = socket.socket(fileno=fd)  # whose kind is asked of the kernel: it may come from a container's init
+            made = socket.socket(fileno=fd)  # whose kind is asked of the kernel: it may come from a container's init
         except OSError:
             os.close(fd)
             raise no_socket() from None
-        if (self._sock.family, self._sock.type, self._sock.proto) != (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE):
-            self._sock.close()
+        if (made.family, made.type, made.proto) != (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE):
+            made.close()
             raise no_socket()
-        self._sock.settimeout(_WAIT_S)
+        made.settimeout(_WAIT_S)
+        self._made = made
+        return made
 
     def send(self, messages: bytes | Sequence[bytes], what: str, *, named: int | None = None) -> None:
         """Have them carried out, one after the other, by one system call. The first that fails counts; the kernel goes on behind it.
@@ -311,8 +327,12 @@ class Requests:
         raise SetupError(what, errno.ETIMEDOUT, step="network")
 
     def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
+        """Close the socket; twice is fine."""
+        if self._made is not None:
+            self._made.close()
+        elif self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 def _numbered(message: bytes, number: int, flag: int) -> bytes:

@@ -89,7 +89,7 @@ class Scripted(Requests):
         super().__init__(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).detach())
         self.answers = answers
         self.real = self._sock
-        self._sock = self  # type: ignore[assignment]
+        self._made = self  # type: ignore[assignment]
 
     def settimeout(self, _: float) -> None:
         """Nothing waits here."""
