@@ -59,6 +59,7 @@ class _Kind:
     ahead: int = 0  # how many the launcher shall hold ready; 0: it is not needed
     is_alone: bool = False  # the launcher cannot help with these
     recipe: _Recipe | None = None
+    deliveries: Deliveries | None = None  # of what the launcher opens
     batches: deque[_Batch] = field(factory=deque[_Batch])
 
     @property
@@ -68,6 +69,11 @@ class _Kind:
         for batch in self.batches:
             count += len(batch.names)
         return count
+
+    def forget(self, names: Iterable[bytes]) -> None:
+        """Nobody waits for what was opened of these any more."""
+        if self.deliveries is not None:
+            self.deliveries.forget(names)
 
 
 @define(eq=False)
@@ -87,7 +93,6 @@ class Leaves:
     _common: Leaf | None = None
     _retired: list[Leaf] = field(factory=list[Leaf])
     _dead: list[bytes] = field(factory=list[bytes])  # closed, to be removed with the next batch
-    _deliveries: Deliveries | None = None  # of what the launcher opens
     _places: list[bytes] = field(factory=list[bytes])
     _removing: list[bytes] = field(factory=list[bytes])  # see `_removal`
     _lock: threading.Lock = field(factory=threading.Lock)
@@ -144,10 +149,11 @@ class Leaves:
             Leaves.keeping -= 1
         for batch in kind.batches:
             self._dead += [*batch.names, *batch.dying]
-            self._forget(batch.names)
             batch.names.clear()
             batch.dying.clear()
         kind.batches.clear()  # another thread may hold it still
+        if kind.deliveries is not None:
+            kind.deliveries.close()
         kind.ahead, kind.is_alone = 0, True
 
     def prepare(self, group: Group, first: Leaf | None = None) -> None:
@@ -171,18 +177,18 @@ class Leaves:
         try:
             leaf = self._delivered(name, kind, group)
             if leaf is None and (leaf := group.open_leaf(name, kind.limits)) is not None:
-                self._forget([name])  # it was too early, or some of it could not be opened
+                kind.forget([name])  # it was too early, or some of it could not be opened
         except BaseException:
             with self._lock:
                 self._dead.append(name)
-                self._forget([name])
+                kind.forget([name])
             raise
         with self._lock:
             if leaf is not None:
                 batch.dying.clear()  # they came first
             elif time.monotonic() - batch.at > STALE_S or self._kinds.get(kind.limits) is not kind:
                 self._dead += [name, *batch.names, *batch.dying]  # something failed there; it will try to remove them
-                self._forget([name, *batch.names])
+                kind.forget([name, *batch.names])
                 batch.names.clear()
                 batch.dying.clear()
                 with contextlib.suppress(ValueError):  # another thread has its last name, or the kind was dropped
@@ -193,17 +199,14 @@ class Leaves:
                 batch.names.appendleft(name)
         return leaf
 
-    def _delivered(self, name: bytes, kind: _Kind, group: Group) -> Leaf | None:
+    @staticmethod
+    def _delivered(name: bytes, kind: _Kind, group: Group) -> Leaf | None:
         """It with all that the launcher has opened of it."""
-        deliveries, recipe = self._deliveries, kind.recipe
+        deliveries, recipe = kind.deliveries, kind.recipe
         if deliveries is None or recipe is None:
             return None
         fds = deliveries.take(name)
         return None if fds is None else group.take_leaf(name, kind.limits, recipe.opened, fds)
-
-    def _forget(self, names: Iterable[bytes]) -> None:
-        if self._deliveries is not None:
-            self._deliveries.forget(names)
 
     def retire(self, leaf: Leaf) -> None:
         """Have it closed and removed at the next occasion, unless others have it too."""
@@ -269,9 +272,12 @@ class Leaves:
             recipe = kind.recipe or self._recipe(kind, group)
             if recipe is None:
                 return
-            if self._deliveries is None:
-                self._deliveries = Deliveries()
-            deliveries = self._deliveries
+            deliveries = kind.deliveries
+            if deliveries is None:
+                try:
+                    deliveries = kind.deliveries = Deliveries()
+                except OSError:  # out of descriptors, say: what is needed is made when it is
+                    return
             names = [(NAME % next(self._numbers)).encode() for _ in range(kind.ahead - kind.promised)]
             batch = _Batch(deque(names), self._dead)
             self._dead = []
@@ -306,9 +312,10 @@ class Leaves:
 
     def abandon(self) -> None:
         """Close our copies of the descriptors: in a forked child, which must not wait for the parent's lock."""
-        if self._deliveries is not None:
-            self._deliveries.abandon()
-        Leaves.keeping -= sum(kind.at_once > 1 for kind in self._kinds.values())
+        for kind in self._kinds.values():
+            Leaves.keeping -= kind.at_once > 1
+            if kind.deliveries is not None:
+                kind.deliveries.abandon()
         for leaf in [*self._retired, *filter(None, [self._common]), *itertools.chain.from_iterable(kind.spares for kind in self._kinds.values())]:
             leaf.close()
 
@@ -330,10 +337,7 @@ class Leaves:
                 self._retired.append(self._common)
                 self._common = None
             dead, self._dead = self._dead, []
-            deliveries, self._deliveries = self._deliveries, None
         self._remove_retired()
-        if deliveries is not None:
-            deliveries.close()
         if dead and group is not None:
             group.remove_leaves(dead)
 
@@ -342,6 +346,9 @@ def _steps(ahead: Ahead) -> Iterator[tuple[wire.GroupStep, bytes, bytes, bytes]]
     """What the launcher does for one leaf: it is made, and then its descriptors are on their way."""
     for before, after, value in ahead.steps:
         yield (wire.GroupStep.MAKE if value is None else wire.GroupStep.WRITE, before, after, value or b"")
+    if ahead.owned is not None:
+        before, after, uid = ahead.owned
+        yield (wire.GroupStep.OWN, before, after, b"%d" % uid)
     for before, after, is_written in ahead.opens:
         yield (wire.GroupStep.JOIN if is_written else wire.GroupStep.READ, before, after, b"")
     yield (wire.GroupStep.GIVE, ahead.opens[0][0], b"", b"")

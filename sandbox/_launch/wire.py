@@ -51,6 +51,7 @@ class GroupStep(enum.IntEnum):
     READ = 3
     JOIN = 4
     GIVE = 5
+    OWN = 6
 
 
 class Phase(enum.IntEnum):

@@ -184,16 +184,16 @@ class Group:
     def ahead(self, limits: Limits | None = None) -> Ahead | None:
         """Give what somebody else may do for `open_leaf`: the steps first, then the opens.
 
-        None: not for such leaves: those of v2 and of cpusets want more.
+        None: not for such leaves: those of cpusets want more.
         """
         if limits not in self._aheads:  # two threads at once would both find the same: no lock
             self._aheads[limits] = self._ahead(self._shape_of(limits, None))
         return self._aheads[limits]
 
     def open_leaf(self, name: bytes, limits: Limits | None = None) -> Leaf | None:
-        """Give the leaf for which all the steps of `ahead` have been taken; None: not yet."""
+        """Give the leaf for which all the steps of `ahead` have been taken; None: not yet, or nobody can tell."""
         ahead = self.ahead(limits)
-        if ahead is None:
+        if ahead is None or ahead.last is None:
             return None
         try:
             leaf = Leaf.make(self, name, self._shape_of(limits, None), self._uid, last=ahead.last)
@@ -250,11 +250,12 @@ class Group:
         return shape(found, self._fds, {mount: self._tasks_fd(bundle.places[mount]) for mount in found.shared})
 
     def _ahead(self, shape: Shape) -> Ahead | None:
-        """Where limits are set comes first, so that the last directory says that all is done. None: a leaf takes more than that."""
-        if shape.v2 is not None:
+        """Where limits are set comes first, so that the last directory says that all is done, on v1. None: a leaf takes more than that."""
+        if shape.v2 is not None and shape.v1:
             return None
         known = self._live().places
-        places = {directory: known[mount].path for mount, directory in self._fds.items() if directory in shape.v1}
+        taken = shape.v1 if shape.v2 is None else (shape.v2,)
+        places = {directory: known[mount].path for mount, directory in self._fds.items() if directory in taken}
         settings: dict[int, list[tuple[bytes, bytes]]] = {directory: [] for directory in places}
         for directory, write in shape.writes:
             if write in CPUSET:
@@ -265,14 +266,18 @@ class Group:
             elif there is not None or (not write.optional and write.instead is None):
                 return None
         order = sorted(settings, key=lambda directory: not settings[directory])
-        if not order or settings[order[-1]]:
+        if not order or (shape.v2 is None and settings[order[-1]]):
             return None
         steps: list[tuple[bytes, bytes, bytes | None]] = []
         for directory in order:
             before = os.fsencode(places[directory]) + b"/"
             steps.append((before, b"", None))
             steps += [(before, file, value) for file, value in settings[directory]]
-        return Ahead(tuple(steps), order[-1], *opens_of(shape, {directory: os.fsencode(path) + b"/" for directory, path in places.items()}))
+        opens, opened = opens_of(shape, {directory: os.fsencode(path) + b"/" for directory, path in places.items()})
+        if shape.v2 is None:
+            return Ahead(tuple(steps), order[-1], None, opens, opened)
+        owned = None if self._uid is None else (os.fsencode(places[shape.v2]) + b"/", b"/cgroup.procs", self._uid)
+        return Ahead(tuple(steps), None, owned, opens, opened)
 
     def _extend(self, hierarchy: Hierarchy, wanted: frozenset[str]) -> None:
         """Make sure that leaves can be made in *hierarchy* with *wanted* controllers."""

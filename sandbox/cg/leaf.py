@@ -37,6 +37,7 @@ class CpuFormat(enum.IntEnum):
 
 Layout = tuple[int, int, bool]  # of `Leaf.sent_fds`: how many to join by, a `CpuFormat`, whether its directory comes last
 NO_LAYOUT: Final[Layout] = (0, CpuFormat.NONE, False)
+OF_V2: Final[Layout] = (0, CpuFormat.CPU_STAT, True)
 
 
 class Usage(NamedTuple):
@@ -92,7 +93,9 @@ def told_by(memory: tuple[int, int] | None, pids: tuple[int, int] | None) -> tup
 
 @frozen
 class Opened:
-    """In which order somebody else has opened a leaf's files: those to join by, of `Shape.told`, and, if the shape has one, that of the CPU time."""
+    """In which order somebody else has opened a leaf's files: those to join by (on v2: its directory), of `Shape.told`, and, if the shape has one,
+    that of the CPU time.
+    """
 
     joined: int  # how many there are
     told: tuple[int, ...]  # the place of each; -1: this kernel does not have it
@@ -114,20 +117,22 @@ class Ahead:
     """What somebody else can do ahead for leaves of one kind."""
 
     steps: tuple[tuple[bytes, bytes, bytes | None], ...]  # path before the leaf's name, and after it; what to write (None: make a directory)
-    last: int  # the directory where a leaf is made last
+    last: int | None  # the directory where a leaf is made last; None: that it is there does not say that all has been done
+    owned: tuple[bytes, bytes, int] | None  # then the file to be given to a user, in two pieces as well, and that one's number
     opens: tuple[tuple[bytes, bytes, bool], ...]  # what to open then, and whether it is to be written to
     opened: Opened
 
 
 def opens_of(shape: Shape, places: Mapping[int, bytes]) -> tuple[tuple[tuple[bytes, bytes, bool], ...], Opened]:
-    """Give `Ahead.opens`, and their order, for leaves of *shape* on v1; *places*: the paths of its directories, with a slash at the end."""
-    opens = [(places[directory], b"/tasks", True) for directory in shape.v1]
+    """Give `Ahead.opens`, and their order, for leaves of *shape*; *places*: the paths of its directories, with a slash at the end."""
+    opens = [(places[directory], b"/tasks", True) for directory in shape.v1] if shape.v2 is None else [(places[shape.v2], b"", False)]
+    joined = len(opens)
     told = [(places[directory], file, False) for directory, file in shape.told]
     is_there = [os.path.exists(path + file[1:]) for path, file, _ in told]  # what the directory above has, a leaf will have
     opens += itertools.compress(told, is_there)
     if shape.cpu is not None:
-        opens.append((places[shape.cpu[1]], CPU_USAGE, False))
-    return tuple(opens), Opened.of(len(shape.v1), is_there)
+        opens.append((places[shape.cpu[1]], _CPU_FILE[shape.cpu[0]], False))
+    return tuple(opens), Opened.of(joined, is_there)
 
 
 _TASKS = os.O_WRONLY | os.O_CLOEXEC
@@ -137,6 +142,7 @@ MEMORY_PEAK = {1: b"/memory.max_usage_in_bytes", 2: b"/memory.peak"}
 MEMORY_EVENTS = {1: b"/memory.oom_control", 2: b"/memory.events"}
 PIDS_PEAK = b"/pids.peak"
 CPU_USAGE: Final = b"/cpuacct.usage"  # of v1
+_CPU_FILE: Final = {1: CPU_USAGE, 2: b"/cpu.stat"}
 ALL_TOLD: Final = 3  # files, where memory and processes are counted
 MOST_TOLD: Final = 4096  # bytes of one
 
@@ -215,11 +221,15 @@ class Leaf:
         """Take what somebody else has made, and opened: *fds*, which are the leaf's then, as *files* lists them."""
         joined, told = files.joined, files.told
         watched = fds[joined : joined + len(told)] if files.is_whole else [-1 if at < 0 else fds[at] for at in told]
-        if shape.cpu is None:
+        if shape.v2 is not None:
+            sent, layout = ([fds[-1], fds[0]], OF_V2) if shape.cpu is not None else ([fds[0]], (0, 0, True))
+        elif shape.cpu is not None:
+            sent = [*fds[:joined], *shape.shared, fds[-1]]
+            layout = (len(sent) - 1, 1, False)
+        else:
             sent = [*fds[:joined], *shape.shared]
-            return cls(group, name, shape, fds, sent=sent, layout=(len(sent), 0, False), watched=watched)
-        sent = [*fds[:joined], *shape.shared, fds[-1]]
-        return cls(group, name, shape, fds, sent=sent, layout=(len(sent) - 1, 1, False), watched=watched)
+            layout = (len(sent), 0, False)
+        return cls(group, name, shape, fds, sent=sent, layout=layout, watched=watched)
 
     def _create(self, owner_uid: int | None, made: list[int], *, last: int | None) -> None:
         name, shape, own, mkdir, open_ = self.name, self._shape, self._own_fds, os.mkdir, os.open
@@ -246,7 +256,7 @@ class Leaf:
             files.apply(name.decode(), write, dir_fd=directory)
         if shape.cpu is not None:
             version, directory = shape.cpu
-            own.append(open_(name + (CPU_USAGE if version == 1 else b"/cpu.stat"), _READ, dir_fd=directory))
+            own.append(open_(name + _CPU_FILE[version], _READ, dir_fd=directory))
             sent.append(own[-1])
             cpu_format = CpuFormat.NANOSECONDS if version == 1 else CpuFormat.CPU_STAT
         if into is not None:

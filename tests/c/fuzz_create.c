@@ -20,7 +20,7 @@ static void read_all(const struct create *k, int nfds) {
             sum += *at;
     struct step s;
     for (struct reader steps = k->groups; steps.at != steps.end && parse_step(&s, &steps);) {
-        if (s.path[0] != '/' || strstr(s.path, "..") || s.what > GROUP_GIVE)
+        if (s.path[0] != '/' || strstr(s.path, "..") || s.what > GROUP_OWN)
             abort();
         sum += strlen(s.path) + strlen(s.value);
     }

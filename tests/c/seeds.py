@@ -80,7 +80,7 @@ EXECS = (
 )
 
 
-MAKE, WRITE, REMOVE, READ, JOIN, GIVE = wire.GroupStep
+MAKE, WRITE, REMOVE, READ, JOIN, GIVE, OWN = wire.GroupStep
 GROUP = b"/sys/fs/cgroup/x"
 GROUPS = codec.encode_steps(
     [
@@ -89,6 +89,7 @@ GROUPS = codec.encode_steps(
         (WRITE, GROUP + b"/pids.max", b"64"),
         (READ, GROUP, b""),
         (JOIN, GROUP + b"/tasks", b""),
+        (OWN, GROUP + b"/cgroup.procs", b"1000"),
         (GIVE, GROUP, b""),
     ]
 )

@@ -135,7 +135,7 @@ static bool parse_step(struct step *s, struct reader *r) {
     s->what = rd_uint8(r);
     s->path = rd_str(r);
     s->value = rd_str(r);
-    return !r->bad && s->what <= GROUP_GIVE && s->path[0] == '/' && !strstr(s->path, "..");
+    return !r->bad && s->what <= GROUP_OWN && s->path[0] == '/' && !strstr(s->path, "..");
 }
 
 // Descriptors for the caller.
@@ -174,6 +174,15 @@ static int give(struct opened *o, const char *path) {
     return 0;
 }
 
+static int own(const char *path, const char *number) {
+    char *end;
+    errno = 0;
+    unsigned long uid = strtoul(number, &end, 10);
+    if (errno || *end || end == number || uid >= UINT32_MAX)
+        return errno = EPROTO, -1;
+    return chown(path, (uid_t)uid, (gid_t)-1);
+}
+
 static int take_step(struct reader *r, struct opened *o) {
     struct step s;
     if (!parse_step(&s, r))
@@ -189,6 +198,8 @@ static int take_step(struct reader *r, struct opened *o) {
         return open_for(o, s.path, O_WRONLY);
     case GROUP_GIVE:
         return give(o, s.path);
+    case GROUP_OWN:
+        return own(s.path, s.value);
     default:
         return mkdir(s.path, 0755) == 0 || errno == EEXIST ? 0 : -1;
     }
@@ -958,7 +969,7 @@ static bool groups_go_on(struct waiting *w) {
     uint8_t what = *step.at;
     for_first.to = w->m.nfds ? w->m.fds[0] : -1;
     if (take_step(&step, &for_first) < 0) {
-        if (step.bad || what == GROUP_MAKE || what == GROUP_WRITE)
+        if (step.bad || what == GROUP_MAKE || what == GROUP_WRITE || what == GROUP_OWN)
             return false;                                                       // the next steps need this one
         if (what == GROUP_REMOVE && errno == EBUSY && ++w->tries < MAX_TRIES) { // its last process is on its way out
             w->retry_at = now_ms() + QUIET_MS;

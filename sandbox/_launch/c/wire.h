@@ -43,7 +43,7 @@ enum {
     CREATE_PREPARED = 16,
     CREATE_CAN_WAIT = 32
 };
-enum { GROUP_MAKE = 0, GROUP_WRITE = 1, GROUP_REMOVE = 2, GROUP_READ = 3, GROUP_JOIN = 4, GROUP_GIVE = 5 };
+enum { GROUP_MAKE = 0, GROUP_WRITE = 1, GROUP_REMOVE = 2, GROUP_READ = 3, GROUP_JOIN = 4, GROUP_GIVE = 5, GROUP_OWN = 6 };
 enum { EXEC_REPORT_START = 1, EXEC_TTY = 2, EXEC_SAME_CPU = 4 };
 enum { CAUSE_NONE = 0, CAUSE_WALL = 1, CAUSE_CPU = 2, CAUSE_KILLED = 3, CAUSE_SYSCALL = 4, CAUSE_NOT_STARTED = 5 };
 enum { DETAIL_AT_END = 1 }; // with CAUSE_CPU: found passed when the program had ended; nothing was killed for it
