@@ -201,10 +201,18 @@ def _usage(leaf: Leaf, user_us: int, system_us: int) -> Usage:
 def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bool, streams: Streams) -> Result:
     """Put a result together from init's word and the control group's."""
     _, wait_status, detail, wall_ns, cpu_ns, user_us, system_us, max_rss_kib, *_ = end
-    memory_peak = kills = pids_peak = cpu = user = system = None
-    if leaf is not None:
+    cpu: float | None
+    user: float | None
+    system: float | None
+    if leaf is None:
+        memory_peak, oom, pids_peak, cpu, user, system = None, False, None, cpu_ns / 1e9, user_us / 1e6, system_us / 1e6
+    else:
         memory_peak, kills, pids_peak, cpu, user, system = _usage(leaf, user_us, system_us)
-    oom = bool(kills)
+        oom = bool(kills)
+        if cpu is None:
+            cpu = cpu_ns / 1e9
+        if user is None or system is None:
+            user, system = user_us / 1e6, system_us / 1e6
     status = decide(end, oom_killed=oom, output_hit=output_hit, pids_peak=pids_peak)
     exit_code: int | None
     signal: int | None
@@ -222,9 +230,9 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
         stderr,
         stdout_truncated,
         stderr_truncated,
-        cpu_ns / 1e9 if cpu is None else cpu,
-        user_us / 1e6 if user is None else user,
-        system_us / 1e6 if system is None else system,
+        cpu,
+        user,
+        system,
         wall_ns / 1e9,
         memory_peak,
         max_rss_kib * 1024,

@@ -6,12 +6,12 @@ import errno
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import define, field
 
 from sandbox import _host
-from sandbox._arguments import Prepared
+from sandbox._arguments import Prepared, as_key, text_of
 from sandbox._cleaning import announce
 from sandbox._ids import Ids
 from sandbox._launch import driver
@@ -22,7 +22,7 @@ from sandbox._spares import spares
 from sandbox._spec import ContainerSpec
 from sandbox._undo import Undo
 from sandbox._users import Identity
-from sandbox._wiring import Wiring
+from sandbox._wiring import Wiring, wire_up
 from sandbox.cg import LEAF_ACCOUNTING, Group, Leaf, Limits, Stats, limits_need_v2
 from sandbox.errors import BrokenError, SandboxError, SetupError, UnsupportedError, UsageError, raise_shortage
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 @define(eq=False)
 class Started:
     """A running container and what belongs to it, in the order in which it is undone."""
+
+    parts: ClassVar = (as_key, text_of, wire_up)  # what `Container.exec` is made of, which it would import late
 
     session: Session
     spec: ContainerSpec
@@ -123,15 +125,15 @@ class Started:
 
     def leaf(self, prepared: Prepared, wiring: Wiring) -> Leaf | None:
         """The run's own control group, where there is a reason for one; closes *wiring* when that fails."""
+        is_plain = not (prepared.accounted or self._starting.is_limited)
+        if is_plain and self._group is None:
+            return None
         if self.session.owner != os.getpid():
             wiring.close()
             driver.check_owner(self.session.owner)
         if self.is_paused:
             wiring.close()
             raise UsageError("the container is paused; resume() it before it can run a program")
-        is_plain = not (prepared.accounted or self._starting.is_limited)
-        if is_plain and self._group is None:
-            return None
         try:
             if self._starting.runs_may_need_v2:
                 self._check_v2(prepared.limits)
