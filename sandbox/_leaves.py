@@ -17,7 +17,7 @@ from sandbox._launch import codec, wire
 from sandbox._launch.delivery import Deliveries
 from sandbox._session import Session
 from sandbox.cg import Group, Leaf, Limits
-from sandbox.cg.leaf import Ahead, Opened
+from sandbox.cg.leaf import Ahead, Opened, Shape
 from sandbox.errors import BrokenError, SandboxError
 
 MAX_KINDS: Final = 4  # of limits that are remembered
@@ -34,6 +34,7 @@ STALE_S: Final = 1.0  # after which the launcher is not expected to do what it w
 class _Recipe:
     """What the launcher does for each leaf of a kind: the pieces that its name joins to encoded steps, and what they open."""
 
+    shape: Shape
     opened: Opened
     count: int  # of descriptors
     making: list[bytes]
@@ -43,6 +44,7 @@ class _Recipe:
 class _Batch:
     """What the launcher was asked for at once."""
 
+    recipe: _Recipe
     names: deque[bytes]  # of leaves to be made
     dying: list[bytes]  # of leaves to be removed, before
     at: float = field(factory=time.monotonic)
@@ -148,10 +150,8 @@ class Leaves:
             kind.at_once = 1
             Leaves.keeping -= 1
         for batch in kind.batches:
-            self._dead += [*batch.names, *batch.dying]
-            batch.names.clear()
-            batch.dying.clear()
-        kind.batches.clear()  # another thread may hold it still
+            self._waste(kind, batch)
+        kind.batches.clear()
         if kind.deliveries is not None:
             kind.deliveries.close()
         kind.ahead, kind.is_alone = 0, True
@@ -167,16 +167,23 @@ class Leaves:
 
     def _promised(self, kind: _Kind, group: Group) -> Leaf | None:
         """One that the launcher has made."""
+        if not kind.batches:
+            return None
+        shape = group.shape(kind.limits)
         with self._lock:
             batch = kind.batches[0] if kind.batches else None
             if batch is None:
+                return None
+            if batch.recipe.shape is not shape:  # the group has got hierarchies since in which these are not
+                kind.batches.popleft()
+                self._waste(kind, batch)
                 return None
             name = batch.names.popleft()
             if not batch.names:
                 kind.batches.popleft()
         try:
-            leaf = self._delivered(name, kind, group)
-            if leaf is None and (leaf := group.open_leaf(name, kind.limits)) is not None:
+            leaf = self._delivered(name, kind, batch.recipe, group)
+            if leaf is None and (leaf := group.open_leaf(name, shape)) is not None:
                 kind.forget([name])  # it was too early, or some of it could not be opened
         except BaseException:
             with self._lock:
@@ -187,10 +194,8 @@ class Leaves:
             if leaf is not None:
                 batch.dying.clear()  # they came first
             elif time.monotonic() - batch.at > STALE_S or self._kinds.get(kind.limits) is not kind:
-                self._dead += [name, *batch.names, *batch.dying]  # something failed there; it will try to remove them
-                kind.forget([name, *batch.names])
-                batch.names.clear()
-                batch.dying.clear()
+                batch.names.appendleft(name)
+                self._waste(kind, batch)  # something failed there; it will try to remove them
                 with contextlib.suppress(ValueError):  # another thread has its last name, or the kind was dropped
                     kind.batches.remove(batch)
             else:
@@ -200,13 +205,17 @@ class Leaves:
         return leaf
 
     @staticmethod
-    def _delivered(name: bytes, kind: _Kind, group: Group) -> Leaf | None:
+    def _delivered(name: bytes, kind: _Kind, recipe: _Recipe, group: Group) -> Leaf | None:
         """It with all that the launcher has opened of it."""
-        deliveries, recipe = kind.deliveries, kind.recipe
-        if deliveries is None or recipe is None:
-            return None
-        fds = deliveries.take(name)
-        return None if fds is None else group.take_leaf(name, kind.limits, recipe.opened, fds)
+        fds = None if kind.deliveries is None else kind.deliveries.take(name)
+        return None if fds is None else group.take_leaf(name, recipe.shape, recipe.opened, fds)
+
+    def _waste(self, kind: _Kind, batch: _Batch) -> None:
+        """Do without what the launcher was asked for; the caller has the lock."""
+        self._dead += [*batch.names, *batch.dying]
+        kind.forget(batch.names)
+        batch.names.clear()  # another thread may hold it still
+        batch.dying.clear()
 
     def retire(self, leaf: Leaf) -> None:
         """Have it closed and removed at the next occasion, unless others have it too."""
@@ -266,12 +275,15 @@ class Leaves:
 
     def _ask(self, kind: _Kind, group: Group, session: Session) -> None:
         """Have the launcher remove the dead and make some for later."""
+        shape = group.shape(kind.limits)
         with self._lock:
             if not kind.ahead or kind.promised > kind.ahead // 2 or self._kinds.get(kind.limits) is not kind:
                 return
-            recipe = kind.recipe or self._recipe(kind, group)
-            if recipe is None:
-                return
+            recipe = kind.recipe
+            if recipe is None or recipe.shape is not shape:
+                recipe = self._recipe(kind, group, shape)
+                if recipe is None:
+                    return
             deliveries = kind.deliveries
             if deliveries is None:
                 try:
@@ -279,7 +291,7 @@ class Leaves:
                 except OSError:  # out of descriptors, say: what is needed is made when it is
                     return
             names = [(NAME % next(self._numbers)).encode() for _ in range(kind.ahead - kind.promised)]
-            batch = _Batch(deque(names), self._dead)
+            batch = _Batch(recipe, deque(names), self._dead)
             self._dead = []
             kind.batches.append(batch)
             deliveries.expect(names, recipe.count)
@@ -290,13 +302,14 @@ class Leaves:
             for message in _messages([*(name.join(removal) for name in dying), *(name.join(making) for name in names)]):
                 session.change_groups(message, deliveries.fileno())
 
-    def _recipe(self, kind: _Kind, group: Group) -> _Recipe | None:
+    @staticmethod
+    def _recipe(kind: _Kind, group: Group, shape: Shape) -> _Recipe | None:
         """What the launcher shall do for each; None: it cannot."""
-        ahead = group.ahead(kind.limits)
+        ahead = group.ahead(shape)
         if ahead is None:
             kind.ahead, kind.is_alone = 0, True
             return None
-        kind.recipe = _Recipe(ahead.opened, len(ahead.opens), codec.named_steps(_steps(ahead), NAME_SIZE))
+        kind.recipe = _Recipe(shape, ahead.opened, len(ahead.opens), codec.named_steps(_steps(ahead), NAME_SIZE))
         if kind.at_once == 1 and not 0 <= os.sysconf("SC_OPEN_MAX") < (Leaves.keeping + 1) * KEPT_FDS * 4:
             kind.at_once = AT_ONCE
             Leaves.keeping += 1

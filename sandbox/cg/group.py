@@ -47,7 +47,7 @@ class Group:
         self._fds: dict[str, int] = {}  # mount point -> the directory that leaves are made in
         self._tasks: dict[str, int] = {}  # v1: mount point -> `tasks` of the container's own group
         self._shapes: dict[tuple[Limits | None, frozenset[str]], Shape] = {}
-        self._aheads: dict[Limits | None, Ahead | None] = {}
+        self._aheads: dict[Shape, Ahead | None] = {}
         self._leaves: set[Leaf] = set()
         #: v2: the directory that init is cloned into; None when the group is on v1 alone
         self.init_fd: int | None = None
@@ -181,30 +181,34 @@ class Group:
         self._leaves.add(leaf)
         return leaf
 
-    def ahead(self, limits: Limits | None = None) -> Ahead | None:
+    def shape(self, limits: Limits | None = None) -> Shape:
+        """Give what leaves with *limits* are now: the same object until the group has got more hierarchies."""
+        return self._shape_of(limits, None)
+
+    def ahead(self, shape: Shape) -> Ahead | None:
         """Give what somebody else may do for `open_leaf`: the steps first, then the opens.
 
         None: not for such leaves: those of cpusets want more.
         """
-        if limits not in self._aheads:  # two threads at once would both find the same: no lock
-            self._aheads[limits] = self._ahead(self._shape_of(limits, None))
-        return self._aheads[limits]
+        if shape not in self._aheads:  # two threads at once would both find the same: no lock
+            self._aheads[shape] = self._ahead(shape)
+        return self._aheads[shape]
 
-    def open_leaf(self, name: bytes, limits: Limits | None = None) -> Leaf | None:
+    def open_leaf(self, name: bytes, shape: Shape) -> Leaf | None:
         """Give the leaf for which all the steps of `ahead` have been taken; None: not yet, or nobody can tell."""
-        ahead = self.ahead(limits)
+        ahead = self.ahead(shape)
         if ahead is None or ahead.last is None:
             return None
         try:
-            leaf = Leaf.make(self, name, self._shape_of(limits, None), self._uid, last=ahead.last)
+            leaf = Leaf.make(self, name, shape, self._uid, last=ahead.last)
         except FileNotFoundError:
             return None
         self._leaves.add(leaf)
         return leaf
 
-    def take_leaf(self, name: bytes, limits: Limits | None, opened: Opened, fds: list[int]) -> Leaf:
+    def take_leaf(self, name: bytes, shape: Shape, opened: Opened, fds: list[int]) -> Leaf:
         """As `open_leaf`, where somebody else has taken the opens of `ahead` too: *fds*, which are the leaf's then."""
-        leaf = Leaf.opened(self, name, self._shape_of(limits, None), opened, fds)
+        leaf = Leaf.opened(self, name, shape, opened, fds)
         self._leaves.add(leaf)
         return leaf
 
@@ -233,7 +237,9 @@ class Group:
         found = self._shapes.get((limits, wanted))
         if found is None:
             with self._lock:
-                found = self._shapes[limits, wanted] = self._shape(limits or NO_LIMITS, wanted)
+                found = self._shapes.get((limits, wanted))
+                if found is None:
+                    found = self._shapes[limits, wanted] = self._shape(limits or NO_LIMITS, wanted)
         return found
 
     def _shape(self, limits: Limits, wanted: frozenset[str]) -> Shape:

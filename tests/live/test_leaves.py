@@ -127,6 +127,19 @@ class TestWhatTheLauncherOpens:
                 time.sleep(0.004)
 
 
+@needs("cgroup:cpu")
+def test_what_was_made_before_the_container_had_a_controller_is_not_used_after() -> None:
+    with Container(memory="64M", pids=32) as c:
+        hurried(c)
+        for _ in range(2 * AT_ONCE):
+            time.sleep(patience(0.02))
+            assert c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL).ok
+        for turn in range(3 * AT_ONCE):  # v1: a hierarchy that was not needed before
+            assert c.exec(["/bin/true"], cpus=0.5, accounting="full").ok
+            assert c.exec(["/bin/true"], stdout=DEVNULL, stderr=DEVNULL).memory_peak
+            time.sleep(patience(0.01) * (turn % 2))
+
+
 def test_groups_do_not_pile_up() -> None:
     with Container(memory="64M", pids=32) as c:
         hurried(c)
