@@ -68,7 +68,7 @@ class _Kind:
     def promised(self) -> int:
         """How many leaves the launcher has made, or will make."""
         count = 0
-        for batch in self.batches:
+        for batch in tuple(self.batches):  # other threads have their turn meanwhile
             count += len(batch.names)
         return count
 
@@ -84,7 +84,8 @@ class Leaves:
 
     The first is made while init is at work. From the second run on, while a program runs, the one of the run before is removed, and
     one made for the next. Where programs are so short that they would have to wait for that, the launcher does both, several at
-    once, in a moment in which nothing is asked of it.
+    once, in a moment in which nothing is asked of it. It opens their files, too, and sends the descriptors (`Deliveries`); those of a
+    few groups are taken over at once, and closed at once.
     """
 
     _numbers: itertools.count[int] = field(factory=lambda: itertools.count(2))
