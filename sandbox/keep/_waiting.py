@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ CONNECT_S: Final = 10
 FIRST_LOOK_S: Final = 2.0
 LOOKS_S: Final = 60.0  # the longest time between two
 ANSWER_S: Final = 10.0
+LEAVING_S: Final = 1.0
 END_S: Final = 10.0  # for a keeper that was killed; what it has in memory is to be freed
 _TIMEVAL: Final = struct.Struct("@ll")
 _CREDENTIALS: Final = struct.Struct("iII")
@@ -135,6 +137,9 @@ def end_keeper(place: Place) -> None:
                 is_readable(fd, END_S)
             finally:
                 os.close(fd)
+    end = time.monotonic() + LEAVING_S  # who is on his way out has no files any more, and yet the lock for a moment
+    while place.is_kept and time.monotonic() < end:
+        time.sleep(0.002)
     if place.is_kept:
         raise BrokenError(f"container {place.id[:12]}: its keeper cannot be killed; is it in uninterruptible sleep, or in another pid namespace?")
 

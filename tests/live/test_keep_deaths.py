@@ -48,6 +48,14 @@ def test_a_keeper_that_is_killed_takes_its_container_along_and_is_swept(cli: Cli
     assert left(store) == []
 
 
+def test_one_whose_keeper_was_killed_this_moment_is_removed_by_force(store: ContainerStore) -> None:
+    for _ in range(8):
+        kept = keep.start(["sleep", "995"])
+        os.kill(kept.config.keeper, signal.SIGKILL)  # its lock is left a moment after its files
+        kept.remove(force=True)
+    assert left(store) == []
+
+
 def test_a_keeper_that_is_told_to_end_stops_its_container() -> None:
     kept = keep.start(["sh", "-c", "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"], name="web")
     follow_until(kept, b"ready")
