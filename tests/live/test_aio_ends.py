@@ -165,7 +165,8 @@ def test_a_loop_that_is_closed_early_leaves_what_another_can_close() -> None:
         await c.close()
         return found
 
-    assert b"sleep" not in asyncio.run(end())
+    shown = asyncio.run(end()).splitlines()
+    assert not [line for line in shown if b"sleep" in line and b"<defunct>" not in line]  # one that init has still to reap is dead
     sandbox.shut_down()
     assert open_fds() <= before
 
