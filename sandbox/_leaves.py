@@ -26,7 +26,7 @@ MAX_STEPS: Final = 60000  # bytes of steps in a message (wire.md)
 NAME: Final = "exec-%012d"  # of one length, for what names are put into; at 5,000 runs a second, the numbers last six years
 NAME_SIZE: Final = 17
 AT_ONCE: Final = 4  # leaves that are taken over, and closed, at once
-KEPT_FDS: Final = 64  # at most, by that, of one kind (seven for a leaf); all of them together take a quarter of what a process may have
+ROOM: Final = 4  # that many times the descriptors that are open is what a process must be allowed, for that: a leaf has seven
 STALE_S: Final = 1.0  # after which the launcher is not expected to do what it was asked for
 
 
@@ -101,7 +101,6 @@ class Leaves:
     _lock: threading.Lock = field(factory=threading.Lock)
 
     FIRST: ClassVar[str] = NAME % 1
-    keeping: ClassVar[int] = 0  # how many kinds, of all containers, have more than one at once
 
     def take(self, group: Group, limits: Limits | None) -> Leaf:
         """A fresh leaf."""
@@ -147,9 +146,6 @@ class Leaves:
     def _drop(self, kind: _Kind) -> None:
         self._retired += kind.spares
         kind.spares = []
-        if kind.at_once > 1:
-            kind.at_once = 1
-            Leaves.keeping -= 1
         for batch in kind.batches:
             self._waste(kind, batch)
         kind.batches.clear()
@@ -311,9 +307,7 @@ class Leaves:
             kind.ahead, kind.is_alone = 0, True
             return None
         kind.recipe = _Recipe(shape, ahead.opened, len(ahead.opens), codec.named_steps(_steps(ahead), NAME_SIZE))
-        if kind.at_once == 1 and not 0 <= os.sysconf("SC_OPEN_MAX") < (Leaves.keeping + 1) * KEPT_FDS * 4:
-            kind.at_once = AT_ONCE
-            Leaves.keeping += 1
+        kind.at_once = AT_ONCE if _has_room() else 1
         return kind.recipe
 
     def _removal(self, group: Group) -> list[bytes]:
@@ -327,7 +321,6 @@ class Leaves:
     def abandon(self) -> None:
         """Close our copies of the descriptors: in a forked child, which must not wait for the parent's lock."""
         for kind in self._kinds.values():
-            Leaves.keeping -= kind.at_once > 1
             if kind.deliveries is not None:
                 kind.deliveries.abandon()
         for leaf in [*self._retired, *filter(None, [self._common]), *itertools.chain.from_iterable(kind.spares for kind in self._kinds.values())]:
@@ -354,6 +347,14 @@ class Leaves:
         self._remove_retired()
         if dead and group is not None:
             group.remove_leaves(dead)
+
+
+def _has_room() -> bool:
+    """Whether this process has descriptors enough for some that it could do without."""
+    with contextlib.suppress(OSError):
+        most = os.sysconf("SC_OPEN_MAX")  # -1: no end
+        return most < 0 or ROOM * len(os.listdir("/proc/self/fd")) < most
+    return False
 
 
 def _steps(ahead: Ahead) -> Iterator[tuple[wire.GroupStep, bytes, bytes, bytes]]:

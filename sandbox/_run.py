@@ -133,11 +133,11 @@ class Leaves(Protocol):
 
 
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apart: bool = False) -> tuple[bytes, list[int]]:
-    """The body of EXEC and its descriptors, each once. *apart*: the caller has something else to do while the program starts."""
+    """The body of EXEC and its descriptors, each once. *apart*: with a *leaf* the caller has something else to do while the program starts."""
     if leaf is None:
         layout: Layout = (0, 0, False)
         fds: list[int] = []
-        if wiring.is_quiet and not flags and not apart:
+        if wiring.is_quiet and not flags:
             return spec.plain, fds
     else:
         layout, fds = leaf.layout, leaf.sent_fds

@@ -66,7 +66,7 @@ class Ahead:
         """
         with self.live.lock:
             try:
-                requests = Requests(self._answer(), is_known=True)
+                requests = Requests(self._answer(), is_known=True)  # the helper's, which is ours
             except BaseException:
                 self.live.lender.give_back(self)
                 raise

@@ -222,13 +222,13 @@ class Leaf:
         joined, told = files.joined, files.told
         watched = fds[joined : joined + len(told)] if files.is_whole else [-1 if at < 0 else fds[at] for at in told]
         if shape.v2 is not None:
-            sent, layout = ([fds[-1], fds[0]], OF_V2) if shape.cpu is not None else ([fds[0]], (0, 0, True))
+            sent, layout = ([fds[-1], fds[0]], OF_V2) if shape.cpu is not None else ([fds[0]], (0, CpuFormat.NONE, True))
         elif shape.cpu is not None:
             sent = [*fds[:joined], *shape.shared, fds[-1]]
-            layout = (len(sent) - 1, 1, False)
+            layout = (len(sent) - 1, CpuFormat.NANOSECONDS, False)
         else:
             sent = [*fds[:joined], *shape.shared]
-            layout = (len(sent), 0, False)
+            layout = (len(sent), CpuFormat.NONE, False)
         return cls(group, name, shape, fds, sent=sent, layout=layout, watched=watched)
 
     def _create(self, owner_uid: int | None, made: list[int], *, last: int | None) -> None:

@@ -108,7 +108,7 @@ class TestWhatTheLauncherOpens:
         assert count() <= before + 2  # of a container that is being made ahead; a group has seven
 
     def test_few_descriptors_are_left_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("sandbox._leaves.os.sysconf", lambda _name: 200)
+        monkeypatch.setattr("sandbox._leaves.os.sysconf", lambda _name: 20)
         with Container(memory="64M", pids=32) as c:
             hurried(c)
             assert all(kind.at_once == 1 for kind in leaves_of(c)._kinds.values())
