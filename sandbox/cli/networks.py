@@ -17,16 +17,17 @@ _OF_NETWORKS: Final = {"alias": "aliases", "ip": "address", "ip6": "address6", "
 _NETNS: Final = "netns:"
 _FREE: Final = " (at a free port of the host: standard error tells which)"
 _CONTAINER: Final = "container:"
-NEW: Final = "new"  # --network new: one for this run
+NEW: Final = "new"  # --network new: one for this run; what --publish means by itself too
 
 
 def arguments(parsed: Namespace) -> dict[str, Any]:
     """What is said of networks; what is not said is left out. Links are `sandbox.keep.with_links`'s."""
-    net = _network(parsed)
-    found: dict[str, Any] = {"net": net}
     publish = getattr(parsed, "publish", [])
-    if (publish or getattr(parsed, "publish_all", False)) and not isinstance(net, list):
-        raise UsageError("--publish: ports go through a network; give --network new, or the name of one")
+    publishes = bool(publish or getattr(parsed, "publish_all", False))
+    net = _network(parsed, parsed.network or ([NEW] if publishes else []))
+    found: dict[str, Any] = {"net": net}
+    if publishes and not isinstance(net, list):
+        raise UsageError(f"--publish: ports go through a network; not with --network {parsed.network[0]}")
     if publish:
         found["ports"] = list(publish)
     if getattr(parsed, "publish_all", False):
@@ -88,9 +89,8 @@ def hosts(lines: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _network(parsed: Namespace) -> Any:  # noqa: ANN401 - whatever `Container` takes
-    """``--network`` and what is said of the place in it."""
-    words: list[str] = parsed.network
+def _network(parsed: Namespace, words: list[str]) -> Any:  # noqa: ANN401 - whatever `Container` takes
+    """The networks of *words*, and what is said of the place in them."""
     place = _place(parsed)
     if place and len(words) > 1:
         raise UsageError(f"{place[0][0]}: of which network? With several, say it there: --network name=NAME,{place[0][1]}=...")

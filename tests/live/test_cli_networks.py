@@ -125,7 +125,7 @@ def test_a_command_that_is_killed_leaves_the_network_free(store: NetworkStore) -
 @alone
 def test_ports_of_the_kernels_choice_are_told_before_the_program_runs() -> None:
     serve = "import socket; s = socket.create_server(('', 8080)); s.accept()[0].sendall(b'hello')"
-    words = ("run", "--network", "new", "-p", "8080", "-p", "127.0.0.1:8053:53/udp", "--", PYTHON, "-c", serve)
+    words = ("run", "-p", "8080", "-p", "127.0.0.1:8053:53/udp", "--", PYTHON, "-c", serve)
     with world(), subprocess.Popen([*SANDBOX, *words], stderr=subprocess.PIPE, text=True) as command:
         assert command.stderr is not None
         told = command.stderr.readline()

@@ -49,6 +49,14 @@ def test_what_is_made_for_a_run_is_told_from_what_is_kept() -> None:
     assert networks.new_networks(container("--network", "host")) == []
 
 
+@pytest.mark.parametrize("words", [["-p", "8080:80"], ["-P"], ["-p", "53/udp", "--ip", "10.1.2.3"]])
+def test_who_publishes_and_names_no_network_has_one_for_this_run(words: list[str]) -> None:
+    made = container(*words)
+    assert networks.new_networks(made) == [made["net"][0].network]
+    assert networks.explained(made)[0].startswith("network new")
+    assert container()["net"] is None
+
+
 def test_networks_are_explained() -> None:
     made = container("--network", "new", "--ip", "10.1.2.3", "--network-alias", "db", "-p", "8080:80")
     assert networks.explained(made) == ["network new address=10.1.2.3 aliases=db", "publish 8080:80"]
@@ -92,8 +100,8 @@ def test_names_ports_and_servers_are_the_containers_own_words() -> None:
         (["--network", "new", "--ip", "ten"], "not an address of IPv4"),
         (["--network", "new", "--mac-address", "x"], "six octets"),
         (["--network", "netns:../x"], "not a file name"),
-        (["-p", "80"], "give --network new"),
-        (["-P", "--network", "host"], "give --network new"),
+        (["-p", "80", "--network", "none"], "not with --network none"),
+        (["-P", "--network", "host"], "not with --network host"),
         (["--add-host", "db"], "not NAME:ADDRESS"),
         (["--add-host", ":10.0.0.1"], "not NAME:ADDRESS"),
         (["--add-host", "db:host-gateway"], "not offered"),
