@@ -1,14 +1,17 @@
 """How fast bytes go through a published port, beside the same over a bridge and a veth pair made by hand: ``python -m benchmarks.published``.
 
 As root. The host's part is played by a namespace of its own (``unshare --net``), another host's by one more; nothing of the machine's is touched.
-Each round sends to all goals, one after the other, in another order each time. What is compared is what two goals of one round got, and, as that
-depends on who else wants the processors, bytes for each second of CPU time that sender and receiver took.
+Each round sends to all goals, one after the other, in another order each time: by two programs of a few lines, in short transfers, or with iperf3.
+What is compared is what two goals of one round got, and, as that depends on who else wants the processors, bytes for each second of CPU time that
+sender and receiver took.
 On a machine with other work, ``chrt -f 5`` in front of it shows differences that are lost otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import random
 import statistics
@@ -16,9 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Final
+from typing import IO, Final
+
+from attrs import frozen
 
 from sandbox import PIPE, Container, Network, NetworkStore, features
 
@@ -31,7 +36,7 @@ PYTHON: Final = "/usr/bin/python3"
 RECEIVER: Final = f"""
 import socket, threading, time
 server = socket.create_server(("::", {PORT}), family=socket.AF_INET6, dualstack_ipv6=True)
-print("up", flush=True)
+print("listening", flush=True)
 def take(peer):
     room = bytearray(1 << 20)
     while peer.recv_into(room):
@@ -55,10 +60,20 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as sock:
 """
 
 
+@frozen
+class Pair:
+    """The program that receives, with what it prints when it does, and what sends: to an address, a port, for so many seconds."""
+
+    receive: Sequence[str]
+    send: Callable[[Sequence[str], str, int, float], tuple[float, float]]
+    """Gives bits a second of wall clock, and of CPU time."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.published", description="How fast bytes go through a published port.")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=0.25, help="of each transfer")
+    parser.add_argument("--seconds", type=float, default=0.25, help="of each transfer; whole ones for iperf3")
+    parser.add_argument("--iperf3", action="store_true", help="send with iperf3")
     parser.add_argument("--long-way", action="store_true", help="beside it the same as where no programs of BPF can be loaded")
     parser.add_argument("--ipv6", action="store_true", help="by IPv6")
     parser.add_argument("--kept", action="store_true", help="in networks that are kept, of a store of its own")
@@ -70,11 +85,12 @@ def main() -> int:
         version = 6 if options.ipv6 else 4
         other, hand = stack.enter_context(_namespace("wan", WAN[version])), stack.enter_context(_namespace("hand", HAND[version], bridge=True))
         host, by_hand = WAN[version][0].partition("/")[0], HAND[version][1].partition("/")[0]
-        _serve(stack, ["nsenter", f"--net=/proc/{hand}/ns/net", PYTHON, "-c", RECEIVER])
+        pair = IPERF3 if options.iperf3 else OWN
+        _serve(stack, ["nsenter", f"--net=/proc/{hand}/ns/net", *pair.receive])
         ways = {"": PORT} | ({", the long way": PORT + 1} if options.long_way else {})
         store = NetworkStore(stack.enter_context(tempfile.TemporaryDirectory(dir="/run")) + "/networks") if options.kept else None
         for port in ways.values():
-            _publish(stack, port, store, ipv6=options.ipv6)
+            _publish(stack, port, pair, store, ipv6=options.ipv6)
         away = ["nsenter", f"--net=/proc/{other}/ns/net"]
         goals: dict[str, tuple[list[str], str, int]] = {"from the host, by hand": ([], by_hand, PORT)}
         for way, port in ways.items():
@@ -84,20 +100,19 @@ def main() -> int:
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in goals}
         for _ in range(options.rounds):
             for name, goal in random.sample([*goals.items()], len(goals)):
-                found[name].append(_send(*goal, options.seconds))
+                found[name].append(pair.send(*goal, options.seconds))
     _print(found)
     return 0
 
 
-def _publish(stack: ExitStack, port: int, store: NetworkStore | None, *, ipv6: bool) -> None:
+def _publish(stack: ExitStack, port: int, pair: Pair, store: NetworkStore | None, *, ipv6: bool) -> None:
     """Have a receiver in a container be reached at that port; at another than `PORT` by the long way."""
     network = Network(ipv6=ipv6) if store is None else _kept(stack, store, f"of-{port}", ipv6=ipv6)
     with features.pretend(packet_programs=features.packet_programs() and port == PORT):
         c = stack.enter_context(Container(net=stack.enter_context(network), ports=[f"{port}:{PORT}"]))
-    server = stack.enter_context(c.popen([PYTHON, "-c", RECEIVER], stdout=PIPE))
+    server = stack.enter_context(c.popen(pair.receive, stdout=PIPE))
     stack.callback(server.kill)
-    assert server.stdout is not None
-    assert server.stdout.readline() == b"up\n"
+    _await(server.stdout)
 
 
 def _kept(stack: ExitStack, store: NetworkStore, name: str, *, ipv6: bool) -> Network:
@@ -112,11 +127,30 @@ def _send(prefix: Sequence[str], address: str, port: int, seconds: float) -> tup
     return wall, cpu
 
 
+def _send_by_iperf3(prefix: Sequence[str], address: str, port: int, seconds: float) -> tuple[float, float]:
+    command = [*prefix, "iperf3", "--json", "--client", address, "--port", str(port), "--time", str(math.ceil(seconds))]
+    end = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["end"]
+    rate, used = end["sum_received"]["bits_per_second"], end["cpu_utilization_percent"]
+    return rate, 100 * rate / (used["host_total"] + used["remote_total"])
+
+
+OWN: Final = Pair([PYTHON, "-c", RECEIVER], _send)
+IPERF3: Final = Pair(["iperf3", "--server", "--port", str(PORT), "--forceflush"], _send_by_iperf3)
+
+
 def _serve(stack: ExitStack, command: Sequence[str]) -> None:
     process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
     stack.callback(process.kill)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"up\n"
+    _await(process.stdout)
+
+
+def _await(stream: IO[bytes] | None) -> None:
+    """Read on until the receiver says that it listens."""
+    assert stream is not None
+    for line in iter(stream.readline, b""):
+        if b"istening" in line:
+            return
+    raise RuntimeError("the receiver does not listen")
 
 
 @contextmanager
