@@ -89,7 +89,7 @@ class Pool(Executor):
         self._owner = os.getpid()
         self._turns = Turns(self.size)
         self._lock = self._turns.lock
-        self._idle: deque[Box] = deque()
+        self._idle: list[Box] = []
         self._unsettled: deque[Box] = deque()  # new ones, of the keeper's
         self._doomed: list[Box] = []
         self._leased: set[Box] = set()
@@ -204,7 +204,7 @@ class Pool(Executor):
         with self._lock:
             if not self._idle or not self._turns.take_now(1):
                 return None
-            box = self._idle.popleft()
+            box = self._idle.pop()  # whose memory the processors still have
             self._leased.add(box)
         if self._is_ready(box):
             return box
@@ -248,10 +248,9 @@ class Pool(Executor):
         """An idle one that is ready; those that are not are replaced."""
         while True:
             with self._lock:
-                queue = self._idle or self._unsettled
-                if not queue:
+                if not self._idle and not self._unsettled:
                     return None
-                box = queue.popleft()
+                box = self._idle.pop() if self._idle else self._unsettled.popleft()
             if self._is_ready(box):
                 return self._with_hope(box)
             self._in_vain += 1

@@ -83,6 +83,19 @@ def test_two_who_want_several_do_not_wait_for_one_another(root: Path) -> None:
     assert done == [True] * (3 * turns * 2)
 
 
+def test_who_comes_next_has_what_was_used_last(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box_module, "LITTLE", 64 << 20)
+    until = time.monotonic() + PATIENCE_S
+    while len(pool._idle) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(pool._idle) == 2
+    pool.exec(["/smuggle", "leave", "numbers"])
+    last = pool._idle[-1]
+    for _ in range(3):
+        pool.exec(["/smuggle", "leave", "numbers"])
+        assert pool._idle[-1] is last
+
+
 def test_who_wants_all_is_not_overtaken(pool: Pool) -> None:
     over = threading.Event()
 
