@@ -34,7 +34,7 @@ from attrs import define, field
 from sandbox._ids import Ids
 from sandbox._launch import driver
 from sandbox._session import Session
-from sandbox.cg import Blueprint, Group, Limits
+from sandbox.cg import Blueprint, Group, Leaf, Limits
 from sandbox.errors import SandboxError
 from sandbox.fs import host_trees
 
@@ -79,7 +79,7 @@ class Kind(NamedTuple):
     state: tuple[object, ...]  # what early operations found: the directory that it is over, or what of the host is bound
     host_view: bool
     ids: tuple[int | None, int]  # the one, and how many from 0 on
-    limits: Limits | None  # where its control groups are made ahead too
+    limits: Limits | None  # those of its control groups, which are made ahead too
     network: object = None  # `Attach.key`
 
 
@@ -91,6 +91,7 @@ class Spare:
     ids: Ids
     name: str
     group: Group | None = None  # on cgroup v2
+    leaf: Leaf | None = None  # the first of it
     blueprint: Blueprint | None = None  # on v1: of the control groups that the launcher makes, and removes
     extra: Extra | None = None
 
@@ -109,6 +110,11 @@ class Spare:
         found, self.extra = self.extra, None
         return found
 
+    def take_leaf(self) -> Leaf | None:
+        """The first run's control group, now the caller's."""
+        found, self.leaf = self.leaf, None
+        return found
+
     def close(self) -> None:
         """End it, and wait until it is gone."""
         self.session.close()
@@ -120,6 +126,8 @@ class Spare:
         if (extra := self.take_extra()) is not None:
             with contextlib.suppress(SandboxError, OSError):  # what failed is what nobody needs
                 extra.close()
+        if (leaf := self.take_leaf()) is not None:
+            leaf.remove()
         if self.group is not None:
             self.group.remove()
         if self.blueprint is not None and self.session.launcher is not driver.known():  # whoever would remove them has died

@@ -31,6 +31,7 @@ from sandbox.cg import (
     LEAF_ACCOUNTING,
     Blueprint,
     Group,
+    Leaf,
     Limits,
     close_owner,
     limits_need_v2,
@@ -69,6 +70,7 @@ class Starting:
         self.runs_may_need_v2 = _host.runs_may_need_v2()
         self.leaves = Leaves()
         self.blueprint: Blueprint | None = None  # of the groups that the launcher has made
+        self.first: Leaf | None = None  # made ahead
         self.identity: Identity | None = None
         self._root: int | None = None
         self._seen: fs.Seen | None = None  # instead of an open root
@@ -107,7 +109,7 @@ class Starting:
         compiled = compile_plan(spec, host, fsplan)
         fds = [fsplan.fds[slot] for slot in compiled.names]
         if joined is None and compiled.may_wait and self.clones_into_group == self.host.clone3_exec:
-            limited = spec.limits if self.is_limited and not self.host.clone3_exec else None
+            limited = spec.limits if self.is_limited else None
             network = None if self.attach is None else self.attach.key
             self.kind = Kind(compiled.early, fsplan.state(), spec.host_view, (self.shape.only, self.shape.count), limited, network)
         self.compiled = compiled
@@ -155,7 +157,7 @@ class Starting:
                 self.spare_used = ready
                 return started
         except (BrokenError, OSError):
-            self.leaves, self.blueprint, self.name = Leaves(), None, next(_numbers)
+            self.leaves, self.blueprint, self.first, self.name = Leaves(), None, None, next(_numbers)
             return None
 
     def _finish(
@@ -163,7 +165,7 @@ class Starting:
     ) -> Steps[tuple[Session, Ids, Group | None]]:
         """What can be done while init is at work; then wait for it."""
         session, ids, group = started
-        first = None
+        first = self.first
         if self.blueprint is not None:
             announce()
             group = Group(self.name, self.spec.limits, controllers=LEAF_ACCOUNTING)
@@ -268,9 +270,7 @@ class Starting:
         else:
             ready.session.complete(compiled, fds)
         self.name = ready.name
-        if ready.group is not None and self.is_limited:
-            ready.group.limit(self.spec.limits)
-        self.blueprint = ready.blueprint
+        self.blueprint, self.first = ready.blueprint, ready.take_leaf()
         return ready.session, ready.ids, ready.group
 
     def spare(self) -> Spare:
@@ -284,7 +284,7 @@ class Starting:
             stack.callback(ids.release)
             group = blueprint = None
             if self.host.clone3_exec:
-                group = make_group(name, _NO_LIMITS)
+                group = make_group(name, kind.limits or _NO_LIMITS)
                 stack.callback(group.remove)
             elif kind.limits is not None:
                 blueprint = blueprint_of(kind.limits, LEAF_ACCOUNTING, Leaves.FIRST)
@@ -293,8 +293,12 @@ class Starting:
             if self._seen is not None and (root := self._seen.open()) is not None:
                 mine.callback(os.close, root)
             session = cloned(compiled, ids, group, [] if root is None else [root], made=made, ahead=True)
+            leaf = None
+            if group is not None and kind.limits is not None:
+                stack.callback(session.close)
+                leaf = group.make_leaf(Leaves.FIRST)
             stack.keep()
-            return Spare(session, ids, name, group, blueprint)
+            return Spare(session, ids, name, group, leaf, blueprint)
 
 
 def start(spec: ContainerSpec, *, joins: Sequence[tuple[str, Any]] = (), attach: Attach | None = None) -> Started:

@@ -56,6 +56,7 @@ class Group:
         self._wished = frozenset(controllers)
         self._bundle: Bundle | None = None
         self._container: str | None = None  # v2: the directory that holds init and payload
+        self._enabled: set[str] = set()  # v2: for leaves
         self._uid: int | None = None
         self._lock = threading.Lock()
 
@@ -102,18 +103,6 @@ class Group:
         self._leaves.add(leaf)
         return leaf
 
-    def limit(self, limits: Limits) -> None:
-        """Set *limits* on a group that has none yet, and no leaf.
-
-        Raises: as `create`; the group stays as far as it is.
-        """
-        bundle = self._live()
-        planned = checked_writes(limits, bundle.host)
-        self._limits = limits
-        for hierarchy in hierarchies_for(bundle.host, controllers_of(limits)):
-            self._extend(hierarchy, controllers_of(limits))
-        bundle.apply(planned)
-
     def update(self, limits: Limits) -> None:
         """Set the limits that *limits* names while programs run; the others stay.
 
@@ -147,6 +136,7 @@ class Group:
         self._live().add(hierarchy, f"{path}/payload")
         if wanted:
             enable(f"{path}/payload", wanted)
+        self._enabled = wanted
         self.init_fd = os.open(f"{path}/init", _DIRECTORY)
         return f"{path}/payload"
 
@@ -291,10 +281,11 @@ class Group:
         if hierarchy.mount not in bundle.places:
             self._wished |= wanted
             self._add(hierarchy, self._wished | controllers_of(self._limits))
-        elif self._container is not None and (needed := wanted_v2(hierarchy, wanted)):
-            owner().directory(hierarchy, needed)
-            enable(self._container, needed)
-            enable(f"{self._container}/payload", needed)
+        elif self._container is not None and (missing := wanted_v2(hierarchy, wanted) - self._enabled):
+            owner().directory(hierarchy, missing)
+            enable(self._container, missing)
+            enable(f"{self._container}/payload", missing)
+            self._enabled |= missing
 
     def _tasks_fd(self, place: Place) -> int:
         mount = place.hierarchy.mount
@@ -366,8 +357,8 @@ class Group:
 
     @property
     def memory_file(self) -> bytes | None:
-        """The file that tells how much memory the programs have now; None: no controller does."""
-        place = self._live().at("memory")
+        """The file that tells how much memory the programs have now; None: no controller does, or the group has been removed."""
+        place = None if self._bundle is None else self._bundle.at("memory")
         if place is None:
             return None
         return os.fsencode(place.path) + (b"/memory.usage_in_bytes" if place.version == 1 else b"/memory.current")

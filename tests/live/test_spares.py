@@ -252,6 +252,18 @@ def test_each_run_in_a_container_made_ahead_has_a_group_of_its_own(watch: Watch)
         assert small < 5_000_000
 
 
+def test_an_end_that_was_interrupted_goes_on_when_it_is_asked_for_again(watch: Watch) -> None:
+    def use() -> None:
+        with Container(**({"memory": "64M"} if os.geteuid() == 0 else {})) as c:
+            started = c._live()
+            c.exec(["true"])
+            started.close()  # and what asked for it was interrupted before it knew
+
+    warm_up(use)
+    use()
+    assert watch.hits[-1] is True
+
+
 def test_a_spare_that_was_killed_is_replaced(watch: Watch) -> None:
     warm_up(lambda: sandbox.run(["true"]))
     for spare in settle():
@@ -343,5 +355,6 @@ def test_every_limit_of_a_container_made_ahead_is_that_of_a_new_one(watch: Watch
 
     fresh = in_force()
     warm_up(in_force)
+    assert all(spare.group is None or spare.group.in_force() == fresh for spare in settle())  # a group of its own is v2's
     assert in_force() == fresh
     assert watch.hits[-1] is True
