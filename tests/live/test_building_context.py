@@ -14,7 +14,7 @@ from sandbox.builder import build
 from sandbox.builder._tree import Tree
 from sandbox.errors import ImageError, UnsupportedError, UsageError
 from sandbox.image import Image, Store
-from tests.support import needs
+from tests.support import import_path, needs
 from tests.tars import archive, directory, file, hard_link, symlink
 
 pytestmark = [needs("overlay"), pytest.mark.unprivileged]
@@ -57,9 +57,11 @@ def test_another_dockerfile_of_the_tar_and_one_given_besides(store: Store) -> No
 
 
 def test_on_standard_input_is_a_tar_or_a_dockerfile(store: Store) -> None:
+    env = {"SANDBOX_IMAGES": store.path, "PATH": "/usr/bin", "PYTHONPATH": import_path()}
+
     def told(given: bytes, *options: str) -> str:
         command = [sys.executable, "-m", "sandbox", "build", "-q", *options, "-"]
-        done = subprocess.run(command, input=given, capture_output=True, check=True, env={"SANDBOX_IMAGES": store.path, "PATH": "/usr/bin"})
+        done = subprocess.run(command, input=given, capture_output=True, check=True, env=env)
         return done.stdout.decode().strip()
 
     check(store.get(told(gzip.compress(TAR))), store)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import needs
+from tests.support import import_path, needs, patience
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ADD = '#include <stdio.h>\nint main(void) { int a, b; if (scanf("%d %d", &a, &b) != 2) return 1; PRINT; return 0; }\n'
@@ -21,7 +22,7 @@ def grade(directory: Path, source: str) -> tuple[int, str]:
         (directory / f"{name}.in").write_text(given)
         (directory / f"{name}.out").write_text(f"{expected}\n")
     argv = [sys.executable, EXAMPLES / "grader.py", directory / "program.c", directory]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=patience(60), env={**os.environ, "PYTHONPATH": import_path()})
     assert done.stderr == ""
     return done.returncode, done.stdout
 

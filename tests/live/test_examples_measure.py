@@ -12,10 +12,10 @@ from typing import Final
 
 import pytest
 
-from tests.support import needs
+from tests.support import import_path, needs, patience
 
 ROOT: Final = Path(__file__).parents[2]
-SEARCHED: Final = os.pathsep.join(filter(None, (os.fspath(ROOT), os.environ.get("PYTHONPATH"))))
+SEARCHED: Final = import_path()
 
 pytestmark = [needs("userns", "cgroup:memory", "cgroup:cpu", "cgroup:pids", "program:python3"), pytest.mark.unprivileged]
 
@@ -23,7 +23,7 @@ pytestmark = [needs("userns", "cgroup:memory", "cgroup:cpu", "cgroup:pids", "pro
 def measure(out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "examples" / "measure.py", "--repeat", "3", "-n", "200000", "--out", out]
     env = {**os.environ, "PYTHONPATH": SEARCHED, **environment}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=patience(60))
 
 
 @needs("module:matplotlib")

@@ -8,9 +8,11 @@ got = []
 def attempt(path):
     try:
         with open(path, "rb") as file:
-            got.append(f"{path}: {file.read(100)!r}")
+            data = file.read(100)
     except OSError:
-        pass
+        return
+    if data:  # what is hidden may be there, and empty
+        got.append(f"{path}: {data!r}")
 
 
 for line in sys.stdin:
