@@ -53,7 +53,7 @@ static struct {
     bool exec, net, groups, captured;
     long count;
     const char *root, *program; // `program` lies below `root`, which becomes "/"; with `exec` it is the host's
-    const char *v1[MAX_GROUPS], *v1_name[MAX_GROUPS];
+    const char *v1[MAX_GROUPS], *v1_names[MAX_GROUPS];
     int nv1;
     const char *v2;
 } option = {.net = true, .count = -1};
@@ -177,12 +177,23 @@ static void remove_base(void) {
     }
 }
 
-static void set_v1_limits(const char *name, const char *path) {
-    if (strcmp(name, "memory") == 0)
+// Whether `name` is one of `names`, which commas part.
+static bool is_among(const char *name, const char *names) {
+    size_t length = strlen(name);
+    for (const char *at = names; at; at = strchr(at, ',')) {
+        at += *at == ',';
+        if (strncmp(at, name, length) == 0 && (at[length] == ',' || !at[length]))
+            return true;
+    }
+    return false;
+}
+
+static void set_v1_limits(const char *names, const char *path) {
+    if (is_among("memory", names))
         write_at(path, "memory.limit_in_bytes", "67108864");
-    if (strcmp(name, "pids") == 0)
+    if (is_among("pids", names))
         write_at(path, "pids.max", "32");
-    if (strcmp(name, "cpu") == 0)
+    if (is_among("cpu", names))
         write_at(path, "cpu.cfs_quota_us", "100000");
 }
 
@@ -194,7 +205,7 @@ static void make_groups(void) {
         base_path(path, option.v1[i]);
         join(g->path, path, "run");
         check(mkdir(g->path, 0755), g->path);
-        set_v1_limits(option.v1_name[i], g->path);
+        set_v1_limits(option.v1_names[i], g->path);
         join(path, g->path, "tasks");
         g->join = (int)check(open(path, O_WRONLY | O_CLOEXEC), path);
     }
@@ -222,7 +233,7 @@ static void account(void) {
     char path[PATH], text[1024];
     for (int g = 0; g < ngroups; g++)
         for (size_t i = 0; i < 4; i++) {
-            if (!option.v2 && strcmp(option.v1_name[g], v1_files[i][0]) != 0)
+            if (!option.v2 && !is_among(v1_files[i][0], option.v1_names[g]))
                 continue;
             join(path, groups[g].path, option.v2 ? v2_files[i] : v1_files[i][1]);
             int fd = (int)check(open(path, O_RDONLY | O_CLOEXEC), path);
@@ -634,7 +645,7 @@ static void iterate(int null) {
 
 static const char USAGE[] =
     "usage: floor exec [--captured] [-n COUNT] PROGRAM\n"
-    "       floor run [--no-net] [--captured] [-n COUNT] [--v1 NAME=DIRECTORY]... [--v2 DIRECTORY] --root DIRECTORY PROGRAM\n"
+    "       floor run [--no-net] [--captured] [-n COUNT] [--v1 NAMES=DIRECTORY]... [--v2 DIRECTORY] --root DIRECTORY PROGRAM\n"
     "PROGRAM is the absolute path of a static program, below the root, which has empty proc, sys, dev and etc.\n"
     "Without --v1 and --v2 no control groups are made.\n";
 
@@ -648,7 +659,7 @@ static void add_v1(char *text) {
     if (!equals || option.nv1 == MAX_GROUPS)
         usage();
     *equals = 0;
-    option.v1_name[option.nv1] = text;
+    option.v1_names[option.nv1] = text;
     option.v1[option.nv1++] = equals + 1;
     option.groups = true;
 }

@@ -40,9 +40,9 @@ def start(stack: ExitStack, command: Sequence[str]) -> Callable[[], float]:
 def cgroup_options() -> list[str]:
     """The floor's options for this process's own control groups; empty where it may make none."""
     lines = [line.split(":", 2) for line in _read("/proc/self/cgroup").splitlines()]
-    v1 = {name: path for _, names, path in lines for name in names.split(",") if name in CONTROLLERS}
+    v1 = [(found, path) for _, names, path in lines if (found := [name for name in names.split(",") if name in CONTROLLERS])]
     if v1:
-        return [part for name, path in v1.items() for part in ("--v1", f"{name}={_v1_directory(name)}{path.rstrip('/')}")]
+        return [part for names, path in v1 for part in ("--v1", f"{','.join(names)}={_v1_directory(names[0])}{path.rstrip('/')}")]
     own = next((path for _, names, path in lines if not names), None)
     if own is None or not os.access(f"{CGROUPS}{own}", os.W_OK):
         return []
