@@ -100,7 +100,8 @@ def test_fifty_containers_that_come_and_go_at_random_all_reach_all() -> None:
         assert in_the_switch(net, "nft", "list", "ruleset") == rules
         list(pool.map(Member.close, members))
         wait_for_links(net, 2)
-        assert in_the_switch(net, "bridge", "fdb", "show").count("master bridge permanent") <= 1
+        known = in_the_switch(net, "bridge", "fdb", "show").splitlines()
+        assert [line for line in known if "master bridge permanent" in line and " dev bridge " not in line] == []  # the bridge itself may be, by VLAN too
         assert net.containers == ()
     print(f"{starts} containers were replaced, all reached all {rounds} times")
 
