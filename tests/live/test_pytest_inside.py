@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import import_path, needs, why_not
+from tests.support import import_path, needs, patience, why_not
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[2]
@@ -198,11 +198,12 @@ def test_a_test_that_does_not_come_to_its_end_says_why(pytester: pytest.Pytester
 @pytest.mark.unprivileged
 @needs("cgroup:memory", "cgroup:pids")
 def test_limits_give_a_clear_failure(pytester: pytest.Pytester):
-    pytester.makepyfile("""
+    seconds = round(patience(1.0), 1)
+    pytester.makepyfile(f"""
         import os, pytest, sys
         @pytest.mark.sandbox(inside=True, memory="96M")
         def test_memory(): print("before"); sys.stdout.flush(); bytearray(200 << 20)
-        @pytest.mark.sandbox(inside=True, cpu_time=1.0)
+        @pytest.mark.sandbox(inside=True, cpu_time={seconds})
         def test_cpu():
             while True: pass
         @pytest.mark.sandbox(inside=True, memory="96M")
@@ -218,7 +219,7 @@ def test_limits_give_a_clear_failure(pytester: pytest.Pytester):
     assert outcomes["failed"] + outcomes.get("errors", 0) == 4
     result.stdout.fnmatch_lines(
         ["MEMORY_LIMIT: the test took more memory than memory='96M' lets it have (peak: *", "before",
-         "CPU_LIMIT: the test took more CPU time than cpu_time=1.0 lets it have", "MEMORY_LIMIT: *", "SYSCALL_DENIED: the test called the forbidden system call *"]
+         f"CPU_LIMIT: the test took more CPU time than cpu_time={seconds} lets it have", "MEMORY_LIMIT: *", "SYSCALL_DENIED: the test called the forbidden system call *"]
     )  # fmt: skip
 
 
