@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import IO
 
 from sandbox import PIPE, Container, Join, Network, Shape
 
@@ -55,7 +56,7 @@ def _ours(ask: list[str], stack: ExitStack, shape: Shape | None) -> Callable[[],
     client = stack.enter_context(Container(net=Join(net, shape=shape)))
     process = stack.enter_context(server.popen(SERVE, stdout=PIPE))
     stack.callback(process.kill)
-    _await(process.stdout)
+    await_listening(process.stdout)
     return lambda: client.exec([*ask, str(server.address)], text=True, check=True).stdout
 
 
@@ -71,12 +72,14 @@ def _namespace(stack: ExitStack, command: list[str]) -> int:
     process = subprocess.Popen(["unshare", "--net", *command], stdout=subprocess.PIPE)
     stack.callback(process.wait)
     stack.callback(process.kill)
-    _await(process.stdout)
+    await_listening(process.stdout)
     return process.pid
 
 
-def _await(stream: object) -> None:
-    for line in iter(stream.readline, b""):  # type: ignore[attr-defined]  # a pipe's
+def await_listening(stream: IO[bytes] | None) -> None:
+    """Read on until the one who prints there says that it listens."""
+    assert stream is not None
+    for line in iter(stream.readline, b""):
         if b"istening" in line:
             return
     raise RuntimeError("it does not listen")

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,10 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import IO, Final
+from typing import Final
 
 from attrs import frozen
 
+from benchmarks.bridge import SERVE, await_listening
 from sandbox import PIPE, Container, Network, NetworkStore, features
 
 # Of a namespace beside this one: our address there, and its own; by version of IP.
@@ -78,6 +80,8 @@ def main() -> int:
     parser.add_argument("--ipv6", action="store_true", help="by IPv6")
     parser.add_argument("--kept", action="store_true", help="in networks that are kept, of a store of its own")
     options = parser.parse_args()
+    if options.iperf3 and shutil.which("iperf3") is None:
+        parser.error("--iperf3: there is no iperf3; install it (Debian: iperf3)")
     if os.environ.get("_PUBLISHED_ALONE") is None:
         os.environ["_PUBLISHED_ALONE"] = "1"
         os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "benchmarks.published", *sys.argv[1:]])
@@ -112,7 +116,7 @@ def _publish(stack: ExitStack, port: int, pair: Pair, store: NetworkStore | None
         c = stack.enter_context(Container(net=stack.enter_context(network), ports=[f"{port}:{PORT}"]))
     server = stack.enter_context(c.popen(pair.receive, stdout=PIPE))
     stack.callback(server.kill)
-    _await(server.stdout)
+    await_listening(server.stdout)
 
 
 def _kept(stack: ExitStack, store: NetworkStore, name: str, *, ipv6: bool) -> Network:
@@ -135,22 +139,13 @@ def _send_by_iperf3(prefix: Sequence[str], address: str, port: int, seconds: flo
 
 
 OWN: Final = Pair([PYTHON, "-c", RECEIVER], _send)
-IPERF3: Final = Pair(["iperf3", "--server", "--port", str(PORT), "--forceflush"], _send_by_iperf3)
+IPERF3: Final = Pair([*SERVE, "--port", str(PORT)], _send_by_iperf3)
 
 
 def _serve(stack: ExitStack, command: Sequence[str]) -> None:
     process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
     stack.callback(process.kill)
-    _await(process.stdout)
-
-
-def _await(stream: IO[bytes] | None) -> None:
-    """Read on until the receiver says that it listens."""
-    assert stream is not None
-    for line in iter(stream.readline, b""):
-        if b"istening" in line:
-            return
-    raise RuntimeError("the receiver does not listen")
+    await_listening(process.stdout)
 
 
 @contextmanager

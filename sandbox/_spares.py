@@ -120,6 +120,16 @@ class Spare:
         self.session.close()
         self.drop()
 
+    def abandon(self) -> None:
+        """Let go of this process's copies of its descriptors."""
+        self.session.abandon()
+        if self.extra is not None:
+            self.extra.abandon()
+        if self.leaf is not None:
+            self.leaf.close()
+        if self.group is not None:
+            self.group.abandon()
+
     def drop(self) -> None:
         """Let go of it: init ends, and the launcher removes what was made for it. Waits for nothing but the answer about what is made beside it."""
         self.session.abandon()
@@ -292,9 +302,7 @@ class Spares:
     def abandon(self) -> None:
         """Let go of this process's copies of their descriptors: in a forked child, which must not wait for the parent's lock."""
         for spare in self._take_all():
-            spare.session.abandon()
-            if spare.extra is not None:
-                spare.extra.abandon()
+            spare.abandon()
         self._table.close()
 
     def close(self) -> None:

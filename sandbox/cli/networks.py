@@ -27,7 +27,7 @@ def arguments(parsed: Namespace) -> dict[str, Any]:
     net = _network(parsed, parsed.network or ([NEW] if publishes else []))
     found: dict[str, Any] = {"net": net}
     if publishes and not isinstance(net, list):
-        raise UsageError(f"--publish: ports go through a network; not with --network {parsed.network[0]}")
+        raise UsageError(f"--publish: not with --network {parsed.network[0]}; without it, a network is made for this run; or give the name of one")
     if publish:
         found["ports"] = list(publish)
     if getattr(parsed, "publish_all", False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -288,6 +289,24 @@ def test_a_forked_child_leaves_the_spares_to_its_parent(watch: Watch) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert sandbox.run(["echo", "hi"]).stdout == b"hi\n"
     assert watch.hits[-1] is True
+
+
+@needs("root", "cgroup-v2", "cgroup:memory", "cgroup:pids")
+def test_a_forked_child_keeps_no_descriptor_of_the_groups_of_spares(watch: Watch) -> None:
+    def use() -> None:
+        with Container(memory="64M") as c:
+            c.exec(["true"])
+
+    warm_up(use)
+    gc.collect()
+    gc.disable()  # it would come sooner or later
+    try:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(sum(os.path.realpath(entry).startswith("/sys/fs/cgroup/") for entry in Path("/proc/self/fd").iterdir()))
+    finally:
+        gc.enable()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.mark.usefixtures("no_leftovers")
