@@ -23,10 +23,9 @@ NEW: Final = "new"  # --network new: one for this run; what --publish means by i
 def arguments(parsed: Namespace) -> dict[str, Any]:
     """What is said of networks; what is not said is left out. Links are `sandbox.keep.with_links`'s."""
     publish = getattr(parsed, "publish", [])
-    publishes = bool(publish or getattr(parsed, "publish_all", False))
-    net = _network(parsed, parsed.network or ([NEW] if publishes else []))
+    net = _network(parsed, meant(vars(parsed)))
     found: dict[str, Any] = {"net": net}
-    if publishes and not isinstance(net, list):
+    if _publishes(vars(parsed)) and not isinstance(net, list):
         raise UsageError(f"--publish: not with --network {parsed.network[0]}; without it, a network is made for this run; or give the name of one")
     if publish:
         found["ports"] = list(publish)
@@ -38,6 +37,15 @@ def arguments(parsed: Namespace) -> dict[str, Any]:
     if getattr(parsed, "add_host", []):
         found["extra_hosts"] = hosts(parsed.add_host)
     return found
+
+
+def meant(said: Mapping[str, Any]) -> list[str]:
+    """The words of ``--network``, or what is meant without any, of all that is said of networks."""
+    return list(said.get("network") or ([NEW] if _publishes(said) else []))
+
+
+def _publishes(said: Mapping[str, Any]) -> bool:
+    return bool(said.get("publish") or said.get("publish_all"))
 
 
 def new_networks(container: Mapping[str, Any]) -> list[Network]:

@@ -155,7 +155,11 @@ def _stop_signal(container: Container) -> int:
 def _shown(container: Container, wishes: Wishes) -> dict[str, Any]:
     """What people look for in `inspect`, and links take."""
     said = {name: value for name in _SHOWN if isinstance(value := wishes.container.get(name), (str, int, float))}
-    words = [*wishes.network.get("network", [])] or ["none"]
+    words = ["none"]
+    if any(wishes.network.values()):
+        from sandbox.cli.networks import meant
+
+        words = meant(wishes.network) or words
     words_of = {name: word for name in ("ipc", "uts", "cgroupns") if (word := wishes.network.get(name))}
     mounts = [_mount(mount) for mount in wishes.container.get("mounts", ())]
     return {**said, **words_of, "env": dict(container.spec.env), "exposed": [*container.exposed_ports], "network": words, "mounts": mounts}

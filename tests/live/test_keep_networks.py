@@ -102,6 +102,7 @@ def test_two_that_outlive_their_commands_share_one_network_namespace(cli: Cli) -
 def test_a_port_is_published_as_long_as_the_container_is_there(cli: Cli) -> None:
     with world():
         cli("run", "-d", "--name", "web", "-p", "127.0.0.1::8000", "--", "/usr/bin/python3", "-c", SERVER)
+        assert keep.find("web").config.options["network"] == ["new"]
         for record in keep.find("web").records(follow=True):
             if b"up" in record.data:
                 break

@@ -55,6 +55,9 @@ def test_who_publishes_and_names_no_network_has_one_for_this_run(words: list[str
     assert networks.new_networks(made) == [made["net"][0].network]
     assert networks.explained(made)[0].startswith("network new")
     assert container()["net"] is None
+    assert networks.meant({"publish": ["80"], "link": []}) == ["new"]
+    assert networks.meant({"publish_all": True, "network": ["shop"]}) == ["shop"]
+    assert networks.meant({"dns": ["10.0.0.53"]}) == []
 
 
 def test_networks_are_explained() -> None:
