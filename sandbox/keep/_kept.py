@@ -61,7 +61,8 @@ def start(
     """Start a program in a container that outlives this process; returns once it runs.
 
     argv: the program; None: what the image says. name: None: one is made up. remove: the container, at the end of its program.
-    network: ``"host"``, or names of kept networks, as of ``sandbox run --network``. ports, dns, extra_hosts: of `Container`.
+    network: ``"host"``, or names of kept networks, as of ``sandbox run --network``; none with *ports*: one for
+        this container, which reaches outside. ports, dns, extra_hosts: of `Container`.
     links: aliases, and the names of the containers that they mean.
     health: a check, in place of the image's HEALTHCHECK; without a test, only what it says of times is; ``Healthcheck(("NONE",))`` is none.
     tty: the program has a terminal, whose output is the log. interactive: it has an input, for those who `attach`.
