@@ -17,6 +17,7 @@ from collections.abc import Generator
 from typing import Final
 
 from sandbox._session import Session
+from sandbox._sys import calls
 from sandbox.errors import ImageError, UnsupportedError
 
 _AT_ONCE: Final = 64  # descriptors: a program may leave thousands of processes to init
@@ -83,7 +84,7 @@ def _children(session: Session, pids: list[int]) -> Generator[list[int]]:
         opened: dict[int, int] = {}
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                opened[pid] = os.pidfd_open(pid)
+                opened[pid] = calls.pidfd_open(pid)
                 stack.callback(os.close, opened[pid])
         still = _listed(session) if opened else []
         yield [fd for pid, fd in opened.items() if pid in still]

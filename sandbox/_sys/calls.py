@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from errno import EINTR
+from errno import EINTR, EINVAL, ESRCH
 from typing import TYPE_CHECKING, Final, cast
 
 from sandbox._sys.constants import (
@@ -155,10 +155,18 @@ def memfd_create(name: str, flags: int) -> int:
 
 
 def pidfd_open(pid: int, flags: int = 0) -> int:
-    """Open a descriptor of process *pid*, readable (in poll) when it has ended; always close-on-exec."""
-    if hasattr(os, "pidfd_open"):
-        return os.pidfd_open(pid, flags)
-    return _call("pidfd_open", pid, flags)  # type: ignore[unreachable, unused-ignore]  # a Python built against old headers
+    """Open a descriptor of process *pid*, readable (in poll) when it has ended; always close-on-exec. Raises: ProcessLookupError: there is none.
+
+    Before Linux 6.16 the kernel says EINVAL of a number that no process has, and a group, a session or a thread has (still): ESRCH here.
+    """
+    try:
+        if hasattr(os, "pidfd_open"):
+            return os.pidfd_open(pid, flags)
+        return _call("pidfd_open", pid, flags)  # type: ignore[unreachable, unused-ignore]  # a Python built against old headers
+    except OSError as error:
+        if error.errno != EINVAL or pid <= 0 or flags:
+            raise
+        raise ProcessLookupError(ESRCH, f"pidfd_open: {os.strerror(ESRCH)}") from error
 
 
 def pidfd_send_signal(pidfd: int, signum: int) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from attrs import define, field, frozen
 
+from sandbox._sys import calls
 from sandbox.cg import files
 from sandbox.cg.hosts import Hierarchy, Host, detect, missing_controller
 from sandbox.cg.limits import Limits, Write, controllers, writes
@@ -336,7 +337,7 @@ def kill_members(pids: Iterable[int], members: Callable[[], set[int]], *, thaw: 
         opened: dict[int, int] = {}
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                opened[pid] = os.pidfd_open(pid)
+                opened[pid] = calls.pidfd_open(pid)
                 stack.callback(os.close, opened[pid])
         # A number read above may have been given to a stranger before it was opened; whoever is a member *now* is the one we hold.
         confirmed = members()

@@ -11,6 +11,7 @@ descriptor of it; its launcher's janitor removes the container, as whenever a ke
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -125,23 +126,33 @@ def is_readable(client: socket.socket | int, timeout: float) -> bool:
 def end_keeper(place: Place) -> None:
     """Kill the keeper of the container in *place*, if it lives, and wait for its end. Raises: BrokenError: it cannot be killed."""
     pid = _pid_of_keeper(place)
-    with contextlib.suppress(ProcessLookupError):
-        fd = os.pidfd_open(pid) if pid > 0 else -1
-        if fd >= 0:
-            try:
-                if not place.is_kept:  # it has ended before we had the descriptor, which may be another process's
-                    return
-                with contextlib.suppress(OSError):
-                    os.killpg(pid, signal.SIGCONT)  # its launcher, if all were stopped: that is to remove the container
+    fd = _opened(pid)
+    if fd >= 0:
+        try:
+            if not place.is_kept:  # it has ended before we had the descriptor, which may be another process's
+                return
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGCONT)  # its launcher, if all were stopped: that is to remove the container
+            with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
-                is_readable(fd, END_S)
-            finally:
-                os.close(fd)
+            is_readable(fd, END_S)
+        finally:
+            os.close(fd)
     end = time.monotonic() + LEAVING_S  # who is on his way out has no files any more, and yet the lock for a moment
     while place.is_kept and time.monotonic() < end:
         time.sleep(0.002)
     if place.is_kept:
         raise BrokenError(f"container {place.id[:12]}: its keeper cannot be killed; is it in uninterruptible sleep, or in another pid namespace?")
+
+
+def _opened(pid: int) -> int:
+    """A descriptor of a process; -1: there is none."""
+    try:
+        return os.pidfd_open(pid) if pid > 0 else -1
+    except OSError as error:
+        if error.errno not in (errno.ESRCH, errno.EINVAL):  # EINVAL: before Linux 6.16, when others are left in the group that it led
+            raise
+        return -1
 
 
 def _pid_of_keeper(place: Place) -> int:

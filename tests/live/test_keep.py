@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import BrokenError, ContainerNotFoundError, NameInUseError, ProgramNotFoundError, Status, UsageError, keep
+from sandbox._sys import calls
 from sandbox.cli import main
 from sandbox.keep import ContainerStore, Kept
 from sandbox.keep._wire import MAX_MESSAGE
@@ -53,7 +54,7 @@ def left(store: ContainerStore) -> list[str]:
 def await_end_of(pid: int) -> None:
     """Wait until a process that is not our child has ended."""
     with contextlib.suppress(ProcessLookupError):
-        fd = os.pidfd_open(pid)
+        fd = calls.pidfd_open(pid)
         try:
             assert select.select([fd], [], [], patience(10))[0], f"{pid} lives"
         finally:

@@ -11,7 +11,7 @@ import time
 import pytest
 from attrs import evolve
 
-from sandbox import BrokenError, NameInUseError, keep
+from sandbox import BrokenError, ContainerNotFoundError, NameInUseError, keep
 from sandbox.keep import ContainerStore
 from tests.leak.snapshot import descendants
 from tests.live.test_keep import COMMAND, Cli, await_end_of, follow_until, is_alive, left, sleeper
@@ -86,14 +86,20 @@ def test_who_is_killed_while_he_starts_one_leaves_nothing_or_one(store: Containe
                 client.wait(delay)
             client.kill()
         deadline = time.monotonic() + patience(60)
-        while time.monotonic() < deadline:
-            found = keep.containers()
-            if all(kept.status == "running" for kept in found):
-                break
+        while not all(_is_running_or_gone(kept) for kept in keep.containers()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         for kept in keep.containers():
             keeper = kept.config.keeper
             kept.remove(force=True)
             await_end_of(keeper)
+
+
+def _is_running_or_gone(kept: keep.Kept) -> bool:
+    try:
+        return kept.status == "running"
+    except ContainerNotFoundError:  # its keeper has taken it back since it was listed
+        return True
 
 
 def test_a_wait_that_is_broken_off_costs_the_keeper_nothing() -> None:

@@ -76,6 +76,27 @@ def test_pidfd_of_the_dead_refuses_signals():
         os.close(pidfd)
 
 
+@pytest.mark.parametrize("said", [errno.EINVAL, errno.ESRCH])
+def test_the_number_of_a_group_without_its_leader_is_no_process(monkeypatch, said):
+    def of_an_older_kernel(pid, flags):
+        raise OSError(said, os.strerror(said))
+
+    with subprocess.Popen(["sh", "-c", "sleep 60 & echo $!"], stdout=subprocess.PIPE, start_new_session=True) as leader:
+        assert leader.stdout is not None
+        member = int(leader.stdout.readline())
+        leader.wait()
+        try:
+            for _ in range(2):
+                with pytest.raises(ProcessLookupError):
+                    calls.pidfd_open(leader.pid)
+                monkeypatch.setattr("os.pidfd_open", of_an_older_kernel)
+            for pid, flags in ((0, 0), (leader.pid, 1)):
+                with pytest.raises(OSError, match=os.strerror(said)):
+                    calls.pidfd_open(pid, flags)
+        finally:
+            os.kill(member, signal.SIGKILL)
+
+
 def test_pidfd_sends_a_signal():
     with subprocess.Popen(["sleep", "60"]) as process:
         pidfd = calls.pidfd_open(process.pid)
