@@ -134,6 +134,11 @@ def _hint(phase: wire.Phase, op: plan.Op | None, number: int) -> str:
         return _COPYING[number]
     if isinstance(op, plan.MakeTarget) and op.path.endswith("/.") and number in _NO_DIRECTORY:
         return "the image's VOLUME or WORKDIR there is a file, or a link that leads nowhere: mount something on it, or give another cwd="
+    if isinstance(op, plan.SetAttr) and op.idmap and op.recursive and number == errno.EINVAL:
+        return (
+            "what is mounted below it cannot be id-mapped (proc, say, or a tmpfs before Linux 6.3): leave that out by Bind(..., recursive=False), "
+            "or --mount type=bind,...,bind-recursive=disabled"
+        )
     if isinstance(op, _WRITING) and number == errno.ENOSPC:
         return "what the container's root is written to is full: give scratch= more bytes, Scratch(..., inodes=...) more files, or its disk more room"
     if isinstance(op, plan.Unshare) and number == errno.ENOSPC:

@@ -274,6 +274,20 @@ def test_without_id_mapped_mounts_what_is_read_only_works_and_the_rest_is_refuse
             assert c.exec(["cat", "/data/file"]).stdout == b"text"
 
 
+@needs("root", "idmap")
+def test_a_mount_below_one_that_cannot_be_id_mapped_is_named_and_left_out(tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    tmp_path.chmod(0o755)
+    subprocess.run(["mount", "-t", "proc", "proc", below], check=True)
+    try:
+        with pytest.raises(sandbox.SetupError, match="recursive=False"):
+            sandbox.run(["true"], mounts=[Bind(tmp_path, "/data")])
+        assert sandbox.run(["ls", "-A", "/data/below"], mounts=[Bind(tmp_path, "/data", recursive=False)]).stdout == b""
+    finally:
+        subprocess.run(["umount", below], check=True)
+
+
 # --- Landlock
 
 
