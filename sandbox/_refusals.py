@@ -10,6 +10,7 @@ from sandbox import _plan as plan
 from sandbox._launch import codec, wire
 from sandbox._sys import features, outer
 from sandbox._sys.constants import CLONE_NEWNET, CLONE_NEWPID, CLONE_NEWUSER
+from sandbox.cg.files import NO_MORE
 from sandbox.errors import ProtocolError, SandboxError, SetupError, UnsupportedError
 from sandbox.fs import no_overlay
 from sandbox.ns.namespace import FLAGS
@@ -147,4 +148,6 @@ def _hint(phase: wire.Phase, op: plan.Op | None, number: int) -> str:
         return "this process, whose limits its containers have, may not have as many files open as that takes (RLIMIT_NOFILE, ulimit -Hn)"
     if phase in (wire.Phase.HOST, wire.Phase.INIT) or (phase is wire.Phase.CLONE and number != errno.ENOSPC):
         return outer.suspects(number) or _HINTS.get((phase, number), "")
+    if phase is wire.Phase.GROUPS:
+        return NO_MORE.get(number, "")
     return _HINTS.get((phase, number), "")

@@ -24,6 +24,11 @@ _HINTS = {
     ("io", errno.EOPNOTSUPP): "this disk has no such policy",
     ("devices", errno.EPERM): "the parent group does not allow this device",
 }
+#: With what mkdir fails where groups have run out.
+NO_MORE = {
+    errno.EAGAIN: "cgroup.max.descendants or cgroup.max.depth of a group above is reached",
+    errno.ENOSPC: "the kernel has no room for another (65,535 groups of memory: /proc/cgroups tells how many there are)",
+}
 _NAME = re.compile(r"[0-9A-Za-z_+@:][-0-9A-Za-z_+@:.]{0,199}")
 _REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _DELEGATE = "have a cgroup delegated (under systemd: sandbox.cg.delegate(), or systemd-run --user --scope -p Delegate=yes ...), or run as root"
@@ -73,6 +78,13 @@ def refusal(action: str, error: OSError, *, controller: str = "") -> SandboxErro
     return SetupError(action, number, step="cgroup", hint=hint)
 
 
+def not_made(group: str, error: OSError) -> SandboxError:
+    """Turn the kernel's *error* about making *group* into ours."""
+    if (hint := NO_MORE.get(error.errno or 0)) is not None:
+        return SetupError(f"make the control group {group}", error.errno or 0, step="cgroup", hint=hint)
+    return refusal(f"make the control group {group}", error)
+
+
 def apply(directory: str, write: Write, *, dir_fd: int | None = None) -> None:
     """Carry out *write* in *directory* (relative to *dir_fd* if that is given).
 
@@ -114,7 +126,7 @@ def make_directory(path: str) -> None:
     except FileExistsError:
         raise UsageError(f"the control group {path} exists already; choose another name") from None
     except OSError as error:
-        raise refusal(f"make the control group {path}", error) from error
+        raise not_made(path, error) from error
 
 
 def check_name(name: str) -> str:

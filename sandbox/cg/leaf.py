@@ -21,6 +21,7 @@ from sandbox.cg import files
 from sandbox.cg.bundle import kill_members
 from sandbox.cg.limits import Write
 from sandbox.cg.stats import split_cpu
+from sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
     from sandbox.cg.details import Details
@@ -211,8 +212,10 @@ class Leaf:
         made: list[int] = []
         try:
             leaf._create(owner_uid, made, last=last)
-        except BaseException:
+        except BaseException as error:
             leaf._discard(made)
+            if isinstance(error, OSError) and not isinstance(error, SandboxError) and error.errno in files.NO_MORE:
+                raise files.not_made("of a run", error) from error
             raise
         return leaf
 

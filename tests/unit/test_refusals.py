@@ -130,3 +130,9 @@ def test_a_volume_of_an_image_that_is_no_directory_is_named(number):
 def test_a_layer_that_is_full_before_anything_runs_says_what_to_enlarge(op: plan.Op) -> None:
     assert "scratch=" in str(failed(op, errno.ENOSPC))
     assert "scratch=" not in str(failed(op, errno.EROFS))
+
+
+def test_a_group_that_cannot_be_made_ahead_says_what_is_used_up() -> None:
+    error = failed(PROC, errno.EAGAIN, wire.Phase.GROUPS)
+    assert isinstance(error, SetupError)
+    assert "cgroup.max.descendants" in str(error)
