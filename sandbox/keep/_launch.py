@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 `launch` starts a new Python (subprocess: no Python runs between the clone and the exec, so threads of the caller are in nobody's way) with one end
 of a socket pair. The new process, which has no threads yet, forks once and its first half ends, so that the keeper is nobody's child but init's, and
-the caller has no zombie to reap. It has its own session, /dev/null for its standard streams, and no descriptor but that socket.
+the caller has no zombie to reap. It has its own session, /dev/null for its standard streams, no descriptor but that socket, and of the
+caller's environment what it needs.
 
 The caller then says what is wanted, once: pickled, as only the caller can have written it (it is the other end of an anonymous pair; nothing that is
 kept, and nothing that comes through the socket in the store, is ever unpickled). The keeper answers with one JSON message: the container's id when
@@ -41,6 +42,9 @@ sys.path[:] = json.loads(sys.argv[2])
 from sandbox.keep._begin import main
 main(int(sys.argv[1]))
 """
+# What a keeper reads of the environment, and Python, the linker and busctl. It goes on for long, and the rest may be secrets of the caller's.
+_NEEDED: Final = frozenset(("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS"))
+_NEEDED_KINDS: Final = ("SANDBOX_", "XDG_", "LC_", "LD_", "PYTHON")
 
 
 @frozen
@@ -98,8 +102,9 @@ def _spawn(fd: int) -> None:
     home = os.path.dirname(os.path.dirname(os.path.abspath(sandbox.__file__)))
     path = [home, *(entry for entry in sys.path if entry.startswith("/") and entry != home)]
     command = [sys.executable, "-P", "-c", _CODE, str(fd), json.dumps(path)]
+    env = {name: value for name, value in os.environ.items() if name in _NEEDED or name.startswith(_NEEDED_KINDS)}
     null = subprocess.DEVNULL
-    subprocess.Popen(command, pass_fds=(fd,), stdin=null, stdout=null, stderr=null).wait()
+    subprocess.Popen(command, pass_fds=(fd,), env=env, stdin=null, stdout=null, stderr=null).wait()
 
 
 def _receive_all(channel: socket.socket) -> bytes:
