@@ -35,6 +35,9 @@ class Canary:
         (path / "directory" / "set-ids").write_text("#!/bin/sh\n")
         (path / "directory" / "set-ids").chmod(0o6750)
         (path / "link").symlink_to("directory/below/file")
+        # Whoever gets here may do as he likes: what keeps programs from it is to be their walls alone.
+        for name in (".", "file", "directory", "directory/below", "directory/below/file"):
+            (path / name).chmod(0o777 if (path / name).is_dir() else 0o666)
         for name, _ in sorted(canary._look().items(), reverse=True):
             if name.startswith(str(path)):
                 os.utime(name, ns=(1_000_000_007, 1_000_000_009), follow_symlinks=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -147,9 +148,16 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def canary(tmp_path: Path) -> Iterator[Canary]:
-    """A tree of the host; the test fails when it has changed."""
-    canary = Canary.make(tmp_path / "host")
+def open_place() -> Iterator[Path]:
+    """A directory that every user of the host may come to: those that pytest makes are closed, which is a wall that is not ours."""
+    with tempfile.TemporaryDirectory(prefix="open-", dir="/tmp") as directory:
+        yield _reachable(Path(directory))
+
+
+@pytest.fixture
+def canary(open_place: Path) -> Iterator[Canary]:
+    """A tree of the host, which everybody may read and write but for its secret; the test fails when it has changed."""
+    canary = Canary.make(open_place / "host")
     yield canary
     assert canary.changes() == []
 
