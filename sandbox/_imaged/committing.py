@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 
 _MAX_LAYERS: Final = 498  # as sandbox.fs.Layers takes
 _MAX_TEXT: Final = 4096
+_MOVED: Final = "programs that run change files meanwhile: stop them, or give the container a limit, by which it can be paused"
+_CLOSED: Final = "without root's rights only what its mode opens to its owner can be read: open it inside (chmod -R u+rX), or run as root"
+_FULL: Final = "what it is written to is full"
+_HINTS: Final = {
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ESTALE, errno.EAGAIN), _MOVED),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _CLOSED),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    errno.EFBIG: "what it is written to has no larger files, or this process may not write them (RLIMIT_FSIZE, ulimit -f)",
+    errno.ENAMETOOLONG: "a path there is longer than the kernel takes (4095 bytes); move or remove what lies so deep",
+    errno.EPIPE: "nobody reads what is written",
+}
 _OCI: Final = {MediaType.DOCKER_LAYER_GZIP.value: MediaType.OCI_LAYER_GZIP.value}  # the same bytes by another name
 
 
@@ -127,7 +139,7 @@ def _epoch() -> int | None:
 
 
 class _reading:  # noqa: N801 - as contextlib's
-    """Says what an error of reading the container's files means: they move, or are closed to this user."""
+    """Says what an error of reading the container's files, or of writing them elsewhere, means."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -137,5 +149,5 @@ class _reading:  # noqa: N801 - as contextlib's
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, SetupError):
-            hint = "programs that run change files meanwhile: stop them, or give the container a limit, by which it can be paused"
-            raise SetupError(f"{self._what}: {error.filename or 'the container'}", error.errno or 5, step=self._what, hint=hint) from error
+            number = error.errno or errno.EIO
+            raise SetupError(f"{self._what}: {error.filename or 'the container'}", number, step=self._what, hint=_HINTS.get(number, "")) from error

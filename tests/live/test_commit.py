@@ -177,3 +177,33 @@ def test_export_is_the_root_without_mounts(make: Callable[..., Image], tmp_path:
         assert tar.extractfile("d/one").read() == b"3\n"  # type: ignore[union-attr]
         assert {member.uid for member in names.values()} == {0}
         assert names["same"].islnk() or names["new"].islnk()
+
+
+def test_a_path_that_no_call_takes_is_told(make: Callable[..., Image]) -> None:
+    with Container(make()) as c:
+        out(c, f"d={'d' * 200}; while mkdir $d && cd $d; do :; done; true")
+        for look in (c.diff, c.commit, lambda: c.export(io.BytesIO())):
+            with pytest.raises(sandbox.SetupError, match=r"ENAMETOOLONG .*\(4095 bytes\)"):
+                look()
+
+
+def test_what_is_closed_to_us_is_read_by_root_and_told_to_an_ordinary_user(make: Callable[..., Image]) -> None:
+    with Container(make()) as c:
+        out(c, "mkdir -p /closed/d; chmod 0 /closed")
+        for look in (c.diff, c.commit, lambda: c.export(io.BytesIO())):
+            with contextlib.nullcontext() if os.geteuid() == 0 else pytest.raises(sandbox.SetupError, match="EACCES .*chmod"):
+                look()
+
+
+def test_an_export_that_cannot_be_written_says_so(make: Callable[..., Image]) -> None:
+    reader, pipe = os.pipe()
+    os.close(reader)
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with Container(make()) as c:
+            for target, why in ((pipe, "EPIPE .*nobody reads"), (full, "ENOSPC .*is full")):
+                with pytest.raises(sandbox.SetupError, match=why):
+                    c.export(target)
+    finally:
+        os.close(pipe)
+        os.close(full)
