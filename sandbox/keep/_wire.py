@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NoReturn, cast
 
@@ -156,7 +157,9 @@ def parts(items: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 _FIELDS: Final = ("errno", "feature", "filename", "hint", "limit", "name", "operation", "owner", "pid", "port", "program", "remedy", "status", "step")
 _NO_KINDS: Final = ("CommandError", "DockerfileError")  # they carry more than words
-_MOST_WORDS: Final = 8000
+_MOST_WORDS: Final = 8000  # bytes, as JSON has it; and so below
+_MOST_OF_A_FIELD: Final = 4096
+_WIDEST: Final = len(json.dumps("\U0010ffff")) - 2  # bytes of one character
 
 
 def error_of(error: BaseException) -> dict[str, Any]:
@@ -164,13 +167,21 @@ def error_of(error: BaseException) -> dict[str, Any]:
     if not isinstance(error, SandboxError):
         error = _as_ours(error)
     found = {name: getattr(error, name, None) for name in _FIELDS}
-    fields = {name: value for name, value in found.items() if isinstance(value, (str, int))}
-    return {"type": type(error).__name__, "message": str(error)[:_MOST_WORDS], "fields": fields}
+    texts = {name: _cut(value, _MOST_OF_A_FIELD) for name, value in found.items() if isinstance(value, str)}
+    fields = {**texts, **{name: value for name, value in found.items() if isinstance(value, int)}}
+    return {"type": type(error).__name__, "message": _cut(str(error), _MOST_WORDS), "fields": fields}
+
+
+def _cut(text: str, most: int) -> str:
+    """So much of it that it takes *most* bytes of a message: an error names what a client has said, of which a message may be full."""
+    text = text[:most]
+    return text if len(json.dumps(text)) <= most + 2 else text[: most // _WIDEST]
 
 
 def _as_ours(error: BaseException) -> SandboxError:
     if isinstance(error, OSError) and error.errno:
-        return SetupError(f"keeper: {error.filename or type(error).__name__}", error.errno, step="keeper")
+        file = error.filename  # a number, where it was a descriptor
+        return SetupError(os.fsdecode(file) if isinstance(file, (str, bytes)) else f"keeper: {type(error).__name__}", error.errno, step="keeper")
     return BrokenError(f"keeper: {type(error).__name__}: {error}; a fault of ours")
 
 

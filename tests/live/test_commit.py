@@ -191,7 +191,7 @@ def test_what_is_closed_to_us_is_read_by_root_and_told_to_an_ordinary_user(make:
     with Container(make()) as c:
         out(c, "mkdir -p /closed/d; chmod 0 /closed")
         for look in (c.diff, c.commit, lambda: c.export(io.BytesIO())):
-            with contextlib.nullcontext() if os.geteuid() == 0 else pytest.raises(sandbox.SetupError, match="EACCES .*chmod"):
+            with contextlib.nullcontext() if os.geteuid() == 0 else pytest.raises(sandbox.SetupError, match=r"EACCES .*chmod"):
                 look()
 
 

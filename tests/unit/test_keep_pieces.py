@@ -146,8 +146,22 @@ def test_an_error_comes_back_of_its_kind(error: SandboxError) -> None:
         assert getattr(found, name, None) == getattr(error, name, None), name
 
 
+@pytest.mark.parametrize("letter", ["a", "\x01", '"', "é", "\U0001f600", "\udcff"])
+def test_an_error_of_a_long_text_fits_into_a_message(letter: str) -> None:
+    error = ProgramNotFoundError(letter * 100_000, filename=letter * 100_000)
+    for name in ("feature", "hint", "limit", "name", "operation", "owner", "pid", "port", "program", "remedy", "status", "step"):
+        setattr(error, name, letter * 100_000)
+    found = _wire.to_error(_wire.decode(_wire.encode({"error": _wire.error_of(error)}))["error"])
+    assert isinstance(found, ProgramNotFoundError)
+    assert str(found) == letter * len(str(found))
+    assert 600 < len(str(found)) <= 8000
+
+
 def test_what_is_none_of_our_errors_is_told_as_one() -> None:
-    assert isinstance(_wire.to_error(_wire.error_of(PermissionError(13, "denied", "/x"))), SetupError)
+    for file, words in (("/x", "/x: EACCES"), (b"/x", "/x: EACCES"), (7, "keeper: PermissionError: EACCES"), (None, "keeper: PermissionError: EACCES")):
+        found = _wire.to_error(_wire.error_of(PermissionError(13, "denied", file)))
+        assert isinstance(found, SetupError)
+        assert str(found).startswith(words)
     assert isinstance(_wire.to_error(_wire.error_of(KeyError("x"))), BrokenError)
     assert isinstance(_wire.to_error(_wire.error_of(sandbox.CommandError("failed", None))), SandboxError)  # type: ignore[arg-type]
 
