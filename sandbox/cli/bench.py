@@ -14,7 +14,7 @@ from attrs import define
 from sandbox import CommandError, Comparison, Estimate, Measurement, SandboxError, UnsupportedError, UsageError, compare
 from sandbox.cli import options
 from sandbox.cli.groups import with_groups
-from sandbox.cli.outcome import one_line
+from sandbox.cli.outcome import complain, one_line
 from sandbox.cli.run import OWN_FAILURE, WRONG_USE, code_of_error
 
 FAILED: Final = 1
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _complain(error: Exception, code: int, *, hint: str = "") -> int:
-    print(f"sandbox bench: {one_line(str(error))}{hint}", file=sys.stderr)
+    complain("sandbox bench", f"{error}{hint}")
     return code
 
 

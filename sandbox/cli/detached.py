@@ -11,7 +11,7 @@ from typing import Any, Final
 from sandbox import ImageNotFoundError, Result, SandboxError, UsageError
 from sandbox.cli import health, keys, options, sharing
 from sandbox.cli.arguments import parse_words
-from sandbox.cli.outcome import one_line
+from sandbox.cli.outcome import complain
 from sandbox.cli.parser import Parser, WrongUseError
 from sandbox.cli.run import OWN_FAILURE, WRONG_USE, Forwarding, code_of_error
 from sandbox.cli.streams import Streams
@@ -100,7 +100,7 @@ def main_exec(arguments: Sequence[str]) -> int:
     except SystemExit:  # --help
         return 0
     except (SandboxError, OSError) as error:
-        print(f"{_EXEC}: {one_line(str(error))}", file=sys.stderr)
+        complain(_EXEC, str(error))
         if isinstance(error, WrongUseError):
             return WRONG_USE
         return code_of_error(error) if isinstance(error, SandboxError) else OWN_FAILURE

@@ -9,6 +9,7 @@ from typing import Final
 
 from sandbox import SandboxError
 from sandbox.cli.parser import WrongUseError
+from sandbox.cli.words import said
 
 FAILED: Final = 1
 WRONG_USE: Final = 2
@@ -25,8 +26,8 @@ def printable(text: str) -> str:
 
 
 def complain(command: str, text: str, *, show: Callable[[str], str] = one_line) -> None:
-    """Say on standard error what is wrong."""
-    print(f"{command}: {show(text)}", file=sys.stderr)
+    """Say on standard error what is wrong, in the command line's words."""
+    print(f"{command}: {show(said(command, text))}", file=sys.stderr)
 
 
 def outcome(command: str, carry_out: Callable[[], int | None], *, show: Callable[[str], str] = one_line) -> int:

@@ -34,7 +34,7 @@ from sandbox import (
 )
 from sandbox.cli import networks, options, sharing
 from sandbox.cli.groups import with_groups
-from sandbox.cli.outcome import one_line
+from sandbox.cli.outcome import complain, one_line
 from sandbox.cli.report import Report
 
 OWN_FAILURE: Final = 125  # docker run's: the failure is ours, not the program's
@@ -90,7 +90,7 @@ def code_of_error(error: SandboxError) -> int:
 
 
 def _complain(error: SandboxError, code: int, *, hint: str = "") -> int:
-    print(f"sandbox run: {one_line(str(error))}{hint}", file=sys.stderr)
+    complain("sandbox run", f"{error}{hint}")
     return code
 
 
