@@ -35,12 +35,7 @@ def store(no_leftovers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SANDBOX_CONTAINERS", str(tmp_path / "containers"))
     store = ContainerStore()
     yield store
-    keepers = []
-    for kept in keep.containers():
-        with contextlib.suppress(UsageError):
-            keepers.append(kept.config.keeper)
-        kept.remove(force=True)
-    for pid in keepers:
+    for pid in remove_all():
         await_end_of(pid)
     store.sweep()
     assert not os.path.exists(store.path) or left(store) == []
@@ -49,6 +44,17 @@ def store(no_leftovers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def left(store: ContainerStore) -> list[str]:
     """What is there beside the log of events, which stays."""
     return sorted(set(os.listdir(store.path)) - {"events.0", "events.1"})
+
+
+def remove_all() -> list[int]:
+    """Remove every container; gives their keepers, which end now."""
+    keepers: list[int] = []
+    for kept in keep.containers():
+        with contextlib.suppress(UsageError):
+            keepers.append(kept.config.keeper)
+        with contextlib.suppress(ContainerNotFoundError):  # it has gone by itself since
+            kept.remove(force=True)
+    return keepers
 
 
 def await_end_of(pid: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import NetworkStore, PortInUseError, UsageError, keep
-from tests.live.test_keep import COMMAND, Cli
+from tests.live.test_keep import COMMAND, Cli, remove_all
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.netns import alone, world
@@ -28,8 +28,7 @@ def networks(no_leftovers: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SANDBOX_NETWORKS", str(tmp_path / "networks"))
     store = NetworkStore()
     yield store
-    for kept in keep.containers():
-        kept.remove(force=True)
+    remove_all()
     store.prune()
     assert store.names() == []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import Container, UsageError, keep
-from tests.live.test_keep import Cli
+from tests.live.test_keep import Cli, remove_all
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.support import needs
@@ -20,8 +20,7 @@ pytestmark = [needs("root", "userns")]
 @pytest.fixture(autouse=True)
 def gone(no_leftovers: None, store: Path) -> Generator[None]:
     yield
-    for kept in keep.containers():
-        kept.remove(force=True)
+    remove_all()
 
 
 def test_ipc_and_uts_of_a_container_are_shared_by_its_name(cli: Cli) -> None:
