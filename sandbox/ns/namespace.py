@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Mapping
 from contextlib import ExitStack
-from errno import EINVAL, ENOTTY, EPERM
+from errno import EINVAL, EIO, ENOTTY, EPERM
 from typing import TYPE_CHECKING, Final, Self
 
 from attrs import define, field
@@ -14,7 +14,7 @@ from attrs import define, field
 from sandbox._sys import calls
 from sandbox._sys import constants as sys
 from sandbox._sys.fds import Fd
-from sandbox.errors import SetupError, UnsupportedError, UsageError
+from sandbox.errors import SetupError, UnsupportedError, UsageError, raise_shortage
 from sandbox.ns._handle import Handle
 
 if TYPE_CHECKING:
@@ -79,12 +79,13 @@ class Namespace(Handle):
             SetupError: EACCES without ptrace rights over the process.
         """
         name = file_of(kind)
-        try:
-            pidfd = calls.pidfd_open(pid)
-        except (OSError, TypeError, OverflowError) as error:
-            raise UsageError(f"pid: there is no process {pid!r}") from error
-        with Fd(pidfd):
-            fd = _open_of(pid, name)
+        with Fd(open_process(pid)) as held:
+            pidfd = held.fileno()
+            try:
+                fd = _open_of(pid, name)
+            except SetupError:  # of one that has just ended, the kernel says EACCES too
+                _check_alive(pidfd, pid)
+                raise
             try:
                 # The process is still there, so its number was not given to another one while we opened.
                 _check_alive(pidfd, pid)
@@ -219,6 +220,19 @@ def file_of(kind: str) -> str:
     if kind not in _FILES:
         raise UsageError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
     return _FILES[kind]
+
+
+def open_process(pid: int) -> int:
+    """A pidfd, the caller's. Raises: UsageError: there is no such process; SetupError: no descriptor is to be had, say."""
+    try:
+        return calls.pidfd_open(pid)
+    except (ProcessLookupError, TypeError, OverflowError) as error:
+        raise UsageError(f"pid: there is no process {pid!r}") from error
+    except OSError as error:
+        if pid <= 0:
+            raise UsageError(f"pid: there is no process {pid!r}") from error
+        raise_shortage(error, f"open process {pid}")
+        raise SetupError(f"open process {pid}", error.errno or EIO) from error
 
 
 def _open_of(pid: int, name: str) -> int:

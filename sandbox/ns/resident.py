@@ -9,9 +9,9 @@ from attrs import define, field
 from sandbox._plan import IdMap
 from sandbox._sys import calls, procfs
 from sandbox._sys.fds import Fd
-from sandbox.errors import ClosedError, UsageError
+from sandbox.errors import ClosedError
 from sandbox.ns._handle import Handle
-from sandbox.ns.namespace import Namespace
+from sandbox.ns.namespace import Namespace, open_process
 
 __all__ = ["Resident"]
 
@@ -29,11 +29,8 @@ class Resident(Handle):
 
     @classmethod
     def of(cls, pid: int, *, hostname: str | None = None) -> Self:
-        """Hold process *pid*. Raises: UsageError: there is none."""
-        try:
-            return cls(pid, hostname, Fd(calls.pidfd_open(pid)))
-        except (OSError, TypeError, OverflowError) as error:
-            raise UsageError(f"pid: there is no process {pid!r}") from error
+        """Hold process *pid*. Raises: UsageError: there is none; SetupError."""
+        return cls(pid, hostname, Fd(open_process(pid)))
 
     def namespace(self, kind: str) -> Namespace:
         """Open one of its namespaces. Raises: as `Namespace.of`; ClosedError: it has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 
@@ -112,6 +113,29 @@ def test_a_zombie_has_no_namespaces():
 def test_what_is_no_pid_is_refused(pid):
     with pytest.raises(UsageError, match="no process"):
         ns.Namespace.of(pid, "net")
+
+
+def test_without_a_descriptor_to_be_had_it_is_not_said_that_nobody_is_there(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    for look in (lambda: ns.Namespace.of(os.getpid(), "net"), lambda: ns.Resident.of(os.getpid())):
+        with pytest.raises(SetupError, match=r"EMFILE .*RLIMIT_NOFILE"):
+            look()
+
+
+def test_one_that_ends_while_its_namespace_is_opened_has_ended(monkeypatch):
+    process = subprocess.Popen(["sleep", "60"])
+
+    def too_late(path, *_):  # as the kernel says when the process goes between the walk of the path and the link's end
+        process.kill()
+        process.wait()
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "open", too_late)
+    with pytest.raises(UsageError, match=f"process {process.pid} has ended"):
+        ns.Namespace.of(process.pid, "net")
 
 
 @pytest.mark.parametrize("kind", ["", "network", "../net", "net/", "Net"])
