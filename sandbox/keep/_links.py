@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
-from sandbox import ContainerNotFoundError, UsageError
+from sandbox import ContainerNotFoundError, SetupError, UnsupportedError, UsageError
 from sandbox.keep._record import Config, State
 from sandbox.keep._store import ContainerStore
 
@@ -17,17 +18,34 @@ if TYPE_CHECKING:
 
 
 def namespace_of(text: str) -> Namespace:
-    """The network namespace of a container that is there. Raises: ContainerNotFoundError; UsageError: it is dead."""
+    """The network namespace of a container that is there.
+
+    Raises: ContainerNotFoundError; UsageError: it is dead; UnsupportedError: without root's rights.
+    """
     from sandbox.ns import Namespace
 
     with ContainerStore().open(text) as place:
         state = place.state()
         if not place.is_kept or not state.init:
             raise UsageError(f"--network container:{text}: that container is dead")
-        found = Namespace.of(state.init, "net")
+        try:
+            found = Namespace.of(state.init, "net")
+        except SetupError as error:
+            if error.errno != errno.EACCES:
+                raise
+            raise _not_shared(text) from error
         if not place.is_kept:  # then the number may be another's by now
             raise UsageError(f"--network container:{text}: that container has just ended")
     return found
+
+
+def _not_shared(text: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"--network container:{text}: that network belongs to the container's own user namespace, "
+        "which an ordinary user's second container cannot join",
+        feature="a net namespace of another container",
+        remedy="put both into one network (sandbox network create), or run as root",
+    )
 
 
 def resident_of(option: str, text: str) -> Resident:

@@ -118,6 +118,12 @@ def halt(pid: int) -> None:
 # ---- Lives ----
 
 
+def test_the_network_of_another_one_is_shared_by_root_and_an_ordinary_user_is_told_what_to_do(cli: Cli) -> None:
+    sleeper("web")
+    said = cli("run", "--network", "container:web", "--", "true", code=125 if os.geteuid() else 0)
+    assert os.geteuid() == 0 or "sandbox network create" in said
+
+
 def test_a_program_outlives_the_command_that_started_it_and_is_stopped_and_started_again(cli: Cli, store: ContainerStore) -> None:
     script = "trap 'echo bye; exit 3' TERM; echo out; echo err >&2; while :; do sleep 0.05; done"
     ident = cli("run", "-d", "--name", "web", "--label", "app=shop", "--", "sh", "-c", script).strip()
