@@ -45,7 +45,7 @@ else:
 if not limits:
     shell(command)
 after = doctor(f"{setup}; {command};" if limits else "")
-print(json.dumps({"before": [works, found["state"]], "remedy": found["remedy"], "done": command, "after": [after[0], after[1]["state"]]}))
+print(json.dumps({"before": [works, found["state"]], "remedy": found["remedy"], "done": command, "after": [after[0], after[1]["state"]], "now": after[1]["value"]}))
 """
 KINDS = ("mnt", "pid", "net", "ipc", "uts", "cgroup", "time")
 NESTED = ("unshare", "--user", "--map-root-user", "--mount")
@@ -106,6 +106,20 @@ def test_few_files_and_processes_become_more(what: str, setup: str) -> None:
     told = try_remedy(("env",), what, setup, user=True)
     assert told["before"][1] == "missing"
     assert told["done"].startswith("ulimit")
+    assert told["after"] == [True, "ok"]
+
+
+def test_forwarding_is_switched_on() -> None:
+    told = try_remedy(("unshare", "--net"), "the host forwards (ip_forward)", "sysctl -w net.ipv4.ip_forward=0")
+    assert told["before"] == [True, "note"]
+    assert told["now"] == "yes"
+
+
+def test_control_groups_that_are_not_mounted_are_mounted() -> None:
+    command = "mount -t cgroup2 none /sys/fs/cgroup"
+    told = try_remedy(("unshare", "--mount"), "mounted", "umount --lazy /sys/fs/cgroup", extract=command)
+    assert told["before"] == [True, "missing"]
+    assert told["remedy"] == command
     assert told["after"] == [True, "ok"]
 
 

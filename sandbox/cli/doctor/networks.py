@@ -51,7 +51,7 @@ def _outlet(offer: Offer) -> Finding:
 def _forwarding(offer: Offer) -> list[Finding]:
     number, what = read("/proc/sys/net/ipv4/ip_forward"), "the host forwards (ip_forward)"
     if number == "0":
-        first = Finding(_SECTION, what, State.NOTE, "no; needed for root's networks that reach outside", "sysctl -w net.ipv4.ip_forward=1")
+        first = Finding(_SECTION, what, State.NOTE, "no; needed for root's networks that reach outside", "as root: sysctl -w net.ipv4.ip_forward=1")
     else:
         first = Finding(_SECTION, what, State.NOTE, "yes" if number is not None else "this host has no IPv4")
     return [first, _forwarding6(offer)]
