@@ -43,16 +43,31 @@ def attempt(context, store, text: str, **options):
         return None
 
 
-SOURCES = ["../canary/secret", "/../canary/secret", "a/../../canary/secret", "absolute", "absolute/secret", "up/canary/secret", "chain", "*/secret", "up/*/secret"]
+FORMS = ["COPY {} /x", "COPY --parents {} /x/", "ADD {} /x"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_an_image_holds_is_seen(context, store, canary, form):
+    """Else the tests below could not fail."""
+    (context / "given").write_text(canary.secret)
+    image = attempt(context, store, "FROM scratch\n" + form.format("given"))
+    assert image is not None
+    assert holds(image, canary.secret)
+
+
+# With {up}: the way from the context to where the canary, "host", lies.
+SOURCES = ["{up}/host/secret", "/{up}/host/secret", "a/../{up}/host/secret", "absolute", "absolute/secret", "up/host/secret", "chain", "*/secret", "up/*/secret"]
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("form", ["COPY {} /x", "COPY --parents {} /x/", "ADD {} /x"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_source_cannot_lead_out_of_the_context(context, store, canary, source, form):
     (context / "absolute").symlink_to(canary.path if "/" in source else canary.path / "secret")
-    (context / "up").symlink_to("..")
-    (context / "chain").symlink_to("up/canary/secret")
-    image = attempt(context, store, "FROM scratch\n" + form.format(source))
+    up = os.path.relpath(canary.path.parent, context)
+    (context / "up").symlink_to(up)
+    (context / "chain").symlink_to("up/host/secret")
+    assert (context / "chain").read_text() == canary.secret
+    image = attempt(context, store, "FROM scratch\n" + form.format(source.format(up=up)))
     assert image is None or not holds(image, canary.secret)
     assert canary.changes() == []
 

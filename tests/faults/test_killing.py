@@ -65,7 +65,9 @@ def kill_at(faulty: Faulty, scenario: Scenario, call: Call, victims: Callable[[C
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_kill_at_any_step_leaves_nothing_and_is_a_typed_error(name: str, victim: str, faulty: Faulty, trace: Callable[[Scenario], list[Call]]) -> None:
     found: list[str] = []
-    for call in trace(SCENARIOS[name]):
+    calls = trace(SCENARIOS[name])
+    assert len(calls) > 50 or name != "plain"  # what it tries the others leave out
+    for call in calls:
         if victim == "init" and call.role in (Role.STARTER, Role.HELPER):
             continue  # there is none, or it is not the helper's
         if kill_at(faulty, SCENARIOS[name], call, VICTIMS[victim]).complaints:  # a machine with other work may be slow once

@@ -83,12 +83,17 @@ def test_two_who_want_several_do_not_wait_for_one_another(root: Path) -> None:
     assert done == [True] * (3 * turns * 2)
 
 
-def test_who_comes_next_has_what_was_used_last(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(box_module, "LITTLE", 64 << 20)
+def await_idle(pool: Pool) -> None:
+    """Both of its containers are there, and wait."""
     until = time.monotonic() + PATIENCE_S
     while len(pool._idle) < 2 and time.monotonic() < until:
         time.sleep(0.01)
     assert len(pool._idle) == 2
+
+
+def test_who_comes_next_has_what_was_used_last(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box_module, "LITTLE", 64 << 20)
+    await_idle(pool)
     pool.exec(["/smuggle", "leave", "numbers"])
     last = pool._idle[-1]
     for _ in range(3):
@@ -242,6 +247,7 @@ def test_time_that_one_run_takes_from_a_quota_is_not_missed_by_the_next(root: Pa
 
 def test_broken_containers_are_replaced(pool: Pool) -> None:
     assert pool.exec(["/smuggle", "leave", "numbers"]).ok
+    await_idle(pool)
     for box in [*pool._idle]:
         session = box._session()
         session.kill()
