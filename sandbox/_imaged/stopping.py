@@ -62,19 +62,19 @@ def stop(session: Session, signum: int, timeout: float) -> bool:
 
 def _await_none(session: Session, deadline: float | None) -> bool:
     """Wait until init has no children; False at the *deadline*."""
-    while True:
-        with _children(session, _listed(session)[:_AT_ONCE]) as found:
-            if not found:
-                return True
+    while pids := _listed(session):
+        with _children(session, pids[:_AT_ONCE]) as found:  # none: they have just ended, and what they left to init is not in the list yet
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
             poll = select.poll()
             for fd in found:
                 poll.register(fd, select.POLLIN)
-            poll.poll(None if left is None else left * 1000)
+            if found:
+                poll.poll(None if left is None else left * 1000)
             if deadline is None:  # whoever was made while the rest was killed
                 session.signal_all(signal.SIGKILL)
+    return True
 
 
 @contextlib.contextmanager
