@@ -23,6 +23,7 @@ from sandbox.cg.tree import owner, prepare_v1
 from sandbox.errors import SetupError, UsageError
 
 PATIENCE_S = 10.0  # how long a killed or frozen process may take to be so before we call it an error
+AT_ONCE = 64  # descriptors: a group may have thousands of processes, and this process few descriptors left
 
 
 class Place(NamedTuple):
@@ -332,7 +333,17 @@ def reordered(planned: Iterable[Write], bundle: Bundle) -> list[Write]:
 
 
 def kill_members(pids: Iterable[int], members: Callable[[], set[int]], *, thaw: Callable[[], None] | None = None) -> None:
-    """Send SIGKILL to those of *pids* that *members* still names, and wait (at most 0.1 s) for them to end."""
+    """Send SIGKILL to those of *pids* that *members* still names, and wait for them to end; with *thaw*, which lets them, for the last ones only.
+
+    Waiting takes at most 0.1 s for each AT_ONCE of them.
+    """
+    everybody = [*pids]
+    for first in range(0, len(everybody), AT_ONCE):
+        is_last = first + AT_ONCE >= len(everybody)
+        _kill_some(everybody[first : first + AT_ONCE], members, thaw=thaw if is_last else None, waits=is_last or thaw is None)
+
+
+def _kill_some(pids: Iterable[int], members: Callable[[], set[int]], *, thaw: Callable[[], None] | None, waits: bool) -> None:
     with contextlib.ExitStack() as stack:
         opened: dict[int, int] = {}
         for pid in pids:
@@ -350,7 +361,7 @@ def kill_members(pids: Iterable[int], members: Callable[[], set[int]], *, thaw: 
         if thaw is not None:
             thaw()
         deadline = time.monotonic() + 0.1
-        while waiting and (left := deadline - time.monotonic()) > 0:
+        while waits and waiting and (left := deadline - time.monotonic()) > 0:
             for fd, _ in poller.poll(left * 1000):
                 waiting.discard(fd)
                 poller.unregister(fd)
