@@ -172,6 +172,9 @@ def test_read_only_paths_cannot_be_opened_for_writing(target: Target) -> None:
     outcome = target.run(["/attacks/masks", "closed", *CLOSED])
     assert sorted(outcome.answers) == sorted(CLOSED)
     assert outcome.successes == []
+    if target.is_ours:  # and not for want of rights alone
+        mounted = {fields[1]: fields[3] for fields in map(str.split, target.run(["cat", "/proc/self/mounts"]).lines)}
+        assert [place for place in ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys") if "ro" not in mounted[place].split(",")] == []
 
 
 CGROUPS = """
