@@ -62,7 +62,12 @@ class Process:
         self.pid, fds = self._started()
         if fds:
             self.terminal = fds[0]
-            wiring.stdin, wiring.stdout = os.dup(fds[0]), os.dup(fds[0])
+            try:
+                wiring.stdin = os.dup(fds[0])
+                wiring.stdout = os.dup(fds[0])
+            except BaseException:  # who has asked closes the wiring's
+                os.close(fds[0])
+                raise
         self._duplex: Duplex | None = None
         ours = wiring.stdin, wiring.stdout, wiring.stderr
         wiring.stdin = wiring.stdout = wiring.stderr = None  # first: an interrupt in between shall not have them closed twice

@@ -375,6 +375,7 @@ def _sealed_binary() -> int:
         with open(_BINARY, "rb") as file:
             program = file.read()
     except OSError as error:
+        raise_shortage(error, "start the launcher")
         raise UnsupportedError(
             f"the launcher is missing at {_BINARY}", feature="launcher", remedy="install the package with pip, which compiles it"
         ) from error

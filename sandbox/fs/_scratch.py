@@ -7,6 +7,7 @@ Each lies below the directory that the caller gave, as ``scratch-<random>``, wit
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -15,7 +16,7 @@ from typing import Final
 
 from attrs import define
 
-from sandbox.errors import UsageError
+from sandbox.errors import SetupError, UsageError, raise_shortage
 
 _PREFIX: Final = "scratch-"
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -33,7 +34,10 @@ class ScratchDirectory:
     name: str
 
     def close(self) -> None:
-        """Remove the directory and what is in it; may be called twice. The container must have ended."""
+        """Remove the directory and what is in it; may be called twice. The container must have ended.
+
+        Raises: SetupError: it is not gone; the launcher removes it when this process ends.
+        """
         if self.fd < 0:
             return
         fd, parent, self.fd, self.parent = self.fd, self.parent, -1, -1
@@ -44,6 +48,10 @@ class ScratchDirectory:
                     remove_tree(self.name, parent)
                 if not os.fstat(fd).st_nlink:
                     break
+        except OSError as error:
+            action = f"remove the scratch directory {self.name}"
+            raise_shortage(error, action)
+            raise SetupError(action, error.errno or errno.EIO, step="cleanup") from error
         finally:
             os.close(fd)
             os.close(parent)
@@ -52,21 +60,29 @@ class ScratchDirectory:
 def make_scratch(base: str, announce: Callable[[str], None] = lambda path: None) -> ScratchDirectory:
     """Make a scratch directory below *base*, after removing those that dead processes left there. *announce* is told its path first.
 
-    Raises: UsageError: *base* is not a directory that the caller can write to.
+    Raises: UsageError: *base* is not a directory that the caller can write to. SetupError: the disk is full, or descriptors have run out.
     """
     try:
         parent = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
+        _check_shortage(base, error)
         raise UsageError(f"scratch: {base!r}: {error.strerror}; give an existing directory of yours") from error
     try:
         _sweep(parent)
         return _make(parent, os.path.abspath(base), announce)
     except OSError as error:
         os.close(parent)
+        _check_shortage(base, error)
         raise UsageError(f"scratch: cannot make a directory in {base!r}: {error.strerror}; give a directory of yours") from error
     except BaseException:
         os.close(parent)
         raise
+
+
+def _check_shortage(base: str, error: OSError) -> None:
+    raise_shortage(error, f"make a scratch directory in {base!r}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise SetupError(f"make a scratch directory in {base!r}", error.errno, step="scratch", hint="the disk has no room for it") from error
 
 
 def _make(parent: int, base: str, announce: Callable[[str], None]) -> ScratchDirectory:

@@ -56,12 +56,48 @@ def with_descriptors(count: int, scenario: Scenario) -> Scenario:
     return limited_scenario
 
 
-@pytest.mark.parametrize("scenario", [plain, limited, beside])
+def with_terminal() -> None:
+    with Container() as c, c.popen(["true"], tty=True) as p:
+        assert p.wait(10.0).ok
+
+
+def assert_named(found: dict[object, Outcome], words: tuple[str, ...]) -> None:
+    """Each error says what there is too little of."""
+    assert not (wrong := {key: outcome.message for key, outcome in found.items() if outcome.error and not any(word in outcome.message for word in words)}), wrong
+
+
+@pytest.mark.parametrize("scenario", [plain, limited, beside, with_terminal])
 def test_any_number_of_descriptors_is_enough_or_is_said_to_be_too_few(scenario: Scenario) -> None:
     found = outcomes({count: with_descriptors(count, scenario) for count in range(1, 64, 1)})
     assert found[1].error
-    assert "EMFILE" in found[1].message or "descriptors" in found[1].message
+    assert_named(found, ("EMFILE", "descriptors"))
     assert not found[63].error
+
+
+def test_any_number_of_descriptors_is_enough_for_a_scratch_layer_on_disk_or_is_said_to_be_too_few(tmp_path: Path) -> None:
+    found = outcomes({count: with_descriptors(count, lambda: scratch_on_disk(tmp_path)) for count in range(1, 32)})
+    assert found[1].error
+    assert_named(found, ("EMFILE", "descriptors"))
+    assert not found[31].error
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["listdir", "rmdir", "unlink"])
+def test_a_scratch_layer_that_cannot_be_removed_is_a_typed_error_and_goes_with_the_process(call: str, tmp_path: Path) -> None:
+    def scenario() -> None:
+        c = Container(scratch=Scratch(disk=str(tmp_path)), user="0:0").create()
+        c.exec(["sh", "-c", "mkdir -p /tmp/a/b && echo x >/tmp/a/b/file"]).check()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, call, refuse)
+            c.close()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    found = outcomes({0: scenario})
+    assert "remove the scratch directory" in found[0].message
+    assert_named(found, ("EMFILE",))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_container_outlives_a_shortage_of_descriptors() -> None:
