@@ -156,15 +156,18 @@ class Keeper:
         self.tell("stop")
 
     def kill(self, number: int) -> None:
-        """Send a signal to the program's first process; SIGKILL ends all of it. What is sent to stop it keeps it from being restarted."""
+        """Send a signal to the program's first process; SIGKILL ends all of it. What is sent to stop it keeps it from being restarted, or paused."""
         with self.lock:
             process = self.running().process
-            self._is_stopped = self._is_stopped or number in (signal.SIGKILL, self.stop_signal)
+            is_to_end = number in (signal.SIGKILL, self.stop_signal)
+            self._is_stopped = self._is_stopped or is_to_end
             if number == signal.SIGKILL:
                 process.kill()
             else:
                 process.send_signal(number)
             self.tell("kill", signal=number)
+            if is_to_end and self.state.status == "paused":  # what the freezer of v1 has frozen does not die
+                self.pause(is_paused=False)
 
     def pause(self, *, is_paused: bool) -> None:
         """Freeze the program, or let it go on. Raises: UsageError."""

@@ -71,3 +71,16 @@ def test_a_policy_begins_and_ends_while_the_program_is_run_again_and_again() -> 
     kept.start()
     assert await_state(kept, lambda state: state.status == "exited").restarts == 1
     assert [event.action for event in keep.events(0, follow=False)].count("update") == 2
+
+
+@pytest.mark.needs("cgroup:memory", "cgroup:pids")
+def test_what_is_killed_while_it_is_paused_ends(cli: Cli) -> None:
+    kept = sleeper("web", memory="64M", pids=32)
+    for words, code in (([], 137), (["-s", "TERM"], 143)):
+        kept.start()
+        kept.pause()
+        assert cli("kill", "-s", "CONT", "web") == "web\n"
+        assert kept.status == "paused"
+        assert cli("kill", *words, "web") == "web\n"
+        await_state(kept, lambda state: state.status == "exited")
+        assert cli("wait", "web") == f"{code}\n"
