@@ -264,8 +264,8 @@ def _to_resolver(net: object, dns: Any, search: Any, hosts: Any) -> Resolver:  #
     if not isinstance(hosts, Mapping) and hosts != ():
         raise UsageError(f"extra_hosts: {hosts!r} is not a mapping of names to addresses")
     given = cast("Mapping[Any, Any]", dict(cast("Any", hosts)))
-    extra = tuple((to_address(address), to_host_name(name, what="extra_hosts", most=253)) for name, address in given.items())
-    servers = tuple(map(to_address, to_items(dns, what="dns", like="['10.0.0.53']")))
+    extra = tuple((to_address(address, what="extra_hosts"), to_host_name(name, what="extra_hosts", most=253)) for name, address in given.items())
+    servers = tuple(to_address(address, what="dns") for address in to_items(dns, what="dns", like="['10.0.0.53']"))
     domains = tuple(to_host_name(name, what="dns_search", most=253) for name in to_items(search, what="dns_search", like="['example.org']"))
     if len(servers) > MAX_SERVERS:
         raise UsageError(f"dns: the C library asks no more than {MAX_SERVERS} servers")

@@ -8,9 +8,10 @@ from typing import Final
 
 # By the first word of an error, which is the argument that it is about.
 _OPTIONS: Final[Mapping[str, str]] = {
-    "address6": "--ip6", "changes": "--change", "cpus": "--cpus", "cpuset": "--cpuset-cpus", "cwd": "--workdir", "dns_search": "--dns-search",
-    "gateway": "--gateway", "hostname": "--hostname", "mac": "--mac-address", "memory": "--memory", "pids": "--pids-limit", "ports": "--publish",
-    "publish_all": "--publish-all", "restart": "--restart", "shm": "--shm-size", "subnet": "--subnet", "subnet6": "--subnet", "user": "--user",
+    "address6": "--ip6", "changes": "--change", "cpus": "--cpus", "cpuset": "--cpuset-cpus", "cwd": "--workdir", "dns": "--dns",
+    "dns_search": "--dns-search", "extra_hosts": "--add-host", "gateway": "--gateway", "hostname": "--hostname", "mac": "--mac-address",
+    "memory": "--memory", "pids": "--pids-limit", "ports": "--publish", "publish_all": "--publish-all", "restart": "--restart", "shm": "--shm-size",
+    "subnet": "--subnet", "subnet6": "--subnet", "user": "--user",
 }  # fmt: skip
 # What is to be done. Each is in an error of the library, and none is like what somebody says on a command line.
 REMEDIES: Final[Mapping[str, str]] = {

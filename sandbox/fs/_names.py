@@ -65,7 +65,7 @@ def _name_ops(
     return tuple(WriteFile(f"{directory}/{name}", text, slot) for name, text in zip(NAME_FILES, texts, strict=True))
 
 
-def to_address(value: str) -> str:
+def to_address(value: str, *, what: str = "address") -> str:
     """Check an address of IPv4 or IPv6, without a zone. Raises: UsageError."""
     import socket
 
@@ -75,4 +75,4 @@ def to_address(value: str) -> str:
         except (OSError, TypeError, ValueError):
             continue
         return value
-    raise UsageError(f"address: {value!r} is not an IPv4 or IPv6 address")
+    raise UsageError(f"{what}: {value!r} is not an IPv4 or IPv6 address")

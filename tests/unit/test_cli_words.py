@@ -55,6 +55,8 @@ def test_errors_speak_of_options_and_name_the_command_once(command: str, text: s
     [
         (["run", "--workdir", "here", "true"], "sandbox run: --workdir: 'here' is relative"),
         (["bench", "--workdir", "here", "true"], "sandbox bench: --workdir: 'here' is relative"),
+        (["run", "--dns", "here", "true"], "sandbox run: --dns: 'here' is not an IPv4 or IPv6 address"),
+        (["run", "--add-host", "db:here", "true"], "sandbox run: --add-host: 'here' is not an IPv4 or IPv6 address"),
         (["network", "create", "x", "--gateway", "10.0.0.1"], "sandbox network: --gateway: give --subnet too"),
     ],
 )
