@@ -46,6 +46,10 @@ _COPYING: Final = {
     errno.ELOOP: "the directory is more than 100 levels deep",
     errno.EMFILE: "the directory is deeper than this process may open files (ulimit -Hn)",
 }
+_UNFIT: Final = (
+    "no overlay lies over, or writes to, such a file system: /proc, vfat or an overlay over another one (in a container in a container), say; "
+    "copy the directory to ext4, xfs, btrfs or a tmpfs; or have it copied into memory, by scratch='copy'"
+)
 _WRITING: Final = (plan.MakeDir, plan.MakeTarget, plan.WriteFile, plan.Symlink)
 _NO_DIRECTORY: Final = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 _FORBIDDEN: Final = (errno.EPERM, errno.EACCES, errno.ENOSPC)
@@ -102,7 +106,7 @@ def _operation(phase: wire.Phase, index: int, planned: plan.Plan, host_ops_befor
 
 def _unsupported(phase: wire.Phase, op: plan.Op | None, number: int) -> UnsupportedError | None:
     """What this host lacks, where that is known."""
-    if (isinstance(op, plan.NewOverlay) or (isinstance(op, plan.NewFs) and op.fstype == "overlay")) and number in (errno.EPERM, errno.ENODEV):
+    if _is_overlay(op) and number in (errno.EPERM, errno.ENODEV):
         return no_overlay()
     if isinstance(op, plan.NewFs) and op.fstype == "proc" and number == errno.EPERM:
         return _no_procfs()
@@ -110,6 +114,10 @@ def _unsupported(phase: wire.Phase, op: plan.Op | None, number: int) -> Unsuppor
     if phase in (wire.Phase.CLONE, wire.Phase.MAPS) or isinstance(op, plan.Unshare):
         return _no_userns() if number in _FORBIDDEN else None
     return None
+
+
+def _is_overlay(op: plan.Op | None) -> bool:
+    return isinstance(op, plan.NewOverlay) or (isinstance(op, plan.NewFs) and op.fstype == "overlay")
 
 
 def _no_procfs() -> UnsupportedError:
@@ -131,6 +139,8 @@ def _no_userns() -> UnsupportedError | None:
 
 
 def _hint(phase: wire.Phase, op: plan.Op | None, number: int) -> str:
+    if _is_overlay(op) and number == errno.EINVAL:
+        return _UNFIT
     if isinstance(op, plan.CopyTree) and number in _COPYING:
         return _COPYING[number]
     if isinstance(op, plan.MakeTarget) and op.path.endswith("/.") and number in _NO_DIRECTORY:

@@ -38,6 +38,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "give it a larger scratch= or Tmpfs": "mount a --tmpfs or a --volume there",
     "mount a Tmpfs there, or a Bind or Volume without read_only": "mount a --tmpfs there, or a --volume that is not read-only",
     "give scratch= more bytes, Scratch(..., inodes=...) more files, or its disk more room": "mount a --tmpfs or a --volume for what is large",
+    "; or have it copied into memory, by scratch='copy'": "",
     "pass read_only=True, or": "mount it read-only (:ro), or",
     "rlimits=Rlimits(fsize=...)": "--ulimit fsize=...",
 }

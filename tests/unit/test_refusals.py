@@ -119,6 +119,13 @@ def test_a_host_without_overlays_is_told_of_them_however_many_layers_there_are(o
     assert error.feature == "overlay"
 
 
+@pytest.mark.parametrize("op", [plan.NewFs("o", "overlay"), plan.NewOverlay("o", (), plan.FdPath("o"))])
+def test_a_directory_that_no_overlay_lies_over_is_to_be_copied(op):
+    error = failed(op, errno.EINVAL)
+    assert isinstance(error, SetupError)
+    assert "scratch='copy'" in error.hint
+
+
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR])
 def test_a_volume_of_an_image_that_is_no_directory_is_named(number):
     error = failed(plan.MakeTarget("/etc/passwd/.", "root", "root"), number)
