@@ -16,7 +16,7 @@ from sandbox._imaged.face import ImageAccess
 from sandbox._namespaces import NamespaceAccess
 from sandbox._networks.face import NetworkAccess
 from sandbox._types import PIPE, Argument, Env, Size, StrPath, to_bool, to_signal
-from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage
+from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage, shortages
 
 if TYPE_CHECKING:
     from sandbox._arguments import Prepared
@@ -167,7 +167,8 @@ class Container(FileAccess, ImageAccess, NetworkAccess, NamespaceAccess):
             self._closed = True
             started = self._started
         if started is not None:
-            started.close()  # if that is interrupted, calling this again goes on
+            with shortages("close the container"):
+                started.close()  # if that is interrupted, calling this again goes on
             self._started = None
 
     def __enter__(self) -> Self:
@@ -378,22 +379,26 @@ class Container(FileAccess, ImageAccess, NetworkAccess, NamespaceAccess):
 
         Raises: UsageError: the container has no control group to freeze (it needs a limit). Until `resume`, no program can be started.
         """
-        self._live().pause()
+        with shortages("pause the programs"):
+            self._live().pause()
 
     def resume(self) -> None:
         """Let frozen programs go on."""
-        self._live().resume()
+        with shortages("resume the programs"):
+            self._live().resume()
 
     def stats(self) -> Stats:
         """What all programs use and used. Needs: a control group (any limit, or accounting)."""
-        return self._live().stats()
+        with shortages("read what the programs use"):
+            return self._live().stats()
 
     def update(self, limits: Limits) -> None:
         """Set the limits that *limits* names, of all programs together, while they run; the others stay.
 
         Raises: UsageError: the container has no limit of that kind; SetupError: EBUSY: more memory than that is in use.
         """
-        self._live().update(limits)
+        with shortages("set limits"):
+            self._live().update(limits)
 
     def monitor(self, interval: float = 0.05, *, max_rows: int = 10_000) -> Monitor:
         """A time series of what all programs use, taken in a thread of its own within ``with``; see `Monitor`. Needs: as `stats`."""

@@ -7,9 +7,12 @@ that lacks something, a failed set-up, or, with ``check=True``, the caller's own
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from sandbox.process import Result
 
 __all__ = [
@@ -232,6 +235,16 @@ def raise_shortage(error: OSError, operation: str) -> None:
     name = _errno_name(error.errno or 0)
     if name in _SHORTAGES and not isinstance(error, SandboxError):
         raise SetupError(operation, error.errno or 0, step="shortage", hint=_SHORTAGES[name]) from error
+
+
+@contextmanager
+def shortages(operation: str) -> Generator[None]:
+    """Within the block, as `raise_shortage`; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        raise_shortage(error, operation)
+        raise
 
 
 def _underlined(line: int, column: int, text: str, width: int) -> str:

@@ -19,7 +19,7 @@ from sandbox._networks.live import Live, uplink_of
 from sandbox._networks.naming import link_variables
 from sandbox._networks.outlet import check_subnet6, find_program
 from sandbox._networks.places import Endpoint
-from sandbox.errors import ClosedError, UnsupportedError
+from sandbox.errors import ClosedError, UnsupportedError, shortages
 from sandbox.net.spec import NetworkSpec, Subnets, to_spec
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Network:
 
     def create(self) -> Network:
         """Make it. Raises: UnsupportedError, UsageError: the subnet is another network's; SetupError; ClosedError after `close`."""
-        with self._lock:
+        with self._lock, shortages("make a network"):
             if self._closed:
                 raise ClosedError("the network was closed; make another one")
             if self._live is None:

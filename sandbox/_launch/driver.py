@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from sandbox._launch import codec, wire
 from sandbox._sys.fds import close_all, write_memory
-from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError, raise_shortage
+from sandbox.errors import BrokenError, ClosedError, SandboxError, SetupError, UnsupportedError, raise_shortage, shortages
 
 if TYPE_CHECKING:
     import socket
@@ -441,7 +441,8 @@ def current() -> Launcher:
         return launcher
     with _lock:
         if _current is None:
-            _current = Launcher.start()
+            with shortages("start the launcher"):
+                _current = Launcher.start()
             atexit.register(_at_exit)
         return _current
 

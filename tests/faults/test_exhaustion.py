@@ -16,7 +16,7 @@ from subprocess import PIPE
 import pytest
 
 import sandbox
-from sandbox import Container, Scratch, cg
+from sandbox import Container, Network, Scratch, cg
 from tests.faults.cases import Outcome, Scenario, begin
 from tests.faults.scenarios import beside, limited, plain
 from tests.support import needs, patience, why_not
@@ -61,12 +61,24 @@ def with_terminal() -> None:
         assert p.wait(10.0).ok
 
 
+def networked() -> None:
+    with Network(internal=True) as net, Container(net=net) as c:
+        c.exec(["true"]).check()
+
+
+def watched() -> None:
+    with Container(memory="64M") as c:
+        c.pause()
+        c.resume()
+        c.stats()
+
+
 def assert_named(found: dict[object, Outcome], words: tuple[str, ...]) -> None:
     """Each error says what there is too little of."""
     assert not (wrong := {key: outcome.message for key, outcome in found.items() if outcome.error and not any(word in outcome.message for word in words)}), wrong
 
 
-@pytest.mark.parametrize("scenario", [plain, limited, beside, with_terminal])
+@pytest.mark.parametrize("scenario", [plain, limited, beside, with_terminal, networked, watched])
 def test_any_number_of_descriptors_is_enough_or_is_said_to_be_too_few(scenario: Scenario) -> None:
     found = outcomes({count: with_descriptors(count, scenario) for count in range(1, 64, 1)})
     assert found[1].error
