@@ -39,6 +39,7 @@ from sandbox._networks.kept_by_users import user_namespace
 from sandbox._networks.kept_outside import described, take_away
 from sandbox._networks.live import Live
 from sandbox._networks.places import Endpoint
+from sandbox._sys.places import absolute
 from sandbox._types import StrPath, to_text
 from sandbox.errors import NetworkInUseError, NetworkNotFoundError, UsageError
 from sandbox.net.addresses import choose_subnet
@@ -53,7 +54,7 @@ RESERVED: Final = frozenset(("none", "host", "new", "bridge", "default", "contai
 
 
 def _to_store(value: StrPath | None) -> str:
-    return default_store() if value is None else os.path.join(os.getcwd(), os.fsdecode(to_text(value, what="network store")))
+    return default_store() if value is None else absolute(os.fsdecode(to_text(value, what="network store")), what="network store")
 
 
 @frozen

@@ -26,3 +26,13 @@ def user_directory(kind: str) -> str:
     if not base.startswith("/"):  # the XDG base directory specification: relative paths are to be ignored
         base = os.path.expanduser("~/.local/share")
     return f"{base}/sandbox/{kind}"
+
+
+def absolute(path: str, *, what: str) -> str:
+    """*path*, from the working directory of now where it is relative. Raises: UsageError: that has been removed."""
+    if path.startswith("/"):
+        return path
+    try:
+        return os.path.join(os.getcwd(), path)
+    except FileNotFoundError:
+        raise UsageError(f"{what}: {path!r} is relative, and the working directory has been removed; give an absolute path") from None

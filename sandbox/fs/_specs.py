@@ -10,6 +10,7 @@ from typing import Final
 
 from attrs import field, frozen
 
+from sandbox._sys.places import absolute
 from sandbox._types import Size, StrPath, to_count, to_inside_path, to_size, to_text
 from sandbox.errors import UnsupportedError, UsageError
 
@@ -52,7 +53,7 @@ def _to_source(value: StrPath) -> str:
     if not path:
         raise UsageError("source: empty; give the path of a file or directory of the host")
     # Not abspath(): it would take "link/.." for nothing.
-    return path if path.startswith("/") else os.path.join(os.getcwd(), path)
+    return absolute(path, what="source")
 
 
 def _to_optional_source(value: StrPath | None) -> str | None:

@@ -33,7 +33,7 @@ from typing import Final
 from attrs import evolve, field, frozen
 
 from sandbox._sys.calls import openat2
-from sandbox._sys.places import user_directory
+from sandbox._sys.places import absolute, user_directory
 from sandbox._types import Size, StrPath, to_text
 from sandbox.errors import LimitError, SetupError, UnsupportedError, UsageError, VolumeInUseError, VolumeNotFoundError
 from sandbox.fs._fill import BENEATH
@@ -72,7 +72,7 @@ def default_store() -> str:
 def _to_store(value: StrPath | None) -> str:
     if value is None:
         return default_store()
-    return os.path.join(os.getcwd(), os.fsdecode(to_text(value, what="volume store")))
+    return absolute(os.fsdecode(to_text(value, what="volume store")), what="volume store")
 
 
 @frozen

@@ -25,7 +25,7 @@ from typing import Final, Self
 from attrs import define, field, frozen
 
 from sandbox._sys.fds import Fd
-from sandbox._sys.places import user_directory
+from sandbox._sys.places import absolute, user_directory
 from sandbox._types import StrPath, to_text
 from sandbox.errors import ImageError, SandboxError, SetupError, UsageError
 from sandbox.image._hints import hint_of
@@ -70,7 +70,7 @@ def layer_name(diff_id: Digest) -> str:
 def _to_path(value: StrPath | None) -> str:
     if value is None:
         return default_store()
-    return os.path.join(os.getcwd(), os.fsdecode(to_text(value, what="image store")))
+    return absolute(os.fsdecode(to_text(value, what="image store")), what="image store")
 
 
 @frozen(repr=False)
