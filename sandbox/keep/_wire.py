@@ -181,7 +181,12 @@ def _cut(text: str, most: int) -> str:
 def _as_ours(error: BaseException) -> SandboxError:
     if isinstance(error, OSError) and error.errno:
         file = error.filename  # a number, where it was a descriptor
-        return SetupError(os.fsdecode(file) if isinstance(file, (str, bytes)) else f"keeper: {type(error).__name__}", error.errno, step="keeper")
+        operation = os.fsdecode(file) if isinstance(file, (str, bytes)) else f"keeper: {type(error).__name__}"
+        try:
+            errors.raise_shortage(error, operation)
+        except SetupError as shortage:
+            return shortage
+        return SetupError(operation, error.errno, step="keeper")
     return BrokenError(f"keeper: {type(error).__name__}: {error}; a fault of ours")
 
 

@@ -162,6 +162,7 @@ def test_what_is_none_of_our_errors_is_told_as_one() -> None:
         found = _wire.to_error(_wire.error_of(PermissionError(13, "denied", file)))
         assert isinstance(found, SetupError)
         assert str(found).startswith(words)
+    assert "ulimit -n" in str(_wire.to_error(_wire.error_of(OSError(24, "too many"))))
     assert isinstance(_wire.to_error(_wire.error_of(KeyError("x"))), BrokenError)
     assert isinstance(_wire.to_error(_wire.error_of(sandbox.CommandError("failed", None))), SandboxError)  # type: ignore[arg-type]
 
