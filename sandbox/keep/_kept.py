@@ -352,11 +352,11 @@ class Kept:
 
     def copy_in(self, source: str, target: str) -> None:
         """Copy a file or directory of the host into it; see `Container.copy_in`."""
-        self._ask("copy_in", source=os.path.abspath(source), target=target)
+        self._ask("copy_in", source=_of_host(source, what="copy_in"), target=target)
 
     def copy_out(self, source: str, target: str) -> None:
         """Copy a file or directory out of it; see `Container.copy_out`."""
-        self._ask("copy_out", source=source, target=os.path.abspath(target))
+        self._ask("copy_out", source=source, target=_of_host(target, what="copy_out"))
 
     def commit(self, name: str = "", *, author: str = "", message: str = "", changes: Iterable[str] = (), pause: bool = True) -> str:
         """Make an image of what it has become; gives its id. See `Container.commit`."""
@@ -476,6 +476,13 @@ def answer_of(message: Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ProtocolError("a keeper's answer makes no sense")
     return cast("dict[str, Any]", answer)
+
+
+def _of_host(path: str, *, what: str) -> str:
+    """For the keeper, which stands elsewhere."""
+    if not path:  # a variable of a shell that is not set, say; abspath makes it the directory where we stand
+        raise UsageError(f"{what}: the path of the host is empty; give '.' for the working directory")
+    return os.path.abspath(path)
 
 
 def _to_timeout(value: float) -> float:

@@ -77,6 +77,14 @@ def test_a_container_is_looked_at_committed_and_exported(cli: Cli, image: Callab
     cli("rm", "-f", "web")
 
 
+def test_a_copy_from_or_to_nothing_is_not_of_the_directory_where_one_stands(cli: Cli, image: Callable[..., None], tmp_path: Path) -> None:
+    image("app", cmd=("sleep", "1000"))
+    cli("run", "-d", "--name", "web", "--image", "app")
+    for words in (("", "web:/all"), ("web:/d", "")):
+        assert "is empty" in cli("cp", *words, code=1)
+    assert "No such file" in cli("exec", "web", "ls", "/all", code=1)
+
+
 def test_what_an_export_means_is_said_where_it_could_be_either(cli: Cli, image: Callable[..., None], tmp_path: Path) -> None:
     image("app", cmd=("sleep", "1000"))
     cli("run", "-d", "--name", "app", "--image", "app")
