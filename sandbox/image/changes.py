@@ -6,6 +6,7 @@ import json
 import posixpath
 import re
 import shlex
+import signal
 from collections.abc import Callable, Iterable
 from typing import Final, cast
 
@@ -18,7 +19,9 @@ __all__ = ["apply_changes"]
 
 _SHELL: Final = ("/bin/sh", "-c")
 _PORT: Final = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
-_SIGNAL: Final = re.compile(r"(?:SIG)?(?:[A-Z][A-Z0-9]{1,9}|RT(?:MIN\+|MAX-)[0-9]{1,2})|[0-9]{1,2}", re.ASCII)
+_SIGNAL: Final = re.compile(r"(?:SIG)?(?:(?P<name>[A-Z][A-Z0-9]{1,9})|RT(?:MIN\+|MAX-)(?P<real_time>[0-9]{1,2}))|(?P<number>[0-9]{1,2})", re.ASCII)
+_SIGNALS: Final = frozenset(name.removeprefix("SIG") for name in signal.Signals.__members__)
+_REAL_TIME: Final = int(signal.SIGRTMAX) - int(signal.SIGRTMIN)
 
 
 def apply_changes(settings: Settings, changes: Iterable[str]) -> Settings:
@@ -122,7 +125,9 @@ def _workdir(settings: Settings, text: str) -> Settings:
 
 
 def _stop_signal(settings: Settings, text: str) -> Settings:
-    if not _SIGNAL.fullmatch(text):
+    match = _SIGNAL.fullmatch(text)
+    name, real_time, number = match.group("name", "real_time", "number") if match else (None, None, None)
+    if not (name in _SIGNALS or (real_time and int(real_time) <= _REAL_TIME) or (number and 1 <= int(number) <= 64)):
         raise UsageError(f"changes: STOPSIGNAL {text!r} is not a signal, such as SIGTERM")
     return evolve(settings, stop_signal=text)
 

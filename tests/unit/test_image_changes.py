@@ -34,6 +34,9 @@ BASE = Settings(entrypoint=("/old",), cmd=("arg",), env=("A=1", "B=2"), working_
         ("WORKDIR /else/../where", "working_dir", "/where"),
         ("USER app:www", "user", "app:www"),
         ("STOPSIGNAL SIGRTMIN+3", "stop_signal", "SIGRTMIN+3"),
+        ("STOPSIGNAL RTMAX-30", "stop_signal", "RTMAX-30"),
+        ("STOPSIGNAL SIGQUIT", "stop_signal", "SIGQUIT"),
+        ("STOPSIGNAL 64", "stop_signal", "64"),
         ("ONBUILD RUN make", "on_build", ("RUN make",)),
         ('SHELL ["/bin/bash", "-c"]', "shell", ("/bin/bash", "-c")),
     ],
@@ -53,7 +56,7 @@ def test_an_entrypoint_takes_an_older_command_away_but_not_one_that_comes_with_i
 @pytest.mark.parametrize(
     "change",
     ["", "RUN make", "FROM x", "CMD", "ENV", "ENV =1", "ENV A", "ENV A=1 B", "ENV A='1", "EXPOSE x", "EXPOSE 0", "EXPOSE 70000", "EXPOSE 2-1",
-     "VOLUME data", "STOPSIGNAL nothing", "SHELL bash", "SHELL []", "ONBUILD FROM x", "CMD a\nRUN b", "USER \0", 7],
+     "VOLUME data", "STOPSIGNAL nothing", "STOPSIGNAL FOO", "STOPSIGNAL SIGRTMIN+31", "STOPSIGNAL 0", "STOPSIGNAL 65", "SHELL bash", "SHELL []", "ONBUILD FROM x", "CMD a\nRUN b", "USER \0", 7],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(change):
     with pytest.raises(UsageError, match="changes"):
