@@ -15,6 +15,7 @@ from sandbox._compile import Host
 from sandbox._ids import allot, shape
 from sandbox._spec import ContainerSpec
 from sandbox._sys import features
+from sandbox._sys.attributes import tmpfs_user_xattrs
 from sandbox.cg import LIMIT_NAMES, Limits, Mode, detect, limits_need_v2
 from sandbox.cg import Host as GroupHost
 from sandbox.errors import SetupError, UnsupportedError
@@ -125,6 +126,15 @@ def with_overlay(spec: ContainerSpec, or_degrade: Callable[[Callable[[], object]
     if or_degrade(lambda: check_overlay(ask=not spec.strict), "overlay (the directory is copied into memory instead)"):
         return spec
     return evolve(spec, filesystem=evolve(spec.filesystem, scratch=evolve(layer, copy=True)))
+
+
+def lacking(spec: ContainerSpec, *, privileged: bool) -> tuple[str, ...]:
+    """Say what a scratch layer in memory cannot do here, for ``c.degraded``."""
+    layer = spec.filesystem.scratch
+    if privileged or layer is None or layer.disk is not None or not spec.filesystem.takes_overlay or tmpfs_user_xattrs():
+        return ()
+    what = "a directory of the image that has something new in it cannot be removed, nor one that was removed be made again (EIO)"
+    return (f"overlay: {what}, for tmpfs has no user attributes before Linux 6.6; scratch=Scratch(disk=...), on ext4 or xfs, has them",)
 
 
 _mappable: dict[int, bool] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sandbox._sys.attributes import tmpfs_user_xattrs
 from sandbox._sys.features import (
     PROBES,
     Obstacle,
@@ -87,6 +88,7 @@ __all__ = [
     "seccomp_wait_killable",
     "subordinate_ids",
     "time_namespace",
+    "tmpfs_user_xattrs",
     "user_namespaces",
     "userns_obstacle",
 ]

@@ -153,20 +153,6 @@ def test_remove_goes_to_any_depth_and_width(box: Container, levels: int) -> None
     assert box.exec(["true"]).ok
 
 
-def test_remove_in_a_layer_of_the_root(tmp_path: Path) -> None:
-    """What is in the lower layer of an overlay is hidden, and stays what it was."""
-    root = tmp_path / "root"
-    (root / "lower" / "d" / "d").mkdir(parents=True)
-    (root / "lower" / "d" / "d" / "file").write_text("kept")
-    with Container(root) as c:
-        c.make_dirs("/lower/d/upper")
-        c.write_bytes("/lower/d/d/file", b"changed")
-        c.remove("/lower", recursive=True)
-        assert not c.exists("/lower")
-        assert "lower" not in c.listdir("/")
-    assert (root / "lower" / "d" / "d" / "file").read_text() == "kept"
-
-
 def test_remove_never_goes_into_what_is_mounted(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("the caller's")
     with Container(mounts=[Tmpfs("/work"), Bind(tmp_path, "/work/tree/bind")]) as c:

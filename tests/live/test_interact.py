@@ -246,7 +246,7 @@ def test_in_asyncio_many_games_go_on_at_once_and_a_cancelled_one_ends(how: dict[
     async def main() -> None:
         async with aio.Container() as a, aio.Container() as b:
             def game(interactor: str, solution: str) -> Any:
-                return aio.interact(Party(a, ["sh", "-c", interactor]), Party(b, ["sh", "-c", solution]), timeout=patience(30), linger=0.2, **how)
+                return aio.interact(Party(a, ["sh", "-c", interactor]), Party(b, ["sh", "-c", solution]), timeout=patience(30), linger=patience(0.2), **how)
 
             long = asyncio.create_task(game("exec sleep 60", "exec sleep 60"))
             games = await asyncio.gather(*(game(ECHO_JUDGE, "head -n 1") for _ in range(20)), game("exit 0", "exec sleep 60"))

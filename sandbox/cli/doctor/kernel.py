@@ -61,6 +61,10 @@ def _overlay_for_users() -> Finding:
         works = features.overlay_in_userns()
     except sandbox.UnsupportedError as error:
         return Finding("kernel", what, State.NOTE, "not tried", error.remedy)
+    if works and not features.tmpfs_user_xattrs():
+        lacking = "yes; in memory, directories of an image that have something new in them cannot be removed, nor removed ones be made again"
+        remedy = "boot Linux 6.6 or later, or keep the scratch layer on disk: scratch=Scratch(disk='/var/tmp')"
+        return Finding("kernel", what, State.NOTE, lacking, remedy)
     if works:
         return Finding("kernel", what, State.OK, "yes")
     remedy = "boot Linux 5.11 or later, and allow user namespaces; or have directories copied: scratch='copy'"
