@@ -25,15 +25,19 @@ class Keeper:
     _thread: threading.Thread | None = None
     _lock: threading.Lock = field(factory=threading.Lock)
 
-    def wake(self) -> None:
-        """There is something to do."""
+    def wake(self) -> bool:
+        """There is something to do. False: nobody will, as no thread is to be had (RLIMIT_NPROC, pids.max); the next `wake` tries again."""
         if self._thread is None:
             with self._lock:
                 if self._thread is None and not self._is_over:
                     thread = threading.Thread(target=self._run, name="sandbox-pool", daemon=True)
-                    thread.start()
+                    try:
+                        thread.start()
+                    except RuntimeError:
+                        return False
                     self._thread = thread
         self._event.set()
+        return True
 
     def _run(self) -> None:
         pause: float | None = None

@@ -14,6 +14,7 @@ comes an idle container, or else a new one, made by whoever wants it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections import deque
@@ -30,13 +31,14 @@ from sandbox._leases import Lease, Leases, run_in
 from sandbox._turns import Turns
 from sandbox._types import Argument, StrPath, to_bool, to_count, to_seconds
 from sandbox.container import Container
-from sandbox.errors import ClosedError, SandboxError, UsageError
+from sandbox.errors import ClosedError, SandboxError, SetupError, UsageError
 from sandbox.process import Result
 
 __all__ = ["Lease", "Leases", "Pool", "PoolStats"]
 
 MOST: Final = 4096
 HOPELESS: Final = 4
+FEW_THREADS: Final = "a limit on processes is reached (RLIMIT_NPROC, pids.max, kernel.pid_max)"
 TICK_S: Final = 0.005  # the kernel's coarse clock goes on each 1 to 10 ms
 
 
@@ -306,10 +308,8 @@ class Pool(Executor):
             self._replaced += len(boxes)
             self._doomed += boxes
             is_closed = self._turns.is_closed
-        if is_closed:
-            self._close_doomed()  # there is no keeper any more
-        else:
-            self._keeper.wake()
+        if is_closed or not self._keeper.wake():
+            self._close_doomed()  # there is no keeper any more, or none yet
 
     # ---- In the keeper's thread ----
 
@@ -377,8 +377,11 @@ class Pool(Executor):
                 self._workers = ThreadPoolExecutor(self.size, thread_name_prefix="sandbox-pool")
         try:
             return self._workers.submit(self.exec, argv, **options)
-        except RuntimeError as error:  # shut down
-            raise self._closed_error() from error
+        except RuntimeError as error:  # shut down, or no thread is to be had
+            self._check()
+            if "thread" not in str(error):
+                raise self._closed_error() from error
+            raise SetupError("start a thread of the pool", errno.EAGAIN, step="thread", hint=FEW_THREADS) from error
 
     def map(  # type: ignore[override]
         self,
@@ -420,7 +423,7 @@ class Pool(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more; let what was submitted come to its end, or be cancelled where it has not begun; then close the pool.
 
-        wait: False: return at once, and do the rest in a thread.
+        wait: False: return at once, and do the rest in a thread, if one is to be had.
         """
         if os.getpid() != self._owner:
             return
@@ -430,8 +433,11 @@ class Pool(Executor):
             workers.shutdown(wait=False, cancel_futures=cancel_futures)
         if wait:
             self._finish()
-        else:
+            return
+        try:
             threading.Thread(target=self._finish, name="sandbox-pool-end").start()
+        except RuntimeError:  # no thread is to be had
+            self._finish()
 
     def _finish(self) -> None:
         if self._workers is not None:

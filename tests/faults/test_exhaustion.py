@@ -16,7 +16,7 @@ from subprocess import PIPE
 import pytest
 
 import sandbox
-from sandbox import Container, Network, Scratch, cg
+from sandbox import Container, Network, Pool, Scratch, cg
 from tests.faults.cases import Outcome, Scenario, begin
 from tests.faults.scenarios import beside, limited, plain
 from tests.support import needs, patience, why_not
@@ -166,6 +166,21 @@ def few_processes() -> Iterator[Callable[[int, Scenario], Scenario]]:
             return confined
 
         yield within
+
+
+def pooled() -> None:
+    with Pool(size=2, read_only=True) as pool:
+        for _ in range(3):
+            pool.exec(["true"]).check()
+        pool.submit(["true"]).result(patience(20)).check()
+
+
+@needs("cgroup:pids")
+def test_any_number_of_threads_is_enough_for_a_pool_or_is_said_to_be_too_few(few_processes: Callable[[int, Scenario], Scenario]) -> None:
+    found = outcomes({count: few_processes(count, pooled) for count in (*range(1, 12), 30)})
+    assert found[1].error
+    assert_named(found, ("EAGAIN", "processes"))
+    assert not found[30].error
 
 
 @needs("cgroup:pids")

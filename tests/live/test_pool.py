@@ -389,6 +389,21 @@ def test_shutdown_ends_the_pool_with_or_without_waiting() -> None:
         pool.exec(["true"])
 
 
+@pytest.mark.usefixtures("no_leftovers")
+def test_where_no_thread_is_to_be_had_a_pool_works_without_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    pool = Pool(size=1, mounts=[TMP], **LIMITS).start()
+    assert [pool.exec(["sh", "-c", "echo x >>/tmp/x; cat /tmp/x"]).stdout for _ in range(3)] == [b"x\n"] * 3
+    with pytest.raises(SetupError, match="thread"):
+        pool.submit(["true"])
+    pool.shutdown(wait=False)
+    with pytest.raises(ClosedError):
+        pool.exec(["true"])
+
+
 # ---- What a pool is made of ----
 
 
