@@ -31,7 +31,7 @@ _MOVED: Final = "programs that run change files meanwhile: stop them, or give th
 _CLOSED: Final = "without root's rights only what its mode opens to its owner can be read: open it inside (chmod -R u+rX), or run as root"
 _FULL: Final = "what it is written to is full"
 _HINTS: Final = {
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ESTALE, errno.EAGAIN), _MOVED),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV, errno.ESTALE, errno.EAGAIN, errno.ENODATA), _MOVED),
     **dict.fromkeys((errno.EACCES, errno.EPERM), _CLOSED),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
     errno.EFBIG: "what it is written to has no larger files, or this process may not write them (RLIMIT_FSIZE, ulimit -f)",

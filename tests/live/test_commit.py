@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import tarfile
@@ -144,6 +145,18 @@ def test_a_directory_that_goes_while_it_is_looked_at_is_told(make: Callable[...,
         for look in (c.diff, c.commit):
             with pytest.raises(sandbox.SetupError, match="change files meanwhile"):
                 look()
+
+
+def test_an_attribute_that_goes_while_it_is_looked_at_is_told(make: Callable[..., Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> bytes:
+        raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+
+    with Container(make()) as c:
+        out(c, "echo x >/new")
+        monkeypatch.setattr("sandbox.image.pack._list_xattrs", lambda _: ["user.gone"])
+        monkeypatch.setattr(os, "getxattr", gone)
+        with pytest.raises(sandbox.SetupError, match="change files meanwhile"):
+            c.commit()
 
 
 def test_programs_that_change_names_meanwhile_show_nothing_of_the_host(make: Callable[..., Image], tmp_path: Path) -> None:
