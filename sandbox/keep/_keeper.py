@@ -80,9 +80,11 @@ class Keeper:
     # ---- What clients ask for ----
 
     def start(self) -> None:
-        """Run the program, unless it runs. Raises: as `Container.popen`."""
+        """Run the program, unless it runs. Raises: as `Container.popen`; UsageError: it is paused."""
         with self.lock:
             self._check_here()
+            if self.state.status == "paused":
+                raise UsageError(f"container {self.config.name} is paused; unpause it")
             if self.program is not None:
                 return
             self.restarts.begin()

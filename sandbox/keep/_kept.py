@@ -190,7 +190,7 @@ class Kept:
     # ---- Its life ----
 
     def start(self) -> None:
-        """Run its program again; nothing happens while it runs."""
+        """Run its program again; nothing happens while it runs. Raises: UsageError: it is paused."""
         self._ask("start")
 
     def stop(self, timeout: float = STOP_S) -> None:

@@ -80,6 +80,7 @@ def test_what_is_killed_while_it_is_paused_ends(cli: Cli) -> None:
         kept.start()
         kept.pause()
         assert cli("kill", "-s", "CONT", "web") == "web\n"
+        assert "unpause" in cli("start", "web", code=1)
         assert kept.status == "paused"
         assert cli("kill", *words, "web") == "web\n"
         await_state(kept, lambda state: state.status == "exited")
