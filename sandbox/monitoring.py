@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from sandbox._tables import Target, to_frame, write_csv
 from sandbox._types import StrPath, to_count, to_seconds
 from sandbox.cg.series import Sample, Sampler
-from sandbox.errors import ClosedError, SetupError, UsageError
+from sandbox.errors import ClosedError, SetupError, UsageError, raise_shortage, shortages
 
 if TYPE_CHECKING:
     from sandbox._session import Session
@@ -84,7 +84,7 @@ class Monitor:
         """
         if self._thread is not None:
             raise UsageError("the monitor was started before; make another one")
-        with contextlib.ExitStack() as stack:
+        with shortages("start a monitor"), contextlib.ExitStack() as stack:
             sampler = stack.enter_context(self._started.sampler())
             pidfd = _dup_pidfd(self._started.session)
             stack.callback(os.close, pidfd)
@@ -118,7 +118,8 @@ class Monitor:
         finally:
             os.close(stop_fd)
         if self._error is not None:
-            raise self._error
+            with shortages("take samples"):
+                raise self._error
 
     def __enter__(self) -> Self:
         return self.start()
@@ -272,7 +273,8 @@ def next_due(due: int, stride: int, passed: float) -> tuple[int, int]:
 def _dup_pidfd(session: Session) -> int:
     try:
         fd = os.dup(session.pidfd)
-    except OSError:
+    except OSError as error:
+        raise_shortage(error, "start a monitor")
         raise ClosedError("the container is closed") from None
     if not session.is_alive:  # and then the number may have been given to another file in between
         os.close(fd)

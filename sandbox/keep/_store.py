@@ -36,6 +36,7 @@ from typing import Final, Self, TypeVar
 from attrs import field, frozen
 
 from sandbox import ContainerNotFoundError, NameInUseError, UsageError
+from sandbox.errors import shortages
 from sandbox.keep import _events as events
 from sandbox.keep._record import ID, MAX_DOCUMENT, NAME, SHORT_ID, Config, State, decode_config, decode_state, encode, renamed, to_name
 
@@ -155,7 +156,7 @@ class ContainerStore:
     def ids(self) -> list[str]:
         """All that are there."""
         with self._opened() as store:
-            return [] if store is None else [name for name in os.listdir(store) if ID.fullmatch(name)]
+            return [] if store is None else _idents(store)
 
     def open(self, text: str) -> Place:
         """Find a container by its id, its name, or the first digits of its id. Raises: ContainerNotFoundError; UsageError: several begin so."""
@@ -265,8 +266,13 @@ def not_found(text: object) -> ContainerNotFoundError:
     return ContainerNotFoundError(f"no container {text!r}; `sandbox ps -a` lists those that are")
 
 
+def _idents(store: int) -> list[str]:
+    with shortages("list the containers"):
+        return [name for name in os.listdir(store) if ID.fullmatch(name)]
+
+
 def _find(store: int, text: str) -> str | None:
-    names = [name for name in os.listdir(store) if ID.fullmatch(name)]
+    names = _idents(store)
     if text in names:
         return text
     owner = _owner(store, text) if NAME.fullmatch(text) else None

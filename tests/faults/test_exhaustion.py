@@ -71,6 +71,8 @@ def watched() -> None:
         c.pause()
         c.resume()
         c.stats()
+        with c.monitor(0.01):
+            c.exec(["true"]).check()
 
 
 def assert_named(found: dict[object, Outcome], words: tuple[str, ...]) -> None:

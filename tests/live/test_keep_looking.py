@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,15 +13,28 @@ from typing import Any
 
 import pytest
 
-from sandbox import Bind, Tmpfs, keep
+from sandbox import Bind, SetupError, Tmpfs, keep
 from sandbox.cli import figures
-from sandbox.keep import Kept
+from sandbox.keep import ContainerStore, Kept
 from tests.live.test_keep import COMMAND, Cli, follow_until, halt, sleeper
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.support import needs, patience
 
 pytestmark = [needs("userns")]
+
+
+def test_without_a_descriptor_to_look_with_that_is_said(store: ContainerStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper("web")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        for look in (keep.containers, lambda: keep.find("web")):
+            with pytest.raises(SetupError, match="EMFILE"):
+                look()
 
 
 @pytest.mark.needs("cgroup:memory", "cgroup:cpu", "cgroup:pids")
