@@ -377,6 +377,8 @@ class Container(FileAccess, ImageAccess, NetworkAccess, NamespaceAccess):
     def pause(self) -> None:
         """Freeze every program; they do not notice. Needs: the freezer of cgroup v1, or cgroup v2.
 
+        What is killed meanwhile, by `kill` or a deadline, ends at once with cgroup v2, and with v1 when it is resumed.
+
         Raises: UsageError: the container has no control group to freeze (it needs a limit). Until `resume`, no program can be started.
         """
         with shortages("pause the programs"):
