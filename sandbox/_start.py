@@ -284,8 +284,13 @@ class Starting:
             stack.callback(ids.release)
             group = blueprint = None
             if self.host.clone3_exec:
-                group = make_group(name, kind.limits or _NO_LIMITS)
-                stack.callback(group.remove)
+                try:
+                    group = make_group(name, kind.limits or _NO_LIMITS)
+                except UnsupportedError:
+                    if kind.limits is not None:  # else nobody asked for limits
+                        raise
+                else:
+                    stack.callback(group.remove)
             elif kind.limits is not None:
                 blueprint = blueprint_of(kind.limits, LEAF_ACCOUNTING, Leaves.FIRST)
             made = None if blueprint is None else groups_of(blueprint, name)
