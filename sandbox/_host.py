@@ -128,10 +128,10 @@ def with_overlay(spec: ContainerSpec, or_degrade: Callable[[Callable[[], object]
     return evolve(spec, filesystem=evolve(spec.filesystem, scratch=evolve(layer, copy=True)))
 
 
-def lacking(spec: ContainerSpec, *, privileged: bool) -> tuple[str, ...]:
+def lacking(spec: ContainerSpec) -> tuple[str, ...]:
     """Say what a scratch layer in memory cannot do here, for ``c.degraded``."""
     layer = spec.filesystem.scratch
-    if privileged or layer is None or layer.disk is not None or not spec.filesystem.takes_overlay or tmpfs_user_xattrs():
+    if layer is None or layer.disk is not None or not spec.filesystem.takes_overlay or tmpfs_user_xattrs():
         return ()
     what = "a directory of the image that has something new in it cannot be removed, nor one that was removed be made again (EIO)"
     return (f"overlay: {what}, for tmpfs has no user attributes before Linux 6.6; scratch=Scratch(disk=...), on ext4 or xfs, has them",)

@@ -332,7 +332,7 @@ def start_steps(spec: ContainerSpec, *, joins: Sequence[tuple[str, Any]] = (), a
             used = starting.spare_used
             stack.callback(attach.attach(session, None if used is None else used.take_extra()))
         degraded = [*starting.degraded, *_skipped(session), *sec.unenforced(spec.security, landlock_abi=starting.host.landlock_abi)]
-        degraded += _host.lacking(starting.spec, privileged=starting.host.privileged)
+        degraded += _host.lacking(starting.spec)
         return Started(
             session, starting.spec, starting.name, ids, tuple(degraded), starting.identity, starting, stack.keep(), group, starting.leaves
         )

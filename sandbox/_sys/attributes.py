@@ -11,7 +11,7 @@ from sandbox._sys.features import Probe
 
 @Probe
 def tmpfs_user_xattrs() -> bool:
-    """Extended attributes in ``user.`` on tmpfs, Linux 6.6 with CONFIG_TMPFS_XATTR: by these an ordinary user's overlay hides what is below."""
+    """Extended attributes in ``user.`` on tmpfs, Linux 6.6 with CONFIG_TMPFS_XATTR: by these an overlay of a container hides what is below."""
     with Fd(calls.memfd_create("sandbox-probe", constants.MFD_CLOEXEC)) as file:
         try:
             os.setxattr(file.fileno(), "user.sandbox", b"1")
