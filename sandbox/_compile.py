@@ -8,10 +8,11 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from sandbox import _plan as plan
 from sandbox import ns, sec
+from sandbox._classic import without_mount_setattr
 from sandbox._launch import codec
 from sandbox._spec import ContainerSpec
 from sandbox._sys import constants as sys
@@ -29,6 +30,7 @@ class Host:
     privileged: bool
     landlock_abi: int
     clone3_exec: bool  # execs join their cgroup by CLONE_INTO_CGROUP
+    mount_setattr: bool
 
 
 @frozen(eq=False)
@@ -148,28 +150,34 @@ def _compiled(  # noqa: PLR0917 - a key is by position
     del found  # what fs.ops saw on the host: another key for other operations
     fsplan = uncounted.value
     early, late = setup_ops(spec, host, fsplan, files)
+    root_host, mount_host = fsplan.root_host_ops, fsplan.host_ops
+    if not host.mount_setattr:
+        root_host, early, mount_host, late = without_mount_setattr(root_host, early, mount_host, late)
     slots = codec.SlotTable(names)
     uncounted.value = None  # type: ignore[assignment]  # the cache keeps its key: not this plan's descriptors with it
-    before, first, host_ops, second = (codec.encode_ops(ops, slots) for ops in (fsplan.root_host_ops, early, fsplan.host_ops, late))
-    all_host = (*fsplan.root_host_ops, *fsplan.host_ops)
+    before, first, host_ops, second = (codec.encode_ops(ops, slots) for ops in (root_host, early, mount_host, late))
+    all_host = (*root_host, *mount_host)
     spaces = ns.pieces(spec.namespaces, privileged=host.privileged)
     return Compiled(
         ops=plan.Plan(clone_flags=spaces.clone_flags, host_ops=all_host, init_ops=(*early, *late)),
-        root_host_ops=_counted(fsplan.root_host_ops, before),
+        root_host_ops=_counted(root_host, before),
         early=_counted(early, first),
-        host_ops=_counted(fsplan.host_ops, host_ops),
+        host_ops=_counted(mount_host, host_ops),
         late=_counted(late, second),
         all_host_ops=_counted(all_host, before + host_ops),
         all_init_ops=_counted((*early, *late), first + second),
         names=names,
-        is_complete=not late and not fsplan.host_ops,
+        is_complete=not late and not mount_host,
         # A copy is as old as the container, and nobody would see that the directory has changed since.
         may_wait=any(isinstance(op, plan.Pivot) for op in early) and not any(isinstance(op, plan.CopyTree) for op in early),
     )
 
 
-def helper_plan(planned: plan.Plan, names: tuple[str, ...]) -> Compiled:
+def helper_plan(planned: plan.Plan, names: tuple[str, ...], *, mount_setattr: bool = True) -> Compiled:
     """A plan of somebody else's in bytes, for a helper process; *names* are the slots of the descriptors that it is given."""
+    if not mount_setattr:
+        host, init = without_mount_setattr(planned.host_ops, planned.init_ops)
+        planned = evolve(planned, host_ops=host, init_ops=init)
     slots = codec.SlotTable(names)
     host_ops, init_ops = (_counted(tuple(ops), codec.encode_ops(ops, slots)) for ops in (planned.host_ops, planned.init_ops))
     nothing = _counted((), b"")

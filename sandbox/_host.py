@@ -36,6 +36,7 @@ def _host(euid: int, groups: GroupHost, _state: int) -> Host:
         privileged=euid == 0 and features.privileged() and id_ranges().are_any,
         landlock_abi=features.landlock_abi(),
         clone3_exec=groups.mode is Mode.V2 and features.clone_into_cgroup(),
+        mount_setattr=features.mount_setattr(),
     )
 
 

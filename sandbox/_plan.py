@@ -150,6 +150,7 @@ class SetAttr(Op):
     propagation: int = 0
     recursive: bool = True
     idmap: bool = False
+    classic: bool = False  # by mount(2), which takes an attached mount, the first four attributes, and nothing to clear (`_classic`)
     optional: bool = False
 
 
@@ -299,11 +300,12 @@ class Mask(Op):
 
 @frozen(repr=False)
 class ReadOnlyPath(Op):
-    """Bind *path* below *at* read-only onto itself, with everything below it; a missing path is skipped."""
+    """Bind *path* below *at* read-only onto itself, with everything below it; a missing path is skipped. *classic*: as of `SetAttr`."""
 
     CODE: ClassVar[int] = 24
     path: str
     at: Slot
+    classic: bool = False
 
 
 @frozen(repr=False)
@@ -411,12 +413,10 @@ class CopyTree(Op):
 
 @frozen(repr=False)
 class NewOverlay(Op):
-    """Make a detached overlay mount in slot *out*; *options* as in `NewFs`, with one ``lowerdir+`` for each layer, the topmost first.
+    """Make a detached overlay mount in slot *out*; *options* as in `NewFs`, with one ``lowerdir+`` for each layer, the topmost first."""
 
-    Kernels before Linux 6.5 take all layers in one option of less than a page: then *place*, an empty directory, gets short links to
-    them, and what is mounted. *classic*: do so in any case.
-    """
-
+    # Kernels before Linux 6.5 take all layers in one option of less than a page: then *place*, an empty directory, gets short links to
+    # them, and what is mounted. *classic*: do so in any case.
     CODE: ClassVar[int] = 34
     out: Slot
     options: tuple[tuple[str, str | FdPath | None], ...]

@@ -22,7 +22,7 @@ from attrs import define, evolve, field
 from sandbox import _plan as plan
 from sandbox import ns
 from sandbox._ids import Ids, allot
-from sandbox._sys import calls
+from sandbox._sys import calls, features
 from sandbox._sys import constants as sys
 from sandbox.errors import SetupError, UnsupportedError, UsageError
 from sandbox.ns.namespace import FLAGS
@@ -249,8 +249,10 @@ def _copy_place(request: Any, resident: ns.Resident, path: str) -> int | None:  
 
 
 def _clone(request: Any, resident: ns.Resident, place: int) -> int:  # noqa: ANN401 - as above
-    attrs = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC
-    copy = [plan.CloneTree("copy", "at", recursive=False), plan.SetAttr("copy", set=attrs, propagation=sys.MS_PRIVATE, recursive=False)]
+    copy: list[plan.Op] = [plan.CloneTree("copy", "at", recursive=False)]
+    if features.mount_setattr():  # before it only what is attached can be given them; what a container of ours has there has them, and is private
+        attrs = sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NODEV | sys.MOUNT_ATTR_NOEXEC
+        copy.append(plan.SetAttr("copy", set=attrs, propagation=sys.MS_PRIVATE, recursive=False))
     try:
         return int(request(copy, ["copy"], {"at": place})[0])
     except SetupError as error:

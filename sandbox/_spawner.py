@@ -19,6 +19,7 @@ from sandbox._launch.driver import Channel
 from sandbox._result import Result
 from sandbox._run import Spec
 from sandbox._session import Session
+from sandbox._sys import features
 from sandbox._sys.floor import check_floor
 from sandbox._types import PIPE
 from sandbox._users import Identity
@@ -102,7 +103,7 @@ def start_helper(planned: plan.Plan, flags: int) -> Session:
     check_floor()
     names = tuple(planned.fds)
     slots = codec.SlotTable(names)
-    compiled = helper_plan(planned, names)
+    compiled = helper_plan(planned, names, mount_setattr=features.mount_setattr())
     session = Session(compiled)
     request = codec.CreateRequest(
         clone_flags=planned.clone_flags,

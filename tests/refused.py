@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
-from sandbox.sec import ALLOW, Arch, Policy, compile_policy, fail, rule
+from sandbox.sec import ALLOW, Arch, Condition, Policy, compile_policy, fail, rule
 
 _ENOSYS = 38
 _INSTALL = """
@@ -24,9 +25,11 @@ assert libc.prctl(22, 2, fprog, 0, 0) == 0, ctypes.get_errno()  # PR_SET_SECCOMP
 """
 
 
-def python_without(calls: str, code: str, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run *code* where none of *calls* (names, separated by blanks) exists."""
-    policy = Policy((rule(calls, fail(_ENOSYS)),), default=ALLOW, unknown=ALLOW)
+def python_without(
+    calls: str, code: str, *arguments: str, when: Sequence[Condition] = (), error: int = _ENOSYS, timeout_s: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """Run *code* where none of *calls* (names, separated by blanks) exists; or where they answer *error* *when* they are given certain arguments."""
+    policy = Policy((rule(calls, fail(error), *when),), default=ALLOW, unknown=ALLOW)
     program = compile_policy(policy, Arch.X86_64 if os.uname().machine == "x86_64" else Arch.AARCH64)
     command = [sys.executable, "-c", _INSTALL + code, program.hex(), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)

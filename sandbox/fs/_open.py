@@ -37,6 +37,7 @@ _ROOT_SOURCE: Final = "fs.src.root"
 _ACL_GROUP_OBJ: Final = 4  # <linux/posix_acl.h>
 _IDS: Final = 65536  # of a privileged caller's container
 _MOST_REMEMBERED: Final = 256
+_IDMAPPED: Final = "Linux 5.12"
 _etcs: dict[State, tuple[int, int, int] | None] = {}  # what `_look_at_etc` found, by `state_of`
 
 
@@ -302,7 +303,7 @@ class _Opener:
     def _own_mount(self, slot: Slot, what: str, *, read_only: bool) -> Source:
         id_map = self.id_mapping is not False and features.idmapped_mounts()
         if not id_map and not read_only:
-            _refuse(f"mounts: writing to {what}", "pass read_only=True, or boot Linux 5.12 or later")
+            _refuse(f"mounts: writing to {what}", f"pass read_only=True, or boot {_IDMAPPED} or later")
         return Source(slot, id_map=id_map, is_mount=True)
 
     def _use(self, volume: Volume) -> VolumeUse:
@@ -331,6 +332,8 @@ class _Opener:
 
 
 def _refuse(what: str, remedy: str) -> None:
+    if not features.mount_setattr():  # with which they came: no file system has them
+        remedy = f"boot {_IDMAPPED} or later, or run as an ordinary user, whose one id is the same outside"
     raise UnsupportedError(f"{what} needs id-mapped mounts, which are not to be had there", feature="idmapped-mounts", remedy=remedy)
 
 

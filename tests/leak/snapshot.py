@@ -155,7 +155,7 @@ def _namespaces(pids: Iterable[int]) -> Iterator[str]:
         for target in _fd_targets(pid):
             if re.fullmatch(r"\w+:\[\d+\]", target) and not target.startswith(("socket:", "pipe:")):
                 yield target
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         if " - nsfs " in line:
             yield f"{line.split()[3]} bound at {line.split()[4]}"
 

@@ -48,9 +48,9 @@ def test_a_host_below_the_floor_is_refused_before_anything_is_touched(need: feat
 
 
 def test_all_that_is_missing_is_said_at_once() -> None:
-    with features.pretend(openat2=False, mount_setattr=False):
+    with features.pretend(openat2=False, close_range=False):
         error = refused(strict=False)
-    assert "openat2, mount_setattr" in str(error)
+    assert "openat2, close_range" in str(error)
     assert str(error).count(features.FLOOR) == 1
 
 
@@ -83,7 +83,6 @@ except sandbox.UnsupportedError as error:
         ("fsmount", "new_mount_api"),
         ("open_tree", "new_mount_api"),
         ("move_mount", "new_mount_api"),
-        ("mount_setattr", "mount_setattr"),
         ("close_range", "close_range"),
     ],
 )

@@ -20,7 +20,7 @@ LAYERS = {
     # takes what is below them (a session, a run, a pump) in the same way. What it takes is gathered in _driven, _runs and _reactor.
     2: {
         "aio", "container", "estimates", "features", "measurements", "measuring", "monitoring", "network", "noise", "pool",
-        "process", "_arguments", "_beginning", "_box", "_cleaning", "_clone", "_compile", "_driven", "_duplex", "_explain",
+        "process", "_arguments", "_beginning", "_box", "_classic", "_cleaning", "_clone", "_compile", "_driven", "_duplex", "_explain",
         "_files", "_host", "_imaged", "_ids", "_interact", "_keeper", "_leases", "_leaves", "_namespaces", "_networks", "_plot", "_pump", "_reactor",
         "_refusals", "_result", "_run", "_runs", "_session", "_sharing", "_sinks", "_spares", "_spawner", "_spec", "_start", "_started", "_again",
         "_streams", "_tables", "_turns", "_users", "_wiring",

@@ -18,6 +18,7 @@
 #include <grp.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -246,6 +247,43 @@ static bool use_own_null(struct exec_request *x) {
     return true;
 }
 
+static void close_at_exec(int fd) {
+    if (fd >= 0)
+        own_call(__NR_fcntl, fd, F_SETFD, FD_CLOEXEC, 0, 0); // EBADF: there is none, or no more
+}
+
+// Before Linux 5.11, close_range(2) does not know CLOSE_RANGE_CLOEXEC: those that there are, as the container's procfs tells, or
+// else, where there is none, all that there can be.
+static bool close_all_at_exec(const struct exec_request *x) {
+    if (close_range_(0, ~0U, X_CLOSE_RANGE_CLOEXEC) == 0)
+        return true;
+    if (errno != EINVAL)
+        return false;
+    if (x->proc < 0) {
+        struct rlimit most;
+        if (getrlimit(RLIMIT_NOFILE, &most) < 0)
+            return false;
+        for (rlim_t fd = 0; fd < most.rlim_cur && fd < MAX_FD_TARGET; fd++)
+            close_at_exec((int)fd);
+        return true;
+    }
+    int dir = openat(x->proc, "self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0)
+        return false;
+    char buffer[2048] __attribute__((aligned(8)));
+    long n;
+    while ((n = syscall(__NR_getdents64, dir, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < n;) {
+            uint16_t length;
+            memcpy(&length, buffer + at + 16, sizeof length);
+            if (buffer[at + 19] != '.')
+                close_at_exec(atoi(buffer + at + 19));
+            at += length;
+        }
+    close(dir);
+    return n == 0;
+}
+
 // Descriptors may trade places (3 -> 4 and 4 -> 3): first all sources go above the highest target, then each to its place.
 static bool map_fds(struct exec_request *x) {
     uint32_t top = 2;
@@ -259,7 +297,7 @@ static bool map_fds(struct exec_request *x) {
     if (x->tty >= 0 && (x->tty = fcntl(x->tty, F_DUPFD_CLOEXEC, base)) < 0)
         return false;
     // From here on only what is mapped stays open over execve, whatever init holds.
-    if (close_range_(0, ~0U, X_CLOSE_RANGE_CLOEXEC) < 0)
+    if (!close_all_at_exec(x))
         return false;
     for (int i = 0; x->tty >= 0 && i < 3; i++)
         if (dup2(x->tty, i) < 0)

@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "ops.h"
 #include "below.h"
+#include "classic.h"
 #include "copy.h"
 #include "sys.h"
 #include "tree.h"
@@ -391,9 +392,11 @@ static int op_set_attr(struct ops *o, struct reader *r) {
     attr.attr_set = rd_uint64(r);
     attr.attr_clr = rd_uint64(r);
     attr.propagation = rd_uint64(r);
-    uint8_t recursive = rd_uint8(r), idmap = rd_uint8(r);
-    if (r->bad || fd < 0 || (idmap && o->userns < 0))
+    uint8_t recursive = rd_uint8(r), idmap = rd_uint8(r), classic = rd_uint8(r);
+    if (r->bad || fd < 0 || (idmap && o->userns < 0) || (classic && (idmap || attr.attr_clr)))
         return fail(EPROTO);
+    if (classic)
+        return classic_set_attr(fd, attr.attr_set, attr.propagation, recursive);
     if (idmap) {
         attr.attr_set |= X_MOUNT_ATTR_IDMAP;
         attr.userns_fd = (uint64_t)o->userns;
@@ -865,6 +868,7 @@ static int op_mask(struct ops *o, struct reader *r) {
 static int op_read_only_path(struct ops *o, struct reader *r) {
     int dir = slot_get(o, rd_uint16(r));
     const char *path = rd_str(r);
+    uint8_t classic = rd_uint8(r);
     if (r->bad || dir < 0)
         return fail(EPROTO);
     int target = open_below(dir, path, O_PATH, 0, 0);
@@ -873,9 +877,11 @@ static int op_read_only_path(struct ops *o, struct reader *r) {
     struct x_mount_attr attr = {.attr_set = X_MOUNT_ATTR_RDONLY};
     int copy = clone_tree(target, "", true), result = -1;
     if (copy >= 0)
-        result = mount_setattr_(copy, X_AT_RECURSIVE, &attr);
+        result = classic ? 0 : mount_setattr_(copy, X_AT_RECURSIVE, &attr);
     if (result == 0)
         result = move_mount_(copy, target);
+    if (result == 0 && classic)
+        result = classic_set_attr(copy, attr.attr_set, 0, true);
     int error = errno;
     if (copy >= 0)
         close(copy);
