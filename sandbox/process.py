@@ -54,6 +54,7 @@ class Process:
         self._finish = finish
         self._result: Result | None = None
         self._is_lost = False  # its end will not be told
+        self._failure: Exception | None = None  # it never began
         self._give_up = time.monotonic() + spec.wall_s + GRACE_S if spec.wall_s else None
         self._communication: Communication | None = None
         self._captured: Streams = (None, None, False, False, None, None)
@@ -152,10 +153,13 @@ class Process:
     def wait(self, timeout: float | None = None) -> Result:
         """Wait for the end of the program and of everything it started.
 
-        Raises: TimeoutError after *timeout* seconds; the program runs on. BrokenError when the container is gone.
+        Raises: TimeoutError after *timeout* seconds; the program runs on. BrokenError when the container is gone. SetupError (ETIMEDOUT): the
+        host is so busy that the program had not begun within a second, and was given up.
         """
         if self._result is not None:
             return self._result
+        if self._failure is not None:
+            raise self._failure
         if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
             raise UsageError(f"timeout: {timeout!r} is not a time; give seconds as a number, or None to wait for ever")
         self._result = self._conclude(self._await_end(timeout))
@@ -191,6 +195,9 @@ class Process:
 
     def _conclude(self, end: codec.End) -> Result:
         try:
+            if end.cause == wire.Cause.NOT_STARTED:  # on a busy host init learns that only now
+                self._failure = start_error(self._spec, end.status, end.detail)
+                raise self._failure
             return make_result(self._spec, end, self._leaf, output_hit=self._is_over(), streams=self._captured)
         finally:
             self._finish(True)
@@ -257,7 +264,7 @@ class Process:
         if self.terminal is not None:
             terminal, self.terminal = self.terminal, None
             os.close(terminal)
-        if self._result is None and not self._is_lost:
+        if self._result is None and not self._is_lost and self._failure is None:
             with contextlib.suppress(BrokenError, ClosedError):
                 self.kill()
             try:

@@ -59,7 +59,7 @@ def test_a_view_of_the_host_has_the_same_mounts(options: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("options", [{}, {"scratch": None}, {"scratch": "disk"}, {"scratch": "copy"}], ids=str)
-@needs("program:busybox")
+@needs("kernel:5.12", "program:busybox")
 def test_a_directory_has_the_same_mounts(options: dict[str, Any], tmp_path: Path) -> None:
     """As root all but the id-mapped ones are made by mount(2) here; before Linux 5.12 root is refused."""
     root = tmp_path / "root"

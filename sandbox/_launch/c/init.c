@@ -50,11 +50,14 @@ struct channel {
     int cpu_fd;
     uint8_t cpu_format, cause;
     bool marked;
-    bool closing; // the caller has hung up; the slot is free when the program has ended
-    bool alone;   // no other program ran beside it: what nobody else waited for was its own
-    int mark_fd;  // keeps the namespace, and with it the inode number, from being used again before we have done
+    bool closing;  // the caller has hung up; the slot is free when the program has ended
+    bool alone;    // no other program ran beside it: what nobody else waited for was its own
+    bool executed; // it has been seen after its execve
+    bool never;    // it has ended before that
+    int mark_fd;   // keeps the namespace, and with it the inode number, from being used again before we have done
     uint64_t mark;
     uint64_t started, wall_at, cpu_limit, look_at; // nanoseconds of CLOCK_MONOTONIC; 0: none
+    uint64_t born, see_at;                         // of its process; when to see whether it has executed
     uint64_t setup;                                // how long it took from the request until `started`, in nanoseconds
     uint64_t cpu_before;                           // what cpu_fd, or orphans, had counted at the start
     uint32_t cpus_milli;
@@ -324,28 +327,38 @@ static void end_by(struct channel *c, uint8_t cause) {
     kill_all_of(c);
 }
 
+// The beginning of a stat file of proc(5); its length, or -1.
+static ssize_t read_stat(const char *path, char *text, size_t room) {
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    ssize_t n = read(fd, text, room - 1);
+    int error = errno;
+    close(fd);
+    errno = error;
+    text[n > 0 ? n : 0] = 0;
+    return n;
+}
+
+// Its number'th field, from 3 on, with a space before it; NULL: there is none.
+static const char *field_of(const char *text, int number) {
+    const char *at = strrchr(text, ')');
+    for (int field = 2; at && field < number; field++)
+        at = strchr(at + 1, ' ');
+    return at;
+}
+
 // Whether a thread goes its way out already: it exits (PF_EXITING), or somebody's SIGKILL waits for it. False if that cannot be
 // seen.
 static bool is_thread_ending(int pid, int tid) {
     char path[64], text[1024];
     snprintf(path, sizeof path, "%d/task/%d/stat", pid, tid);
-    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return errno == ENOENT || errno == ESRCH;
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
+    ssize_t n = read_stat(path, text, sizeof text);
     if (n <= 0)
-        return n == 0 || errno == ESRCH;
-    text[n] = 0;
-    // proc(5): the ninth number is flags, the 31st the signals that wait, with that of SIGKILL as the ninth bit.
-    char *at = strrchr(text, ')');
-    for (int field = 2; at && field < 9; field++)
-        at = strchr(at + 1, ' ');
-    if (at && strtoull(at, NULL, 10) & 4)
-        return true;
-    for (int field = 9; at && field < 31; field++)
-        at = strchr(at + 1, ' ');
-    return at && strtoull(at, NULL, 10) & (1U << (SIGKILL - 1));
+        return n == 0 || errno == ENOENT || errno == ESRCH;
+    // The ninth number is flags, the 31st the signals that wait, with that of SIGKILL as the ninth bit.
+    const char *flags = field_of(text, 9), *waiting = field_of(text, 31);
+    return (flags && strtoull(flags, NULL, 10) & 4) || (waiting && strtoull(waiting, NULL, 10) & (1U << (SIGKILL - 1)));
 }
 
 // Whether a program's first process is being ended by something else, every thread of it: for want of memory, say, which takes
@@ -399,6 +412,41 @@ static void look_at_deadlines(void) {
     }
 }
 
+// ---- Programs that never began ----
+//
+// Init goes on when execve(2) has let go of the memory that they share. A moment later it deletes the child's timer (exec.c); but
+// where CPUs are scarce that moment may be long, and then the timer ends a program that has not begun, which is no end of a
+// program's. PF_FORKNOEXEC tells, of a process that waits to be reaped too: execve takes it away after the timer. Threads have it
+// as well until they call execve: so it counts only while nobody has seen the process without, and it is looked at early.
+
+static const uint64_t FIRST_SIGHT = 100000000ULL;
+
+static bool has_executed(int pid) {
+    char path[32], text[1024];
+    snprintf(path, sizeof path, "%d/stat", pid);
+    const char *flags = read_stat(path, text, sizeof text) > 0 ? field_of(text, 9) : NULL;
+    return !flags || !(strtoull(flags, NULL, 10) & 0x40);
+}
+
+static void see_who_executed(void) {
+    uint64_t at = now();
+    for (int i = 0; i < nchannels; i++) {
+        struct channel *c = &channels[i];
+        if (c->sock < 0 || !c->pid || c->executed || c->see_at > at)
+            continue;
+        c->executed = has_executed(c->pid);
+        c->see_at = at + (at - c->born);
+    }
+}
+
+// Whether there is a program that the timer may have ended.
+static bool may_one_never_begin(void) {
+    for (int i = 0; i < nchannels; i++)
+        if (channels[i].sock >= 0 && channels[i].pid && !channels[i].executed && now() - channels[i].born >= SECOND)
+            return true;
+    return false;
+}
+
 // ---- Ends ----
 
 static void send_end(struct channel *c, uint8_t cause, int status, int detail, const struct tally *t, uint64_t cpu) {
@@ -450,21 +498,41 @@ static void finish(struct channel *c, int status, const struct rusage *usage) {
     if (c->mark_fd >= 0)
         close(c->mark_fd);
     c->mark_fd = -1;
-    send_end(c, c->cause, status, detail, &used, cpu);
+    if (c->never)
+        send_end(c, CAUSE_NOT_STARTED, STEP_EXECVE, ETIMEDOUT, &used, cpu);
+    else
+        send_end(c, c->cause, status, detail, &used, cpu);
     if (c->closing)
         close_channel(c);
     if (oneshot)
         _exit(0);
 }
 
+static struct channel *program_of(int pid) {
+    for (int i = 0; i < nchannels; i++)
+        if (channels[i].sock >= 0 && channels[i].pid == pid)
+            return &channels[i];
+    return NULL;
+}
+
+// As wait4 of anybody. Who may never have begun is looked at before, for then there is nothing left of it.
+static int wait_for_one(int *status, int options, struct rusage *usage) {
+    siginfo_t info = {.si_pid = 0};
+    if (!may_one_never_begin())
+        return wait4(-1, status, options, usage);
+    if (waitid(P_ALL, 0, &info, WEXITED | WNOWAIT | options) < 0 || !info.si_pid)
+        return -1;
+    struct channel *c = program_of(info.si_pid);
+    if (c && !c->executed && !c->cause && info.si_code == CLD_KILLED && info.si_status == SIGKILL)
+        c->never = !has_executed(c->pid);
+    return wait4(info.si_pid, status, options, usage);
+}
+
 static void reap(int options) {
     struct rusage usage;
     int status, pid;
-    while ((pid = wait4(-1, &status, options, &usage)) > 0) {
-        struct channel *c = NULL;
-        for (int i = 0; i < nchannels && !c; i++)
-            if (channels[i].sock >= 0 && channels[i].pid == pid)
-                c = &channels[i];
+    while ((pid = wait_for_one(&status, options, &usage)) > 0) {
+        struct channel *c = program_of(pid);
         if (c)
             finish(c, status, &usage);
         else
@@ -586,6 +654,9 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
     c->pid = pid;
     // The program's time begins with its execve. Init itself may wake up long after that.
     c->setup = request.ready > c->started ? request.ready - c->started : 0;
+    c->born = c->started;
+    c->see_at = c->born + FIRST_SIGHT;
+    c->executed = c->never = false;
     c->started += c->setup;
     c->marked = request.mark;
     c->mark = request.mark_ino;
@@ -913,9 +984,15 @@ static void serve_channel(struct channel *c) {
 
 static int wait_ms(struct timespec *t) {
     uint64_t next = 0;
-    for (int i = 0; i < nchannels; i++)
-        if (channels[i].sock >= 0 && channels[i].pid && channels[i].look_at && (!next || channels[i].look_at < next))
-            next = channels[i].look_at;
+    for (int i = 0; i < nchannels; i++) {
+        const struct channel *c = &channels[i];
+        if (c->sock < 0 || !c->pid)
+            continue;
+        if (c->look_at && (!next || c->look_at < next))
+            next = c->look_at;
+        if (!c->executed && (!next || c->see_at < next))
+            next = c->see_at;
+    }
     if (!next)
         return -1;
     uint64_t at = now(), left = next > at ? next - at : 0;
@@ -958,8 +1035,10 @@ static _Noreturn void serve(void) {
         // First the signal is taken, then what it tells of: an end in between gives another one.
         if (ended && read(ends, &info, sizeof info) > 0)
             reap(WNOHANG);
-        if (nrunning)
+        if (nrunning) {
+            see_who_executed();
             look_at_deadlines();
+        }
     }
 }
 
