@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import sandbox
-from sandbox import PIPE, Bind, Container, Scratch, Status, Tmpfs, Volume
+from sandbox import PIPE, Bind, Container, Scratch, Status, Tmpfs, Volume, features
 from sandbox.fs import VolumeStore
 from tests.escape.targets import Target
 from tests.leak.snapshot import descendants
@@ -236,6 +237,24 @@ def test_a_deadline_holds_against(attacks: Path, trick: str) -> None:
         assert took < patience(10)
         assert len(descendants(c.pid)) == 0
         assert c.exec(["echo", "alive"]).stdout == b"alive\n"
+
+
+@needs("root")
+def test_who_may_not_be_looked_at_ends_with_its_program(tmp_path: Path) -> None:
+    """The kernel hides the namespaces of who runs a file that nobody in the container may read, of an owner who has no id there."""
+    hidden = tmp_path / "hidden"
+    shutil.copy("/bin/sleep", hidden)
+    hidden.chmod(0o711)
+    tmp_path.chmod(0o755)
+    with features.pretend(idmapped_mounts=False), Container(mounts=[Bind(tmp_path, "/data", read_only=True)]) as c:
+        beside = c.popen([SH, "-c", "/data/hidden 60; echo late"], stdout=sandbox.DEVNULL)
+        for trick in ("setsid /data/hidden 61 & sleep 0.2", "(setsid /data/hidden 61 &) & exec sleep 0.2", "/data/hidden 61 & sleep 0.2; kill -9 $$"):
+            c.exec([SH, "-c", f"exec >/dev/null 2>&1; {trick}"])
+            alive = c.exec([SH, "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"], check=True).stdout
+            assert b"/data/hidden 61" not in alive, trick
+            assert b"/data/hidden 60" in alive  # whose parent tells whose it is
+        beside.kill()
+        assert beside.wait(patience(10)).status is Status.KILLED
 
 
 def test_a_grandchild_with_the_pipe_holds_nobody_up() -> None:

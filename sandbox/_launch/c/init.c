@@ -38,7 +38,8 @@
 #include <termios.h>
 #include <time.h>
 
-enum { BLIND_MOST = 1000 }; // looks for what a program left, without seeing anything: 0.2 s
+enum { MAX_GENERATIONS = 64 }; // of parents that are asked whose a process is
+enum { BLIND_MOST = 1000 };    // looks for what a program left, without seeing anything: 0.2 s
 enum { MAX_CHANNELS = 512, EVENTS = 16, KIND_NOTIFY = MAX_CHANNELS, KIND_CHILD };
 static const uint64_t SECOND = 1000000000ULL;
 static const uint64_t MIN_STEP = 500000ULL;     // between two looks at a CPU limit
@@ -135,11 +136,33 @@ static void answer(int sock, uint16_t kind, const struct writer *w, const int *f
 
 // ---- Whose process is it? ----
 
+// The beginning of a stat file of proc(5); its length, or -1.
+static ssize_t read_stat(const char *path, char *text, size_t room) {
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    ssize_t n = read(fd, text, room - 1);
+    int error = errno;
+    close(fd);
+    errno = error;
+    text[n > 0 ? n : 0] = 0;
+    return n;
+}
+
+// Its number'th field, from 3 on, with a space before it; NULL: there is none.
+static const char *field_of(const char *text, int number) {
+    const char *at = strrchr(text, ')');
+    for (int field = 2; at && field < number; field++)
+        at = strchr(at + 1, ' ');
+    return at;
+}
+
 static uint64_t mark_of_thread(int pid, int tid) {
     char path[64];
     struct stat st;
     snprintf(path, sizeof path, "%d/task/%d/ns/cgroup", pid, tid);
-    return fstatat(context->roles[ROLE_PROC], path, &st, 0) < 0 ? 0 : st.st_ino;
+    // Linux 5.10 does not refuse who may not see it: it shows the directory that the link is in.
+    return fstatat(context->roles[ROLE_PROC], path, &st, 0) < 0 || !S_ISREG(st.st_mode) ? 0 : st.st_ino;
 }
 
 // A first thread that has ended has no namespaces, but others of its process may live on.
@@ -190,8 +213,40 @@ static struct channel *sure_owner_of(int pid) {
     return NULL;
 }
 
-// Calls `visit` for each process of `c` but init; returns how many there were, or -1 when not all could be seen.
-static int each_process(struct channel *c, void (*visit)(struct channel *, int)) {
+static struct channel *program_of(int pid) {
+    for (int i = 0; i < nchannels; i++)
+        if (channels[i].sock >= 0 && channels[i].pid == pid)
+            return &channels[i];
+    return NULL;
+}
+
+static struct channel somebody; // in place of a program that cannot be told
+
+// The program that a process belongs to; NULL: it has ended. Of one that runs a file which nobody here may read, and whose owner
+// has no id here, the kernel shows no namespaces (PTRACE_MODE_READ); nor of a first one in the moment of its execve. Its parents
+// tell, unless they have ended and left it to init: then it may be anybody's.
+static struct channel *owner_of(int pid) {
+    for (int generation = 0; pid > 1 && generation < MAX_GENERATIONS; generation++) {
+        char path[32], text[1024];
+        uint64_t mark = mark_of(pid);
+        if (mark)
+            return owner_of_mark(mark);
+        struct channel *first = program_of(pid);
+        if (first)
+            return first;
+        snprintf(path, sizeof path, "%d/stat", pid);
+        const char *state = read_stat(path, text, sizeof text) > 0 ? field_of(text, 3) : NULL;
+        const char *parent = state ? field_of(text, 4) : NULL, *threads = parent ? field_of(text, 20) : NULL;
+        if (!threads || (strchr("ZX", state[1]) && atoi(threads) <= 1))
+            return generation ? &somebody : NULL;
+        pid = atoi(parent);
+    }
+    return &somebody;
+}
+
+// Calls `visit` for each process of `c` but init, and with `doubtful` for those that may be; returns how many there were, or -1
+// when not all could be seen.
+static int each_process(struct channel *c, void (*visit)(struct channel *, int), bool doubtful) {
     int fd = openat(context->roles[ROLE_PROC], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -1;
@@ -210,10 +265,8 @@ static int each_process(struct channel *c, void (*visit)(struct channel *, int))
             at += entry.length;
             if (pid <= 1)
                 continue;
-            uint64_t mark = mark_of(pid);
-            if (!mark) // a zombie, which waits for its parent and counts no more; or unreadable
-                continue;
-            if (c->marked ? mark == c->mark : owner_of_mark(mark) == c) {
+            struct channel *owner = owner_of(pid);
+            if (owner && (owner == c || (owner == &somebody && (doubtful || nrunning == 1)))) {
                 visit(c, pid);
                 seen++;
             }
@@ -250,7 +303,7 @@ static void kill_rest(struct channel *c) {
     }
     struct timespec pause = {0, 200000};
     int blind = 0, seen;
-    while ((seen = each_process(c, kill_visited)) != 0) {
+    while ((seen = each_process(c, kill_visited, true)) != 0) {
         if (seen < 0 && ++blind == BLIND_MOST) // all processes' descriptors are in use, say
             _exit(1);                          // nothing outlives its program; here only by the end of the container
         nanosleep(&pause, NULL);               // the killed need the CPU to go
@@ -293,7 +346,7 @@ static uint64_t cpu_used(struct channel *c) {
     char text[512];
     if (c->cpu_fd < 0) {
         scanned_cpu = cpu_of(&orphans);
-        each_process(c, add_cpu);
+        each_process(c, add_cpu, false);
         return scanned_cpu - c->cpu_before;
     }
     ssize_t n = pread(c->cpu_fd, text, sizeof text - 1, 0);
@@ -325,27 +378,6 @@ static void end_by(struct channel *c, uint8_t cause) {
         c->cause = cause;
     c->look_at = 0;
     kill_all_of(c);
-}
-
-// The beginning of a stat file of proc(5); its length, or -1.
-static ssize_t read_stat(const char *path, char *text, size_t room) {
-    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return -1;
-    ssize_t n = read(fd, text, room - 1);
-    int error = errno;
-    close(fd);
-    errno = error;
-    text[n > 0 ? n : 0] = 0;
-    return n;
-}
-
-// Its number'th field, from 3 on, with a space before it; NULL: there is none.
-static const char *field_of(const char *text, int number) {
-    const char *at = strrchr(text, ')');
-    for (int field = 2; at && field < number; field++)
-        at = strchr(at + 1, ' ');
-    return at;
 }
 
 // Whether a thread goes its way out already: it exits (PF_EXITING), or somebody's SIGKILL waits for it. False if that cannot be
@@ -392,7 +424,7 @@ static void end_late(struct channel *c, uint64_t at, uint8_t cause) {
     if (nrunning == 1)
         kill_all_of(c);
     else
-        each_process(c, kill_visited);
+        each_process(c, kill_visited, false);
     c->look_at = at + ENDING_STEP;
 }
 
@@ -506,13 +538,6 @@ static void finish(struct channel *c, int status, const struct rusage *usage) {
         close_channel(c);
     if (oneshot)
         _exit(0);
-}
-
-static struct channel *program_of(int pid) {
-    for (int i = 0; i < nchannels; i++)
-        if (channels[i].sock >= 0 && channels[i].pid == pid)
-            return &channels[i];
-    return NULL;
 }
 
 // As wait4 of anybody. Who may never have begun is looked at before, for then there is nothing left of it.
@@ -695,7 +720,7 @@ static void on_kill(struct channel *c, struct reader body) {
     } else {
         int32_t keep = c->syscall_nr;
         c->syscall_nr = sig;
-        each_process(c, signal_visited);
+        each_process(c, signal_visited, false);
         c->syscall_nr = keep;
     }
 }
