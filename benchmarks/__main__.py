@@ -17,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run; 1 when a bar is missed (with --check or --ratios) or a group failed, 2 when the programs cannot be compiled."""
     options = _parser().parse_args(argv)
     result = report.Report()
+    if options.huge_pages:
+        ours.limit_huge_pages()
     host = report.host_facts()
     before = leftovers.Leftovers.of(0)
     try:
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--docker", action="store_true", help="start a Docker daemon of our own for the run (root)")
     parser.add_argument("--check", action="store_true", help="judge the promises of speed; exit code 1 when one is not kept")
     parser.add_argument("--ratios", action="store_true", help="judge the ratios alone, for an emulated machine; exit code as with --check")
+    parser.add_argument("--huge-pages", action="store_true", help="limit those and time instead of memory, processes and CPU: see benchmarks/on_v2")
     parser.add_argument("--json", metavar="FILE", help="write everything there too")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order in which cases take turns")
     return parser

@@ -21,6 +21,14 @@ NULL: dict[str, Any] = {"stdout": sandbox.DEVNULL, "stderr": sandbox.DEVNULL}
 INSIDE = "/true"
 
 
+def limit_huge_pages() -> None:
+    """Limit nothing but huge pages, and the time of runs: what the cgroup v2 of a hybrid host may have (benchmarks/on_v2)."""
+    LIMITS.clear()
+    RUN_LIMITS.clear()
+    LIMITS["hugetlb"] = {"2M": "4M"}
+    RUN_LIMITS.update(cpu_time=10.0, timeout=10.0)
+
+
 def _expect(result: sandbox.Result) -> sandbox.Result:
     if not result.ok:
         raise RuntimeError(f"the payload did not run: {result}")

@@ -35,7 +35,7 @@ def test_dockers_default_filter_is_named_with_the_flag_that_takes_it_away(docker
     for user in ("", "1000"):
         found = outer.features(find("docker run", user=user), [ECHO], docker)[ECHO]
         assert found.startswith("refused: this host")
-        assert "mount_setattr" in found
+        assert "move_mount, which every container needs" in found
         assert words.SECCOMP_REMEDY in found
 
 
