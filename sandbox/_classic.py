@@ -54,4 +54,6 @@ def _of_part(part: Sequence[plan.Op], attached_later: Sequence[bool], waiting: d
         else:
             yield op
         if isinstance(op, plan.Attach):
-            yield from (evolve(each, optional=each.optional or op.optional) for each in waiting.pop(op.slot, ()))
+            if op.optional and op.slot in waiting:
+                raise AssertionError(f"{op.describe()}: a mount that may be missing cannot be given attributes afterwards")
+            yield from waiting.pop(op.slot, ())

@@ -163,7 +163,7 @@ class DrivenProcess(Process):
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to wait for."""
-        return self._result is not None or self._is_lost
+        return self._has_ended or self._is_lost
 
     @property
     def limits(self) -> tuple[int, int]:

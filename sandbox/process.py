@@ -139,6 +139,10 @@ class Process:
         return self._result
 
     @property
+    def _has_ended(self) -> bool:
+        return self._result is not None or self._failure is not None  # then the channel is another program's
+
+    @property
     def returncode(self) -> int | None:
         """As subprocess: None while it runs."""
         return None if self._result is None else self._result.returncode
@@ -231,7 +235,7 @@ class Process:
         to_all: to all that it has started too, as a terminal's Ctrl-C goes to a whole group: a shell waits for its child before it heeds SIGINT.
         """
         scope = b"\1" if to_bool(to_all, what="to_all") else b"\0"
-        if self._result is None:
+        if not self._has_ended:
             self._channel.send(wire.Msg.KILL, scope + to_signal(signal).to_bytes(4, "little"))
 
     def terminate(self) -> None:
@@ -240,7 +244,7 @@ class Process:
 
     def kill(self) -> None:
         """Kill the program and everything it started; the result says KILLED."""
-        if self._result is None:
+        if not self._has_ended:
             self._channel.send(wire.Msg.KILL, b"\1" + signals.SIGKILL.to_bytes(4, "little"))
 
     def resize(self, rows: int, columns: int) -> None:
@@ -264,7 +268,7 @@ class Process:
         if self.terminal is not None:
             terminal, self.terminal = self.terminal, None
             os.close(terminal)
-        if self._result is None and not self._is_lost and self._failure is None:
+        if not self._has_ended and not self._is_lost:
             with contextlib.suppress(BrokenError, ClosedError):
                 self.kill()
             try:
@@ -283,7 +287,7 @@ class Process:
             for file in (self.stdout, self.stderr, self.stdin):  # a program that still writes gets SIGPIPE, as with subprocess
                 if file is not None and not file.closed:
                     file.close()
-            if self._result is None:
+            if not self._has_ended:
                 self.wait()
         self.close()
 

@@ -257,6 +257,47 @@ def test_who_may_not_be_looked_at_ends_with_its_program(tmp_path: Path) -> None:
         assert beside.wait(patience(10)).status is Status.KILLED
 
 
+UNREAPED = """
+import ctypes, os, threading, time
+libc = ctypes.CDLL(None)
+told, tell = os.pipe()
+goes, go = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        def second():
+            os.write(tell, str(threading.get_native_id()).encode())
+            time.sleep(60)
+        threading.Thread(target=second, daemon=True).start()
+        os.read(goes, 1)
+        libc.syscall(231, 0)  # exit_group
+    time.sleep(0.5)
+    os._exit(0)
+thread = int(os.read(told, 20))
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+print(libc.ptrace(0x4206, thread, 0, 0), flush=True)  # PTRACE_SEIZE
+os.wait()
+os.write(go, b"x")
+print("over", flush=True)
+time.sleep(60)
+"""
+
+
+@needs("arch:x86_64", "program:python3")
+def test_who_is_over_and_cannot_be_reaped_holds_nobody_up() -> None:
+    """A tracer that waits for nobody keeps a thread, and with it its process, which was left to init: it can be killed no more."""
+    with Container() as c, c.popen(["/usr/bin/python3", "-c", UNREAPED], stdout=PIPE) as tracer:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == b"0\n"
+        assert tracer.stdout.readline() == b"over\n"
+        time.sleep(0.5)
+        assert b") Z 1 " in c.exec([SH, "-c", "cat /proc/[0-9]*/stat"]).stdout
+        began = time.monotonic()
+        for _ in range(3):
+            assert c.exec(["true"], timeout=patience(10)).ok
+        assert time.monotonic() - began < patience(5)
+        tracer.kill()
+
+
 def test_a_grandchild_with_the_pipe_holds_nobody_up() -> None:
     """subprocess.run waits for whoever has the pipe."""
     with Container() as c:

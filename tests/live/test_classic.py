@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import sandbox
-from sandbox import Bind, Container, Scratch, Tmpfs, UnsupportedError, Volume, features
+from sandbox import Bind, Container, Scratch, Tmpfs, UnsupportedError, Volume, _host, features
 from sandbox._sys.constants import CLOSE_RANGE_CLOEXEC
 from sandbox.fs import VolumeStore
 from sandbox.sec import eq
@@ -148,6 +148,23 @@ def test_nothing_below_a_read_only_bind_can_be_written_to(mounted: Path) -> None
         assert len(told) == 7
         for path in told:
             assert b"Read-only file system" in c.exec([b"touch", path]).stderr, path
+
+
+@needs("root", "idmap", "program:busybox")
+def test_so_it_is_before_the_containers_root_is_the_root(mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a directory mounts are made before pivot_root: the paths that mountinfo tells are not those of the container then."""
+    root = tmp_path / "rootfs"
+    for name in ("bin", "etc", "proc", "dev", "tmp"):
+        (root / name).mkdir(parents=True)
+    (root / "bin" / "busybox").write_bytes(Path("/bin/busybox").read_bytes())
+    (root / "bin" / "busybox").chmod(0o755)
+    can_map = _host.can_map
+    monkeypatch.setattr(_host, "can_map", lambda fd: os.readlink(f"/proc/self/fd/{fd}") == str(root) and can_map(fd))
+    with old(idmapped=True), Container(root, mounts=[Bind(mounted, "/data", read_only=True)]) as c:
+        lines = c.exec(["/bin/busybox", "cat", "/proc/self/mountinfo"], check=True).stdout.decode(errors="replace").splitlines()
+    seen = [line for line in lines if " /data" in line]
+    assert len(seen) == 8
+    assert all({"nosuid", "nodev", "ro"} <= set(line.split(" ")[5].split(",")) for line in seen), seen
 
 
 @needs("root", "idmap")

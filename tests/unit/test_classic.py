@@ -13,7 +13,7 @@ SLOTS = st.sampled_from(["a", "b"])
 OPS = st.one_of(
     st.builds(plan.CloneTree, out=SLOTS, src=st.just("from")),
     st.builds(plan.SetAttr, slot=SLOTS, set=st.integers(1, 15), idmap=st.booleans()),
-    st.builds(plan.Attach, slot=SLOTS, path=st.just("x"), at=st.just("at"), optional=st.booleans()),
+    st.builds(plan.Attach, slot=SLOTS, path=st.just("x"), at=st.just("at")),
     st.builds(plan.ReadOnlyPath, path=st.just("x"), at=st.just("at")),
     st.builds(plan.NewFs, SLOTS, st.just("tmpfs"), st.just(())),
 )
@@ -21,10 +21,10 @@ OPS = st.one_of(
 
 def test_they_wait_for_their_mount_to_be_attached_in_whichever_part_that_is() -> None:
     early = plan.CloneTree("a", "from"), plan.SetAttr("a", set=1), plan.SetAttr("a", set=2)
-    late = plan.MakeDir("x", "at"), plan.Attach("a", "x", "at", optional=True), plan.SetAttr("a", set=4)
+    late = plan.MakeDir("x", "at"), plan.Attach("a", "x", "at"), plan.SetAttr("a", set=4)
     one, two = without_mount_setattr(early, late)
     assert one == early[:1]
-    first, second = (plan.SetAttr("a", set=number, classic=True, optional=True) for number in (1, 2))
+    first, second = (plan.SetAttr("a", set=number, classic=True) for number in (1, 2))
     assert two == (*late[:2], first, second, plan.SetAttr("a", set=4, classic=True))
 
 

@@ -25,6 +25,8 @@
 
 enum {
     ATTRS = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, // of the same values as MOUNT_ATTR_* and ST_*
+    NO_SYMLINKS = 256,
+    ST_NO_SYMLINKS = 0x2000, // MS_NOSYMFOLLOW and ST_NOSYMFOLLOW, Linux 5.10
     MAX_MOUNTS = 4096,
     LINE = 16384, // four paths of 4,096 bytes would have more, escaped: such a line is an error
     MNT_ID_OFFSET = 144,
@@ -45,7 +47,8 @@ static int set_one(int fd, uint64_t set) {
     struct statfs fs;
     if (fstatfs(fd, &fs) < 0)
         return -1;
-    return change(fd, MS_REMOUNT | MS_BIND | (((unsigned long)fs.f_flags | (unsigned long)set) & ATTRS));
+    unsigned long others = fs.f_flags & ST_NO_SYMLINKS ? NO_SYMLINKS : 0;
+    return change(fd, MS_REMOUNT | MS_BIND | others | (((unsigned long)fs.f_flags | (unsigned long)set) & ATTRS));
 }
 
 // The number by which mountinfo knows the mount of `fd`; Linux 5.8. 0: none, with errno set.
@@ -152,27 +155,51 @@ static char *path_of(char *line) {
     return line;
 }
 
-static int set_by_line(char *line, uint64_t set) {
+// The paths of mountinfo begin at this process's root, which before pivot_root is not the container's: so `line`'s, whose mount
+// is below that of `fd` at `top`, is followed from there.
+static int set_by_line(int fd, const char *top, char *line, uint64_t set) {
     unsigned long id = strtoul(line, NULL, 10);
     const char *path = path_of(line);
-    int fd = path ? open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC) : fail(EBADMSG);
-    if (fd < 0)
+    size_t length = strcmp(top, "/") == 0 ? 0 : strlen(top);
+    if (!path || strncmp(path, top, length) != 0 || path[length] != '/' || !path[length + 1])
+        return fail(path ? EBUSY : EBADMSG); // it lies on the very top: what it hides cannot be reached
+    int at = openat2(fd, path + length + 1, O_PATH | O_NOFOLLOW, 0, X_RESOLVE_NO_SYMLINKS | X_RESOLVE_NO_MAGICLINKS);
+    if (at < 0)
         return -1;
-    uint64_t reached = mount_id(fd);
-    int result = reached == id ? set_one(fd, set) : reached ? fail(EBUSY) : -1;
+    uint64_t reached = mount_id(at);
+    int result = reached == id ? set_one(at, set) : reached ? fail(EBUSY) : -1;
     int error = errno;
-    close(fd);
+    close(at);
     errno = error;
     return result;
 }
 
-static int set_below(uint64_t set) {
+static char top_path[4096];
+
+// Notes the path of the mount at the top.
+static int find_top(void) {
     char *line;
     if (rewind_lines() < 0)
         return -1;
     while ((line = next_line())) {
+        if (strtoul(line, NULL, 10) != below[0])
+            continue;
+        const char *path = path_of(line);
+        if (!path || strlen(path) >= sizeof top_path)
+            return fail(path ? ENAMETOOLONG : EBADMSG);
+        strcpy(top_path, path);
+        return 0;
+    }
+    return errno ? -1 : fail(ENOENT);
+}
+
+static int set_below(int fd, uint64_t set) {
+    char *line;
+    if (find_top() < 0 || rewind_lines() < 0)
+        return -1;
+    while ((line = next_line())) {
         unsigned long id = strtoul(line, NULL, 10);
-        if (id != below[0] && is_below(id) && set_by_line(line, set) < 0)
+        if (id != below[0] && is_below(id) && set_by_line(fd, top_path, line, set) < 0)
             return -1;
     }
     return errno ? -1 : 0;
@@ -190,7 +217,7 @@ static int set_all_below(int fd, uint64_t set) {
     int found;
     while ((found = find_more()) > 0)
         ;
-    int result = found < 0 ? -1 : nbelow > 1 ? set_below(set) : 0, error = errno;
+    int result = found < 0 ? -1 : nbelow > 1 ? set_below(fd, set) : 0, error = errno;
     close(lines.fd);
     errno = error;
     return result;

@@ -38,6 +38,7 @@
 #include <termios.h>
 #include <time.h>
 
+enum { DOUBT_MOST = 1000 };    // looks for what may have been left by a program, or by another
 enum { MAX_GENERATIONS = 64 }; // of parents that are asked whose a process is
 enum { BLIND_MOST = 1000 };    // looks for what a program left, without seeing anything: 0.2 s
 enum { MAX_CHANNELS = 512, EVENTS = 16, KIND_NOTIFY = MAX_CHANNELS, KIND_CHILD };
@@ -222,9 +223,37 @@ static struct channel *program_of(int pid) {
 
 static struct channel somebody; // in place of a program that cannot be told
 
-// The program that a process belongs to; NULL: it has ended. Of one that runs a file which nobody here may read, and whose owner
-// has no id here, the kernel shows no namespaces (PTRACE_MODE_READ); nor of a first one in the moment of its execve. Its parents
-// tell, unless they have ended and left it to init: then it may be anybody's.
+// Whether a process is over, every thread of it, and waits to be reaped; by a tracer's leave it may be so for ever. Its first
+// thread may have ended long before the others.
+static bool is_over(int pid, const char *state, const char *threads) {
+    if (!strchr("ZX", state[1]))
+        return false;
+    if (atoi(threads) <= 1)
+        return true;
+    char path[64], text[1024], buffer[2048] __attribute__((aligned(8)));
+    snprintf(path, sizeof path, "%d/task", pid);
+    int fd = openat(context->roles[ROLE_PROC], path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool lives = false;
+    long n;
+    while (fd >= 0 && !lives && (n = syscall(__NR_getdents64, fd, buffer, sizeof buffer)) > 0)
+        for (long at = 0; at < n && !lives;) {
+            uint16_t length;
+            memcpy(&length, buffer + at + 16, sizeof length);
+            int tid = atoi(buffer + at + 19);
+            at += length;
+            snprintf(path, sizeof path, "%d/task/%d/stat", pid, tid);
+            const char *its = tid > 0 && read_stat(path, text, sizeof text) > 0 ? field_of(text, 3) : NULL;
+            lives = its && !strchr("ZX", its[1]);
+        }
+    if (fd >= 0)
+        close(fd);
+    return !lives;
+}
+
+// The program that a process belongs to; NULL: it has ended, or is none's. Of one that runs a file which nobody here may read,
+// and whose owner has no id here, the kernel shows no namespaces (PTRACE_MODE_READ); nor of a first one in the moment of its
+// execve. Its parents tell, unless they have ended and left it to init: then it may be anybody's. Who has come into the container
+// from outside (setns) has the parent 0 here, which nothing has that a program started.
 static struct channel *owner_of(int pid) {
     for (int generation = 0; pid > 1 && generation < MAX_GENERATIONS; generation++) {
         char path[32], text[1024];
@@ -237,11 +266,11 @@ static struct channel *owner_of(int pid) {
         snprintf(path, sizeof path, "%d/stat", pid);
         const char *state = read_stat(path, text, sizeof text) > 0 ? field_of(text, 3) : NULL;
         const char *parent = state ? field_of(text, 4) : NULL, *threads = parent ? field_of(text, 20) : NULL;
-        if (!threads || (strchr("ZX", state[1]) && atoi(threads) <= 1))
+        if (!threads || is_over(pid, state, threads))
             return generation ? &somebody : NULL;
         pid = atoi(parent);
     }
-    return &somebody;
+    return pid == 0 ? NULL : &somebody;
 }
 
 // Calls `visit` for each process of `c` but init, and with `doubtful` for those that may be; returns how many there were, or -1
@@ -302,8 +331,9 @@ static void kill_rest(struct channel *c) {
         return;
     }
     struct timespec pause = {0, 200000};
-    int blind = 0, seen;
-    while ((seen = each_process(c, kill_visited, true)) != 0) {
+    int blind = 0, seen, looks = 0;
+    // For what may be another's, and has been killed, nobody waits for ever.
+    while ((seen = each_process(c, kill_visited, looks++ < DOUBT_MOST)) != 0) {
         if (seen < 0 && ++blind == BLIND_MOST) // all processes' descriptors are in use, say
             _exit(1);                          // nothing outlives its program; here only by the end of the container
         nanosleep(&pause, NULL);               // the killed need the CPU to go
