@@ -133,6 +133,7 @@ class Leaves:
         with self._lock:
             if self._common is None:
                 self._common = group.make_leaf("common", controllers=frozenset())
+                self._common.have_kept(before=False)
             return self._common
 
     def _kind(self, limits: Limits | None) -> _Kind:

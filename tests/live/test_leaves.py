@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import DEVNULL, Container, Status
+from sandbox import DEVNULL, Container, Process, Status
 from sandbox._launch import codec, wire
 from sandbox._leaves import AT_ONCE, FEW, MAX_KINDS, Leaves, _messages
 from sandbox.cg import Group
@@ -278,3 +278,44 @@ class TestRunsThatNobodyAskedAbout:
     def test_where_the_container_has_a_limit_each_has_its_own(self) -> None:
         with Container(memory="64M") as c:
             assert c.exec(["/bin/true"]).memory_peak is not None
+
+
+# --- the one group of programs without limits, on v2
+
+
+@needs("cgroup-v2")
+def test_all_programs_without_limits_come_into_the_containers_group() -> None:
+    """Init keeps its directory from the first one on; later ones name it."""
+    with Container() as c, Container() as other:
+        programs = [each.popen(["sleep", "60"]) for each in (c, other, c, c)]
+        mine, others = groups_of_programs(c), groups_of_programs(other)
+        assert [len(mine), len(set(mine)), len(others)] == [3, 1, 1]
+        assert all(group.endswith("/payload/common") for group in (*mine, *others))
+        assert mine[0] != others[0]
+        c.pause()
+        assert "frozen 1" in Path(f"/sys/fs/cgroup{mine[0]}", "cgroup.events").read_text()
+        c.resume()
+        for program in programs:
+            program.close()
+
+
+@needs("cgroup-v2")
+def test_many_threads_begin_at_once_in_a_container_whose_group_nobody_keeps_yet() -> None:
+    with Container() as c:
+        programs: list[Process] = []
+        threads = [threading.Thread(target=lambda: programs.append(c.popen(["sleep", "60"]))) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = groups_of_programs(c)
+        assert len(found) == 12
+        assert [group for group in found if not group.endswith("/payload/common")] == []
+        for program in programs:
+            program.close()
+
+
+def groups_of_programs(container: Container) -> list[str]:
+    """The paths of their groups on v2, as the host sees them."""
+    children = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
+    return [Path(f"/proc/{child}/cgroup").read_text().strip().rpartition(":")[2] for child in children]
