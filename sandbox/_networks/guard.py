@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from sandbox.errors import SetupError, UnsupportedError
+from sandbox.errors import BrokenError, SetupError, UnsupportedError
 from sandbox.net.guard import chain_of, fence, hold6
 from sandbox.net.nft import Nftables, Transaction
 from sandbox.sec.capabilities import capability_mask
@@ -76,6 +76,8 @@ class Guard:
         try:
             kernel = self._kernel = self._kernel or self._switch.filters()
         except UnsupportedError:  # then nobody has made any
+            return
+        except BrokenError:  # our helper was killed; the numbers of ports do not come again, so nobody is behind those walls
             return
         for port in ports:
             _remove(kernel, port)
