@@ -289,8 +289,10 @@ def test_who_is_over_and_cannot_be_reaped_holds_nobody_up() -> None:
         assert tracer.stdout is not None
         assert tracer.stdout.readline() == b"0\n"
         assert tracer.stdout.readline() == b"over\n"
-        time.sleep(0.5)
-        assert b") Z 1 " in c.exec([SH, "-c", "cat /proc/[0-9]*/stat"]).stdout
+        deadline = time.monotonic() + patience(10)
+        while b") Z 1 " not in c.exec([SH, "-c", "cat /proc/[0-9]*/stat"]).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         began = time.monotonic()
         for _ in range(3):
             assert c.exec(["true"], timeout=patience(10)).ok

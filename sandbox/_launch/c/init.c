@@ -203,22 +203,21 @@ static struct channel *owner_of_mark(uint64_t mark) {
     return unmarked;
 }
 
-// The program that a process is sure to belong to, whether or not it lives: its first, or any where only one program runs.
-static struct channel *sure_owner_of(int pid) {
-    for (int i = 0; i < nchannels; i++)
-        if (channels[i].sock >= 0 && channels[i].pid == pid)
-            return &channels[i];
-    for (int i = 0; nrunning == 1 && i < nchannels; i++)
-        if (channels[i].sock >= 0 && channels[i].pid)
-            return &channels[i];
-    return NULL;
-}
-
+// The program whose first process it is.
 static struct channel *program_of(int pid) {
     for (int i = 0; i < nchannels; i++)
         if (channels[i].sock >= 0 && channels[i].pid == pid)
             return &channels[i];
     return NULL;
+}
+
+// The program that a process is sure to belong to, whether or not it lives: its first, or any where only one program runs.
+static struct channel *sure_owner_of(int pid) {
+    struct channel *first = program_of(pid);
+    for (int i = 0; !first && nrunning == 1 && i < nchannels; i++)
+        if (channels[i].sock >= 0 && channels[i].pid)
+            first = &channels[i];
+    return first;
 }
 
 static struct channel somebody; // in place of a program that cannot be told
