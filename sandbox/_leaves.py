@@ -93,7 +93,6 @@ class Leaves:
     _last: _Kind | None = None  # it
     _is_over: bool = False
     has_asked: bool = False  # the launcher may be at work on the container's groups, as long as it does not know that it has ended
-    _common: Leaf | None = None
     _retired: list[Leaf] = field(factory=list[Leaf])
     _dead: list[bytes] = field(factory=list[bytes])  # closed, to be removed with the next batch
     _places: list[bytes] = field(factory=list[bytes])
@@ -127,14 +126,6 @@ class Leaves:
             if spare is None:
                 self.retire(unlimited)
         return spare
-
-    def common(self, group: Group) -> Leaf:
-        """The one for all runs that have no limits and whose use nobody asked for: on cgroup v2 a program needs a group (see `Shape.v2`)."""
-        with self._lock:
-            if self._common is None:
-                self._common = group.make_leaf("common", controllers=frozenset())
-                self._common.have_kept(before=False)
-            return self._common
 
     def _kind(self, limits: Limits | None) -> _Kind:
         """The kind, as the last one used; the caller has the lock. One that was not used for long is forgotten, and its leaves are removed."""
@@ -216,9 +207,7 @@ class Leaves:
         batch.dying.clear()
 
     def retire(self, leaf: Leaf) -> None:
-        """Have it closed and removed at the next occasion, unless others have it too."""
-        if leaf is self._common:
-            return
+        """Have it closed and removed at the next occasion."""
         with self._lock:
             self._retired.append(leaf)
             is_over = self._is_over
@@ -324,7 +313,7 @@ class Leaves:
         for kind in self._kinds.values():
             if kind.deliveries is not None:
                 kind.deliveries.abandon()
-        for leaf in [*self._retired, *filter(None, [self._common]), *itertools.chain.from_iterable(kind.spares for kind in self._kinds.values())]:
+        for leaf in [*self._retired, *itertools.chain.from_iterable(kind.spares for kind in self._kinds.values())]:
             leaf.close()
 
     def _remove_retired(self) -> None:
@@ -341,9 +330,6 @@ class Leaves:
             for kind in self._kinds.values():
                 self._drop(kind)
             self._kinds, self._last = {}, None
-            if self._common is not None:
-                self._retired.append(self._common)
-                self._common = None
             dead, self._dead = self._dead, []
         self._remove_retired()
         if dead and group is not None:

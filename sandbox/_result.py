@@ -14,7 +14,6 @@ from sandbox._launch import codec, wire
 from sandbox._pump import Streams
 from sandbox._run import Spec
 from sandbox.cg import Leaf, Usage
-from sandbox.cg.leaf import TO_KEEP
 from sandbox.errors import BrokenError, CommandError, UsageError
 
 if TYPE_CHECKING:
@@ -208,8 +207,6 @@ def make_result(spec: Spec, end: codec.End, leaf: Leaf | None, *, output_hit: bo
     if leaf is None:
         memory_peak, oom, pids_peak, cpu, user, system = None, False, None, cpu_ns / 1e9, user_us / 1e6, system_us / 1e6
     else:
-        if leaf.layout[2] == TO_KEEP:  # init has done so before it started the program
-            leaf.have_kept(before=True)
         memory_peak, kills, pids_peak, cpu, user, system = _usage(leaf, user_us, system_us)
         oom = bool(kills)
         if cpu is None:

@@ -14,7 +14,6 @@ from attrs import field, frozen
 from sandbox._launch import codec, wire
 from sandbox._wiring import NULL, Wiring
 from sandbox.cg import Layout, Leaf
-from sandbox.cg.leaf import KEPT, TO_KEEP
 from sandbox.errors import ProgramNotFoundError, ProtocolError, SetupError, UsageError
 
 
@@ -136,13 +135,12 @@ class Leaves(Protocol):
 def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apart: bool = False) -> tuple[bytes, list[int]]:
     """The body of EXEC and its descriptors, each once. *apart*: with a *leaf* the caller has something else to do while the program starts."""
     if leaf is None:
-        layout: Layout = (0, 0, 0)
+        layout: Layout = (0, 0, False)
         fds: list[int] = []
         if wiring.is_quiet and not flags:
             return spec.plain, fds
     else:
-        layout = leaf.layout
-        fds = [] if layout[2] == KEPT else leaf.sent_fds
+        layout, fds = leaf.layout, leaf.sent_fds
     flags |= spec.flags & ~wire.EXEC_SAME_CPU if apart else spec.flags
     if wiring.is_quiet:
         key = layout, flags
@@ -160,15 +158,14 @@ def encode(spec: Spec, wiring: Wiring, leaf: Leaf | None, *, flags: int = 0, apa
 
 def _body(spec: Spec, flags: int, targets: tuple[tuple[int, int], ...], count: int, layout: Layout) -> bytes:
     head, tail = spec.encoded
-    flags |= wire.EXEC_KEEP_GROUP if layout[2] == TO_KEEP else 0
     return flags.to_bytes(4, "little") + head + _links(targets, count, *layout) + tail
 
 
 @lru_cache(maxsize=64)
-def _links(targets: tuple[tuple[int, int], ...], count: int, joins: int, cpu_format: int, directory: int) -> bytes:
+def _links(targets: tuple[tuple[int, int], ...], count: int, joins: int, cpu_format: int, has_cgroup: bool) -> bytes:
     """The references of descriptors: *count* to be passed on, then a leaf's, then the one that tells the CPU time, then its directory."""
     cpu_fd = count + joins if cpu_format else wire.NO_SLOT
-    into = wire.KEPT_GROUP if directory == KEPT else count + joins + bool(cpu_format) if directory else wire.NO_SLOT
+    into = count + joins + bool(cpu_format) if has_cgroup else wire.NO_SLOT
     return codec.exec_links(cpu_fd, cpu_format, into, range(count, count + joins), targets)
 
 

@@ -175,7 +175,8 @@ class Starting:
             group = self._limited_group(stack)
         if group is not None:
             stack.callback(self.leaves.clear, group)
-            self.leaves.prepare(group, first) if self.is_limited else self.leaves.common(group)
+            if self.is_limited:
+                self.leaves.prepare(group, first)
         if fsplan is not None:
             self.identity = identify(self.spec, fsplan, ids)
         if not session.is_ready:

@@ -45,11 +45,16 @@ class Started:
     identity: Identity | None  # of the container's own user, where the files that tell it are known already
     _starting: Starting
     _stack: Undo
-    _group: Group | None = field(alias="group")
+    _ready_group: Group | None = field(alias="group")  # made with the container, as cgroup v2 asks
     _leaves: Leaves = field(alias="leaves")
     _has_successor: bool = False
+    _group: Group | None = field(init=False, default=None)  # that its programs come into; without limits, from the first on that needs one
     is_paused: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
+
+    def __attrs_post_init__(self) -> None:
+        if self._starting.is_limited:
+            self._group = self._ready_group
 
     def close(self) -> None:
         """Undo everything. A failure does not hide an earlier one. In a forked child only its copies are closed: the rest is the parent's."""
@@ -102,8 +107,9 @@ class Started:
         self._stack.keep()
         self.session.abandon()
         self._leaves.abandon()
-        if self._group is not None:
-            self._group.abandon()
+        for group in (self._ready_group, self._group):
+            if group is not None:
+                group.abandon()
 
     def _prepare_successor(self) -> None:
         """Ask for the next container of this kind to be made ahead, once."""
@@ -138,7 +144,7 @@ class Started:
             if self._starting.runs_may_need_v2:
                 self._check_v2(prepared.limits)
             group = self._group or self.group()
-            return self._leaves.common(group) if is_plain and self._starting.clones_into_group else self._leaves.take(group, prepared.limits)
+            return self._leaves.take(group, prepared.limits)
         except UnsupportedError as error:
             if self.spec.strict:
                 wiring.close()
@@ -181,12 +187,14 @@ class Started:
             self._leaves.tidy(self._group, self.session, has_ended)
 
     def group(self) -> Group:
-        """The container's control group, made now if it had none."""
+        """The container's control group, made now if it had none. From now on all programs come into it."""
         if self._group is None:
             with self._lock:
                 if self._group is None:
-                    group = make_group(self.name, self.spec.limits)
-                    self._stack.callback(group.remove)
+                    group = self._ready_group
+                    if group is None:
+                        group = make_group(self.name, self.spec.limits)
+                        self._stack.callback(group.remove)
                     self._group = group
         return self._group
 

@@ -425,6 +425,14 @@ def prepare_run(container: Container, argv: Sequence[Argument], o: Mapping[str, 
     return live(), prepared
 
 
+def group_from_now_on(container: Container) -> None:
+    """Have all its programs come into its control group, although it has no limit: so it can be paused, and tells what it uses.
+
+    Raises: as `Group.create`: UnsupportedError: none is to be had.
+    """
+    container._live().group()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of this module
+
+
 @cache
 def keyword_defaults(method: str) -> dict[str, Any]:
     """The keyword arguments of a method of `Container`, with their defaults."""

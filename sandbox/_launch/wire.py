@@ -14,7 +14,6 @@ MAX_FDS: Final = 250
 SLOTS: Final = 256
 OWN_SLOTS: Final = 110  # from here on, operations number what they open; below are the descriptors that come with a request
 NO_SLOT: Final = 0xFFFF
-KEPT_GROUP: Final = 0xFFFE  # of a program's group: the one that init keeps
 OWN_NULL: Final = 0xFFFE  # of a program's descriptors: the container's own /dev/null
 ROLE_SLOT: Final = 0xFF00  # + ROLE_*: a directory that init keeps
 
@@ -112,4 +111,3 @@ CREATE_CAN_WAIT: Final = 32
 EXEC_REPORT_START: Final = 1
 EXEC_TTY: Final = 2
 EXEC_SAME_CPU: Final = 4
-EXEC_KEEP_GROUP: Final = 8

@@ -36,10 +36,9 @@ class CpuFormat(enum.IntEnum):
     CPU_STAT = 2  # v2 cpu.stat: the line "usage_usec N"
 
 
-Layout = tuple[int, int, int]  # of `Leaf.sent_fds`: how many to join by, a `CpuFormat`, and what of its directory
-NO_DIRECTORY, LAST, TO_KEEP, KEPT = range(4)  # none; it comes last; so, and who gets it keeps it for later; that has been
-NO_LAYOUT: Final[Layout] = (0, CpuFormat.NONE, NO_DIRECTORY)
-OF_V2: Final[Layout] = (0, CpuFormat.CPU_STAT, LAST)
+Layout = tuple[int, int, bool]  # of `Leaf.sent_fds`: how many to join by, a `CpuFormat`, whether its directory comes last
+NO_LAYOUT: Final[Layout] = (0, CpuFormat.NONE, False)
+OF_V2: Final[Layout] = (0, CpuFormat.CPU_STAT, True)
 
 
 class Usage(NamedTuple):
@@ -201,12 +200,6 @@ class Leaf:
         """v2: the directory, for CLONE_INTO_CGROUP."""
         return self.sent_fds[-1] if self.layout[2] and self.sent_fds else None
 
-    def have_kept(self, *, before: bool) -> None:
-        """Of one that many programs come into: who gets its directory is to keep it, and, *before*, has done so. Without effect on v1."""
-        joined, cpu_format, directory = self.layout
-        if directory:
-            self.layout = joined, cpu_format, KEPT if before else TO_KEEP
-
     @property
     def join_fds(self) -> list[int]:
         """v1: open ``tasks`` files; the single-threaded child joins by writing ``0`` to each."""
@@ -232,13 +225,13 @@ class Leaf:
         joined, told = files.joined, files.told
         watched = fds[joined : joined + len(told)] if files.is_whole else [-1 if at < 0 else fds[at] for at in told]
         if shape.v2 is not None:
-            sent, layout = ([fds[-1], fds[0]], OF_V2) if shape.cpu is not None else ([fds[0]], (0, CpuFormat.NONE, LAST))
+            sent, layout = ([fds[-1], fds[0]], OF_V2) if shape.cpu is not None else ([fds[0]], (0, CpuFormat.NONE, True))
         elif shape.cpu is not None:
             sent = [*fds[:joined], *shape.shared, fds[-1]]
-            layout = (len(sent) - 1, CpuFormat.NANOSECONDS, NO_DIRECTORY)
+            layout = (len(sent) - 1, CpuFormat.NANOSECONDS, False)
         else:
             sent = [*fds[:joined], *shape.shared]
-            layout = (len(sent), CpuFormat.NONE, NO_DIRECTORY)
+            layout = (len(sent), CpuFormat.NONE, False)
         return cls(group, name, shape, fds, sent=sent, layout=layout, watched=watched)
 
     def _create(self, owner_uid: int | None, made: list[int], *, last: int | None) -> None:
@@ -271,7 +264,7 @@ class Leaf:
             cpu_format = CpuFormat.NANOSECONDS if version == 1 else CpuFormat.CPU_STAT
         if into is not None:
             sent.append(into)
-        self.sent_fds, self.layout = sent, (joined, cpu_format, NO_DIRECTORY if into is None else LAST)
+        self.sent_fds, self.layout = sent, (joined, cpu_format, into is not None)
 
     def limit(self, shape: Shape) -> bool:
         """Set the limits of *shape* on a fresh leaf that has none; False: *shape* takes other directories."""

@@ -254,35 +254,6 @@ static void test_requests(void) {
     CHECK(!parses(&d, d.length)); // more than the message can hold, and argc + 1 would be 0
 }
 
-// A request for a group, by its reference; with `keep`, init is to keep it.
-static bool parses_group(struct exec_request *x, uint16_t group, bool keep, int fd) {
-    static struct draft d;
-    d = request_of(0, 3, 1);
-    uint32_t flags = keep ? EXEC_KEEP_GROUP : 0;
-    memcpy(d.data, &flags, sizeof flags);
-    memcpy(d.data + 49, &group, sizeof group); // behind the numbers, "/", umask, times and what tells the CPU time
-    return exec_parse(x, reader_of(d.data, d.length), &fd, 1);
-}
-
-static void test_kept_groups(void) {
-    static struct exec_request x;
-    int one = open("/dev", O_PATH | O_CLOEXEC), two = open("/proc", O_PATH | O_CLOEXEC);
-    struct stat a, b;
-    CHECK(one >= 0 && two >= 0);
-    CHECK(!parses_group(&x, KEPT_GROUP, false, one)); // none is kept yet
-    CHECK(parses_group(&x, 0, false, one) && exec_keep_group(&x));
-    CHECK(!parses_group(&x, KEPT_GROUP, false, one)); // it was not to be kept
-    for (int i = 0; i < 2; i++) {
-        int fd = i ? two : one;
-        CHECK(parses_group(&x, 0, true, fd) && x.into_cgroup == fd && exec_keep_group(&x));
-        CHECK(parses_group(&x, KEPT_GROUP, i, fd) && x.into_cgroup != fd && exec_keep_group(&x)); // what is kept is not kept anew
-        CHECK(fstat(fd, &a) == 0 && fstat(x.into_cgroup, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev);
-    }
-    close(one), close(two);
-    CHECK(parses_group(&x, KEPT_GROUP, false, 0) && fstat(x.into_cgroup, &b) == 0); // a copy of its own, the only one
-    CHECK(!parses_group(&x, 0, true, -1)); // there is none of that number
-}
-
 // ---- operations ----
 
 static int run_ops(struct ops *o, const struct draft *d) {
@@ -327,7 +298,6 @@ int main(void) {
     test_descriptors_that_do_not_fit_the_limit_are_refused();
     test_the_end_of_the_stream_is_0();
     test_requests();
-    test_kept_groups();
     test_operations();
     puts("unit_test: all passed");
     return 0;

@@ -11,7 +11,7 @@ from tests.live.test_keep import Cli, sleeper
 from tests.live.test_keep import cli as cli  # noqa: PLC0414 - fixtures
 from tests.live.test_keep import store as store  # noqa: PLC0414
 from tests.live.test_keep_restarts import await_state
-from tests.support import needs, why_not
+from tests.support import needs
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged]
 
@@ -31,14 +31,14 @@ def test_limits_of_a_live_container_are_changed_and_hold(no_leftovers: None) -> 
         c.update(Limits(memory="16M"))
         assert c.exec(fill).status is Status.MEMORY_LIMIT
     with Container() as c:
-        if why_not("cgroup-v2"):
-            with pytest.raises(UsageError, match="no control group"):
-                c.update(Limits(pids=4))
-        else:  # every container has one there, with what tells its use
+        with pytest.raises(UsageError, match="no control group"):
             c.update(Limits(pids=4))
-            assert c._live().group().in_force().pids == 4
-            with pytest.raises(UsageError, match="no limit of cpu to change"):
-                c.update(Limits(cpus=0.5))
+        assert c.cgroup.pids is not None  # it has one from now on, with what tells its use
+        c.update(Limits(pids=4))
+        assert c._live().group().in_force().pids == 4
+        with pytest.raises(UsageError, match="no limit of cpu to change"):
+            c.update(Limits(cpus=0.5))
+        assert b"all" not in c.exec(["sh", "-c", fork]).stdout
 
 
 @pytest.mark.needs("cgroup:memory")
@@ -53,11 +53,8 @@ def test_update_changes_limits_and_policy_and_inspect_shows_them(cli: Cli) -> No
     assert "more than 0" in cli("update", "--cpus", "0", "web", code=1)
     assert "restart" in cli("update", "--restart", "sometimes", "web", code=1)
     sleeper("free", remove=True)
-    if why_not("cgroup-v2"):
-        assert "control group" in cli("update", "--memory", "64M", "free", code=1)
-    else:
-        assert cli("update", "--memory", "64M", "free") == "free\n"
-        assert json.loads(cli("inspect", "free"))[0]["HostConfig"]["Memory"] == 64 << 20
+    assert cli("update", "--memory", "64M", "free") == "free\n"
+    assert json.loads(cli("inspect", "free"))[0]["HostConfig"]["Memory"] == 64 << 20
     assert "--rm" in cli("update", "--restart", "always", "free", code=1)
 
 

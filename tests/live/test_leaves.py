@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import DEVNULL, Container, Process, Status
+from sandbox import DEVNULL, Container, Status, UsageError
 from sandbox._launch import codec, wire
 from sandbox._leaves import AT_ONCE, FEW, MAX_KINDS, Leaves, _messages
-from sandbox.cg import Group
 from tests.support import needs, patience, repeats
 
 pytestmark = [needs("userns"), needs("cgroup:memory", "cgroup:pids"), pytest.mark.usefixtures("no_leftovers")]
@@ -244,78 +243,55 @@ def test_no_empty_batch_is_asked_for_when_threads_ask_at_once() -> None:
 
 
 class TestRunsThatNobodyAskedAbout:
-    """On cgroup v2 a program needs a group: those without limits, in a container without, share one."""
+    """Those without limits, in a container without: they come into no group, until one is made for another run."""
 
-    def test_the_common_group_is_made_once_and_outlives_its_runs(self) -> None:
-        with Group("common-test") as group:
-            leaves = Leaves()
-            first = leaves.common(group)
-            leaves.retire(first)
-            leaves.tidy(group, None, lambda: True)  # type: ignore[arg-type]
-            assert leaves.common(group) is first
-            leaves.clear(group)
-            assert not group.has_leaf(first)
-            leaves.retire(first)  # of a program that was closed after its container
+    def test_they_stay_where_init_is(self) -> None:
+        with Container() as c, c.popen(["/bin/sleep", "60"]) as first:
+            assert cgroups_of(children_of(c)) == {cgroups_of_init(c)}
+            assert c.exec(["/bin/true"]).memory_peak is None
+            for ask in (c.pause, c.stats, c.monitor().start):
+                with pytest.raises(UsageError, match="no control group"):
+                    ask()
+            first.kill()
 
-    @needs("cgroup-v2")
-    def test_they_share_it_and_others_do_not(self) -> None:
-        with Container() as c:
-            plain = c.exec(["/bin/true"])
-            assert plain.ok
-            assert plain.memory_peak is None
+    @needs("cgroup:memory")
+    def test_from_the_first_that_needs_a_group_on_each_has_one(self) -> None:
+        with Container() as c, c.popen(["/bin/sleep", "60"]) as early:
             assert c.exec(["/bin/true"], accounting=True).memory_peak is not None
             assert c.exec(["/bin/true"], memory="32M").memory_peak is not None
             sleepers = [c.popen(["/bin/sleep", "60"]) for _ in range(2)]
+            assert len(cgroups_of(children_of(c))) == 3
             assert c.stats().pids == 2
             assert c.exec(["/bin/sh", "-c", "sleep 60 & exit 3"]).exit_code == 3
             assert settles_at(c, 2)
-            for sleeper in sleepers:
+            for sleeper in (*sleepers, early):
                 sleeper.kill()
                 assert sleeper.wait().returncode == -9
             assert settles_at(c, 0)
 
-    @needs("cgroup-v2")
+    @needs("cgroup:memory")
+    def test_whose_deadline_passes_ends_with_all_that_it_started_and_nothing_else_does(self) -> None:
+        with Container() as c, c.popen(["/bin/sleep", "60"]) as other:
+            result = c.exec(["/bin/sh", "-c", "setsid sleep 60 & (setsid sleep 60 &) ; sleep 60"], timeout=0.3)
+            assert result.status is Status.TIMEOUT
+            assert len(children_of(c)) == 1
+            assert other.poll() is None
+            other.kill()
+
+    @needs("cgroup:memory")
     def test_where_the_container_has_a_limit_each_has_its_own(self) -> None:
         with Container(memory="64M") as c:
             assert c.exec(["/bin/true"]).memory_peak is not None
 
 
-# --- the one group of programs without limits, on v2
+def children_of(container: Container) -> list[int]:
+    """The processes whose parent is init."""
+    return [int(child) for child in Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()]
 
 
-@needs("cgroup-v2")
-def test_all_programs_without_limits_come_into_the_containers_group() -> None:
-    """Init keeps its directory from the first one on; later ones name it."""
-    with Container() as c, Container() as other:
-        programs = [each.popen(["sleep", "60"]) for each in (c, other, c, c)]
-        mine, others = groups_of_programs(c), groups_of_programs(other)
-        assert [len(mine), len(set(mine)), len(others)] == [3, 1, 1]
-        assert all(group.endswith("/payload/common") for group in (*mine, *others))
-        assert mine[0] != others[0]
-        c.pause()
-        assert "frozen 1" in Path(f"/sys/fs/cgroup{mine[0]}", "cgroup.events").read_text()
-        c.resume()
-        for program in programs:
-            program.close()
+def cgroups_of_init(container: Container) -> str:
+    return Path(f"/proc/{container.pid}/cgroup").read_text()
 
 
-@needs("cgroup-v2")
-def test_many_threads_begin_at_once_in_a_container_whose_group_nobody_keeps_yet() -> None:
-    with Container() as c:
-        programs: list[Process] = []
-        threads = [threading.Thread(target=lambda: programs.append(c.popen(["sleep", "60"]))) for _ in range(12)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        found = groups_of_programs(c)
-        assert len(found) == 12
-        assert [group for group in found if not group.endswith("/payload/common")] == []
-        for program in programs:
-            program.close()
-
-
-def groups_of_programs(container: Container) -> list[str]:
-    """The paths of their groups on v2, as the host sees them."""
-    children = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
-    return [Path(f"/proc/{child}/cgroup").read_text().strip().rpartition(":")[2] for child in children]
+def cgroups_of(pids: list[int]) -> set[str]:
+    return {Path(f"/proc/{pid}/cgroup").read_text() for pid in pids}

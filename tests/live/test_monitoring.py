@@ -159,7 +159,6 @@ def test_wrong_calls_are_refused():
         c.monitor()
 
 
-@needs("cgroup-v1")
 def test_a_container_without_a_control_group_cannot_be_monitored():
     with Container() as c, pytest.raises(UsageError, match="no control group"):
         c.monitor().start()

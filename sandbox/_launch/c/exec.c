@@ -86,35 +86,11 @@ static bool take_source(struct reader *r, const int *fds, int nfds, int *out) {
     return true;
 }
 
-// Most programs of a container come into one group, which init keeps the directory of.
-static int kept_group = -1;
-
-static bool take_group(struct reader *r, const int *fds, int nfds, int *out) {
-    struct reader ahead = *r;
-    if (rd_uint16(&ahead) != KEPT_GROUP)
-        return take_fd(r, fds, nfds, out);
-    *r = ahead;
-    *out = kept_group;
-    return kept_group >= 0;
-}
-
-bool exec_keep_group(const struct exec_request *x) {
-    if (!(x->flags & EXEC_KEEP_GROUP) || x->into_cgroup < 0 || x->into_cgroup == kept_group)
-        return true;
-    int copy = fcntl(x->into_cgroup, F_DUPFD_CLOEXEC, 3);
-    if (copy < 0)
-        return false;
-    if (kept_group >= 0)
-        close(kept_group);
-    kept_group = copy;
-    return true;
-}
-
 static bool parse_fds(struct exec_request *x, struct reader *r, const int *fds, int nfds) {
     if (!take_fd(r, fds, nfds, &x->cpu_fd))
         return false;
     x->cpu_format = rd_uint8(r);
-    if (!take_group(r, fds, nfds, &x->into_cgroup) || (x->njoins = rd_uint16(r)) > MAX_JOINS)
+    if (!take_fd(r, fds, nfds, &x->into_cgroup) || (x->njoins = rd_uint16(r)) > MAX_JOINS)
         return false;
     for (uint32_t i = 0; i < x->njoins; i++)
         if (!take_fd(r, fds, nfds, &x->joins[i]) || x->joins[i] < 0)

@@ -70,8 +70,6 @@ struct exec_request {
 
 // Reads a request whose descriptors are numbers in fds[nfds]. False when it is malformed.
 bool exec_parse(struct exec_request *x, struct reader r, const int *fds, int nfds);
-// With EXEC_KEEP_GROUP: keeps the directory of its group for later requests. False, with errno: it cannot.
-bool exec_keep_group(const struct exec_request *x);
 void exec_forget(struct exec_request *x); // unmaps what exec_parse mapped
 // Notes the CPUs that exec_spawn gives its children, with EXEC_SAME_CPU, and the ids that need not be set; before that, it knows
 // none.

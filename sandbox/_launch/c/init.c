@@ -663,11 +663,6 @@ static void run(struct channel *c, struct reader body, const int *fds, int nfds)
         return refuse(c, STEP_BUSY, EBUSY);
     if (!exec_parse(&request, body, fds, nfds))
         return refuse(c, STEP_REQUEST, EPROTO);
-    if (!exec_keep_group(&request)) {
-        int error = errno;
-        exec_forget(&request);
-        return refuse(c, STEP_FDS, error);
-    }
     if (request.flags & EXEC_TTY && open_terminal(&request, &master) < 0) {
         exec_forget(&request);
         return refuse(c, STEP_TTY, errno);

@@ -10,7 +10,6 @@
 #include <string.h>
 
 enum { WIRE_INLINE = 65536, WIRE_FDS = 250, WIRE_MAX = 16 << 20, SLOTS = 256, NO_SLOT = 0xFFFF, OWN_NULL = 0xFFFE };
-enum { KEPT_GROUP = 0xFFFE };
 enum { HEAD_MEMFD = 1 };
 enum { // Python -> launcher, Python -> init
     MSG_CREATE = 1,
@@ -45,7 +44,7 @@ enum {
     CREATE_CAN_WAIT = 32
 };
 enum { GROUP_MAKE = 0, GROUP_WRITE = 1, GROUP_REMOVE = 2, GROUP_READ = 3, GROUP_JOIN = 4, GROUP_GIVE = 5, GROUP_OWN = 6 };
-enum { EXEC_REPORT_START = 1, EXEC_TTY = 2, EXEC_SAME_CPU = 4, EXEC_KEEP_GROUP = 8 };
+enum { EXEC_REPORT_START = 1, EXEC_TTY = 2, EXEC_SAME_CPU = 4 };
 enum { CAUSE_NONE = 0, CAUSE_WALL = 1, CAUSE_CPU = 2, CAUSE_KILLED = 3, CAUSE_SYSCALL = 4, CAUSE_NOT_STARTED = 5 };
 enum { DETAIL_AT_END = 1 }; // with CAUSE_CPU: found passed when the program had ended; nothing was killed for it
 enum { CPU_NONE = 0, CPU_NANOSECONDS = 1, CPU_STAT = 2 };
