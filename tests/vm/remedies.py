@@ -80,7 +80,15 @@ def landlock() -> str:
     return f"{found['state']}: {found['value']}; remedy: {found['remedy']}; a container {'works' if works else 'does not work'}"
 
 
+def modules() -> str:
+    """What networks are made of, none of it loaded, nor to be loaded by who asks for it."""
+    shell("echo /bin/false >/proc/sys/kernel/modprobe")
+    return "; ".join(f"{what}: {remedy(what, f'modprobe --remove --all {names}')}" for what, names in MODULES.items())
+
+
+MODULES: Final = {"bridges, veth": "bridge veth", "nf_tables": "nf_tables", "tbf": "sch_tbf", "ifb": "ifb", "netem": "sch_netem"}
 CASES: Final[dict[str, Callable[[], str]]] = {
+    "modules": modules,
     "landlock": landlock,
     "no-user-namespaces": no_user_namespaces,
     "debian-switch": debian_switch,
