@@ -49,6 +49,7 @@ class Started:
     _leaves: Leaves = field(alias="leaves")
     _has_successor: bool = False
     _group: Group | None = field(init=False, default=None)  # that its programs come into; without limits, from the first on that needs one
+    _has_outsiders: bool = False  # a program was started that is in no group
     is_paused: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -132,7 +133,7 @@ class Started:
     def leaf(self, prepared: Prepared, wiring: Wiring) -> Leaf | None:
         """The run's own control group, where there is a reason for one; closes *wiring* when that fails."""
         is_plain = not (prepared.accounted or self._starting.is_limited)
-        if is_plain and self._group is None:
+        if is_plain and self._group is None and self._stays_outside():
             return None
         if self.session.owner != os.getpid():
             wiring.close()
@@ -166,6 +167,13 @@ class Started:
             wiring.close()
             raise
 
+    def _stays_outside(self) -> bool:
+        """Whether a program without limits comes into no group."""
+        if not self._has_outsiders:
+            with self._lock:  # not while the group is being made
+                self._has_outsiders = self._group is None
+        return self._has_outsiders
+
     def _check_v2(self, limits: Limits | None) -> None:
         _host.check_groups(limits)
         if limits is not None and not self._starting.clones_into_group and limits_need_v2(limits):
@@ -187,8 +195,12 @@ class Started:
             self._leaves.tidy(self._group, self.session, has_ended)
 
     def group(self) -> Group:
-        """The container's control group, made now if it had none. From now on all programs come into it."""
+        """The container's control group, made now if it had none. From now on all programs come into it.
+
+        Raises: as `Group.create`: UnsupportedError: none is to be had.
+        """
         if self._group is None:
+            driver.check_owner(self.session.owner)
             with self._lock:
                 if self._group is None:
                     group = self._ready_group
@@ -200,31 +212,38 @@ class Started:
 
     def pause(self) -> None:
         """Freeze all programs."""
-        group = self._existing_group("pause")
+        group = self._group_for("pause")
+        if self._has_outsiders:
+            raise UsageError("pause: programs were started before the container had a control group; give it a limit (memory=, pids= ...)")
         self.is_paused = True  # first: what a freeze that fails has frozen has to be thawed as well
         group.freeze()
 
     def resume(self) -> None:
         """Let them go on."""
-        self._existing_group("resume").thaw()
+        self._group_for("resume").thaw()
         self.is_paused = False
 
     def stats(self) -> Stats:
         """What all programs used."""
-        return self._existing_group("stats").stats()
+        return self._group_for("stats").stats()
 
     def update(self, limits: Limits) -> None:
         """Change what all programs together may use."""
-        self._existing_group("update").update(limits)
+        self._group_for("update").update(limits)
 
     def sampler(self) -> Sampler:
         """What reads that again and again; the caller closes it."""
-        return self._existing_group("monitor").sampler()
+        return self._group_for("monitor").sampler()
 
-    def _existing_group(self, what: str) -> Group:
-        if self._group is None:  # one that is made now would be without the programs that run already
+    @property
+    def can_pause(self) -> bool:
+        """Whether all programs are in a control group."""
+        return self._group is not None and not self._has_outsiders
+
+    def _group_for(self, what: str) -> Group:
+        if self._group is None and self._has_outsiders:  # one that is made now would be without the programs that run already
             raise UsageError(f"{what}: the container has no control group; give it a limit (memory=, pids= ...)")
-        return self._group
+        return self.group()
 
 
 def make_group(name: str, limits: Limits) -> Group:

@@ -379,7 +379,10 @@ class Container(FileAccess, ImageAccess, NetworkAccess, NamespaceAccess):
 
         What is killed meanwhile, by `kill` or a deadline, ends at once with cgroup v2, and with v1 when it is resumed.
 
-        Raises: UsageError: the container has no control group to freeze (it needs a limit). Until `resume`, no program can be started.
+        It takes a container with a limit, or one that was asked for this, `stats`, `update` or a monitor before its first program.
+        Until `resume`, no program can be started.
+
+        Raises: UsageError: programs were started that are in no control group. UnsupportedError: none is to be had.
         """
         with shortages("pause the programs"):
             self._live().pause()
@@ -390,14 +393,20 @@ class Container(FileAccess, ImageAccess, NetworkAccess, NamespaceAccess):
             self._live().resume()
 
     def stats(self) -> Stats:
-        """What all programs use and used. Needs: a control group (any limit, or accounting)."""
+        """What all programs use and used that were started since the container has a control group.
+
+        It has one with any limit, from its first run with accounting on, or since it was asked for this before its first program.
+        Raises: UsageError: it has none, but programs. UnsupportedError: none is to be had.
+        """
         with shortages("read what the programs use"):
             return self._live().stats()
 
     def update(self, limits: Limits) -> None:
         """Set the limits that *limits* names, of all programs together, while they run; the others stay.
 
-        Raises: UsageError: the container has no limit of that kind; SetupError: EBUSY: more memory than that is in use.
+        Needs a control group, as `stats`. Without limits, those on memory and processes can be set.
+
+        Raises: UsageError: the container has no limit of that kind, or no control group; SetupError: EBUSY: more memory than that is in use.
         """
         with shortages("set limits"):
             self._live().update(limits)

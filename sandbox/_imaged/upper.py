@@ -69,8 +69,8 @@ def opened(live: Started) -> Generator[Upper]:
 
 @contextlib.contextmanager
 def at_rest(live: Started, *, pause: bool) -> Generator[None]:
-    """Freeze all programs within the block, if *pause* says so and the container has a control group by which they can be frozen."""
-    if not pause or live.is_paused or live.memory_file is None:
+    """Freeze all programs within the block, if *pause* says so and they are in a control group by which they can be frozen."""
+    if not pause or live.is_paused or not live.can_pause:
         yield
         return
     live.pause()

@@ -3,7 +3,8 @@
 v1: ``<owner>/<name>/<leaf>`` in each hierarchy that is needed. The container's limits sit on ``<name>``; init is in none of it.
 v2: ``<owner>/<name>/{init,payload/<leaf>}``: processes may only be in the outermost groups, and init must have a group of
 its own below ``<name>``, for CLONE_INTO_CGROUP asks for the right to write the common ancestor's ``cgroup.procs``. The
-container's limits sit on ``payload``, so that init can neither be starved nor be killed for its programs.
+container's limits sit on ``payload``, so that init can neither be starved nor be killed for its programs. A program without limits, in a
+container without, stays with init: to join another group costs a tenth of its run.
 """
 
 from __future__ import annotations

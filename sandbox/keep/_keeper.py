@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from attrs import define, evolve, field
 
-from sandbox import BrokenError, Container, Limits, Result, SandboxError, UnsupportedError, UsageError
+from sandbox import BrokenError, Container, Limits, Result, SandboxError, SetupError, UnsupportedError, UsageError
 from sandbox.container import group_from_now_on
 from sandbox.keep._health import Health, watch
 from sandbox.keep._log import LogWriter
@@ -102,7 +102,7 @@ class Keeper:
     def _run(self) -> None:
         self._again, self._is_stopped = None, False
         self.container.create()
-        with contextlib.suppress(UnsupportedError):  # nobody asked for limits
+        with contextlib.suppress(UnsupportedError, SetupError):  # nobody asked for limits
             group_from_now_on(self.container)
         tty, interactive = self.config.tty, self.config.interactive
         self.program = Program.start(self.container, self.argv, self.options, tty=tty, interactive=interactive, strict=self.strict)

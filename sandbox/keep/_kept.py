@@ -208,7 +208,7 @@ class Kept:
         self._ask("kill", signal=int(signal))
 
     def pause(self) -> None:
-        """Freeze its programs. Raises: UsageError: it does not run, or has no control group (no limits)."""
+        """Freeze its programs. Raises: UsageError: it does not run, or has no control group."""
         self._ask("pause")
 
     def resume(self) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sandbox import DEVNULL, Container, Status, UsageError
+from sandbox import DEVNULL, Container, Limits, Process, Status, UsageError
 from sandbox._launch import codec, wire
 from sandbox._leaves import AT_ONCE, FEW, MAX_KINDS, Leaves, _messages
 from tests.support import needs, patience, repeats
@@ -264,10 +266,55 @@ class TestRunsThatNobodyAskedAbout:
             assert c.stats().pids == 2
             assert c.exec(["/bin/sh", "-c", "sleep 60 & exit 3"]).exit_code == 3
             assert settles_at(c, 2)
+            with pytest.raises(UsageError, match="before the container had a control group"):
+                c.pause()  # not of the early one
             for sleeper in (*sleepers, early):
                 sleeper.kill()
                 assert sleeper.wait().returncode == -9
             assert settles_at(c, 0)
+
+    @needs("cgroup:memory", "cgroup:pids")
+    @pytest.mark.parametrize("first", ["pause", "stats", "update", "monitor"])
+    def test_who_asks_before_the_first_program_has_all_of_them_in_a_group(self, first: str) -> None:
+        with Container() as c:
+            monitor = c.monitor()
+            asks: dict[str, Callable[[], object]] = {
+                "pause": c.pause, "stats": c.stats, "update": lambda: c.update(Limits(pids=50)), "monitor": monitor.start,
+            }  # fmt: skip
+            asks[first]()
+            monitor.stop()
+            if first == "pause":
+                with pytest.raises(UsageError, match="paused"):
+                    c.exec(["/bin/true"])
+            c.resume()
+            with c.popen(["/bin/sh", "-c", "sleep 60 & while :; do :; done"]) as busy:
+                assert settles_at(c, 2)
+                c.pause()
+                used = c.stats().cpu_time
+                time.sleep(0.1)
+                assert c.stats().cpu_time == used
+                c.resume()
+                busy.kill()
+
+    @needs("cgroup:memory")
+    def test_a_program_that_is_started_while_the_group_is_asked_for_is_in_it_or_pause_is_refused(self) -> None:
+        for _ in range(20):
+            with Container() as c:
+                programs: list[Process] = []
+                thread = threading.Thread(target=lambda c=c, programs=programs: programs.append(c.popen(["/bin/sleep", "60"])))
+                thread.start()
+                refused = False
+                try:
+                    c.stats()
+                except UsageError:
+                    refused = True
+                thread.join()
+                if not refused and not c._live().can_pause:
+                    with pytest.raises(UsageError, match="before the container had"):
+                        c.pause()
+                elif not refused:
+                    assert c.stats().pids == 1
+                programs[0].close()
 
     @needs("cgroup:memory")
     def test_whose_deadline_passes_ends_with_all_that_it_started_and_nothing_else_does(self) -> None:
@@ -285,8 +332,13 @@ class TestRunsThatNobodyAskedAbout:
 
 
 def children_of(container: Container) -> list[int]:
-    """The processes whose parent is init."""
-    return [int(child) for child in Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()]
+    """The processes whose parent is init, but those that only wait to be reaped."""
+    found: list[int] = []
+    for child in map(int, Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has been
+            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                found.append(child)
+    return found
 
 
 def cgroups_of_init(container: Container) -> str:
