@@ -385,6 +385,6 @@ def no_overlay() -> UnsupportedError:
     return UnsupportedError(
         "a directory as the root, or a writable view of the host, takes overlay mounts in a user namespace, which this host does not offer",
         feature="overlay",
-        remedy="as root: modprobe overlay; or have the directory copied into memory, by scratch='copy' or Scratch('1G', copy=True); "
-        "or use the view of the host without overlay=True",
+        remedy="Linux 5.11 or later, and as root: modprobe overlay; or have the directory copied into memory, by scratch='copy' "
+        "or Scratch('1G', copy=True); or use the view of the host without overlay=True",
     )

@@ -32,6 +32,7 @@ USER: Final = ("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups")
 
 SECCOMP: Final = "--security-opt seccomp=unconfined"
 PATHS: Final = "--security-opt systempaths=unconfined"
+APPARMOR: Final = "--security-opt apparmor=unconfined"
 GROUPS: Final = "--cgroupns=host --volume /sys/fs/cgroup:/sys/fs/cgroup"
 ALL_CAPS: Final = "--cap-add ALL --cap-drop SYS_RESOURCE"  # the privileged one of a machine whose root has no CAP_SYS_RESOURCE
 
@@ -62,8 +63,10 @@ DOCKER: Final = (
     Outer("docker run", PATHS),
     Outer("docker run", f"{PATHS} --cap-add SYS_ADMIN"),
     Outer("docker run", f"{SECCOMP} {PATHS}"),
+    Outer("docker run", f"{SECCOMP} {PATHS} {APPARMOR}"),
     Outer("docker run", f"{SECCOMP} {PATHS}", user="1000"),
     Outer("docker run", f"{SECCOMP} {PATHS} {GROUPS}"),
+    Outer("docker run", f"{SECCOMP} {PATHS} {GROUPS} {APPARMOR}"),
     Outer("docker run", f"{SECCOMP} {PATHS} {GROUPS} --cap-add SYS_ADMIN"),
     Outer("docker run", f"{SECCOMP} {PATHS} {GROUPS} --cap-add SYS_ADMIN --tmpfs /tmp:exec"),
     Outer("docker run", "--privileged"),

@@ -1,7 +1,7 @@
 """Write docs/reference/nested.md by running: ``python -m tests.nested.table [--more "TITLE=FILE.json"]... >docs/reference/nested.md``.
 
-As root, with docker, dockerd and bwrap in PATH; takes two minutes. ``--json`` prints what was found instead, for a table with another host's: see
-docs/reference/hosts.md for how machines with other kernels are started.
+As root, with docker, dockerd and bwrap in PATH; takes two minutes. ``--json`` prints what was found instead, for a table with another host's:
+``tests/vm/run 6.12 -- /usr/bin/python3 -m tests.nested.table --json``, where Docker confines by AppArmor if apparmor_parser is in PATH.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ container in a container, under `strict=True`. Not edited by hand. `tests/nested
 
 **In short**: `docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined` lets everything but limits and a range of ids work, for
 root and for any other user, without a single capability; `subids=True` takes a range in the outer container's /etc/subuid; limits take `--cgroupns=host --volume /sys/fs/cgroup:/sys/fs/cgroup` as well, and to be root. Where Docker confines by
-AppArmor (Ubuntu, Debian), add `--security-opt apparmor=unconfined`. `--cap-add SYS_ADMIN` is not needed; with it, root's containers get ids of their
+AppArmor (Ubuntu, Debian; below on Linux 6.12), add `--security-opt apparmor=unconfined`. `--cap-add SYS_ADMIN` is not needed; with it, root's containers get ids of their
 own, and then what is mounted must lie on a file system that can be id-mapped: a volume, or a tmpfs, but not the overlay that Docker's own root is.
 
 What the flags open: without Docker's filter, programs of the **outer** container reach more of the kernel; without its masks they see `/proc/kcore`,

@@ -40,6 +40,7 @@ def _cell(text: str, notes: list[str]) -> str:
     kind, _, message = text.partition(": ")
     message = re.sub(r"/sys/fs/cgroup/\S*sandbox-[\w-]+", "/sys/fs/cgroup/...", message)
     message = re.sub(r"/sys/fs/cgroup/(\w+)/\.\.\.", "/sys/fs/cgroup/...", message).replace("|", "\\|")
+    message = re.sub(r"'/tmp/tmp\w+'", "'/tmp/...'", message)
     if message not in notes:
         notes.append(message)
     return f"{kind} ({notes.index(message) + 1})"
