@@ -17,7 +17,7 @@ from sandbox._session import KILL_RUN
 from sandbox._sinks import SinkFailed, decoded, finish
 from sandbox._started import Started
 from sandbox._wiring import Wiring
-from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
+from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError, UsageError
 
 
 class Run:
@@ -50,15 +50,14 @@ class Run:
             self._begin()
         except BaseException as error:
             # What could not be sent (EMFILE, say) has left the channel as it was.
-            self._release(sound=not self._is_sent and isinstance(error, OSError))
+            self._release(sound=not self._is_sent and isinstance(error, (OSError, UsageError)))
             raise
         #: when (time.monotonic()) an init that has not kept the deadline is given up; the caller calls `give_up` then
         self.late_at = None if self._spec.wall_s is None else time.monotonic() + self._spec.wall_s + GRACE_S
 
     def _begin(self) -> None:
         body, fds = encode(self._spec, self._wiring, self._leaf, apart=self._leaf is not None)
-        self._channel.last = b""
-        self._channel.send(wire.Msg.EXEC, body, fds)
+        self._session.ask_for_program(self._channel, body, fds)
         self._is_sent = True
         self._wiring.close_lent(outputs=False)
         if self._leaf is not None:

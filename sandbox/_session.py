@@ -24,12 +24,13 @@ from sandbox._sinks import SinkFailed, decoded, finish
 from sandbox._sys.fds import close_all
 from sandbox._wiring import Wiring
 from sandbox.cg import Leaf
-from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError
+from sandbox.errors import BrokenError, ClosedError, ProtocolError, SandboxError, SetupError, UsageError
 from sandbox.process import Process
 
 KILL_RUN: Final = (wire.Msg.KILL, b"\1" + signal.SIGKILL.to_bytes(4, "little"))
 _NO_FDS: Final[Mapping[str, int]] = {}
 _NOTHING: Final = (None, None, False, False, None, None)
+_NO_OPS: Final = codec.block(bytes(4)) + bytes(4)  # none, of which nothing is wanted
 CHANNELS: Final = 500  # init has room for 512; a few may still be on their way out
 
 
@@ -57,6 +58,8 @@ class Session(Beginning):
         self._idle: list[Channel] = []
         self.patience: Callable[[Channel | None], None] | None = None  # of who waits for an answer to OPS; None: before it is asked for
         self._channels = 1  # how many there are
+        self._starts = threading.Lock()  # who asks for a program
+        self._is_held = False
 
     # ---- Channels ----
 
@@ -131,8 +134,11 @@ class Session(Beginning):
         try:
             body, fds = encode(spec, wiring, leaf)
             begin = time.perf_counter()
-            channel.last = b""
-            channel.send(wire.Msg.EXEC, body, fds)
+            try:
+                self.ask_for_program(channel, body, fds)
+            except UsageError:
+                sound = True
+                raise
             wiring.close_lent(outputs=False)
             if leaf is not None:
                 leaf.watch()
@@ -164,6 +170,30 @@ class Session(Beginning):
         finally:
             self.give_channel(channel, sound=sound)
             self.discard(wiring, leaf, leaves)
+
+    def ask_for_program(self, channel: Channel, body: bytes, fds: list[int]) -> None:
+        """Raises: UsageError: there are to be none for now; the channel is as it was. OSError, as `Channel.send`."""
+        channel.last = b""
+        with self._starts:
+            if self._is_held:
+                raise UsageError("the container is paused; resume() it before it can run a program")
+            channel.send(wire.Msg.EXEC, body, fds)
+
+    def hold(self) -> None:
+        """Let no program be asked for until `release`. Those that have been run, each in its control group, when this returns.
+
+        Raises: BrokenError: init does not answer, or has gone.
+        """
+        with self._starts:
+            self._is_held = True
+        for _ in range(2):  # init looks at all channels that have something, one after another: what came before the first one is done by the second
+            with self._channel() as channel:
+                channel.send(wire.Msg.OPS, _NO_OPS)
+                self._done(channel, 0)
+
+    def release(self) -> None:
+        """Let programs be asked for again."""
+        self._is_held = False
 
     def _wait(self, channel: Channel, wiring: Wiring, spec: Spec, data: bytes | None) -> tuple[codec.End, Streams]:
         """Move input and output until the end, and give it with what was captured."""
@@ -221,8 +251,7 @@ class Session(Beginning):
 
         try:
             body, fds = encode(spec, wiring, leaf, flags=wire.EXEC_REPORT_START)
-            channel.last = b""
-            channel.send(wire.Msg.EXEC, body, fds)
+            self.ask_for_program(channel, body, fds)
             wiring.close_lent()
             leaves.tidy(lambda: False)
         except BaseException as error:

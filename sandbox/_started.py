@@ -216,11 +216,13 @@ class Started:
         if self._has_outsiders:
             raise UsageError("pause: programs were started before the container had a control group; give it a limit (memory=, pids= ...)")
         self.is_paused = True  # first: what a freeze that fails has frozen has to be thawed as well
+        self.session.hold()  # who is frozen before its execve would keep init waiting, and who comes into its group later would go on
         group.freeze()
 
     def resume(self) -> None:
         """Let them go on."""
         self._group_for("resume").thaw()
+        self.session.release()
         self.is_paused = False
 
     def stats(self) -> Stats:
