@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from sandbox import _host
 from sandbox._arguments import Prepared, as_key, text_of
@@ -50,6 +50,7 @@ class Started:
     _has_successor: bool = False
     _group: Group | None = field(init=False, default=None)  # that its programs come into; without limits, from the first on that needs one
     _has_outsiders: bool = False  # a program was started that is in no group
+    _lacking: set[str] = field(factory=set[str])  # what runs asked for in vain
     is_paused: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -150,9 +151,7 @@ class Started:
             if self.spec.strict:
                 wiring.close()
                 raise
-            if (line := f"a run's control group: {error}") not in self.degraded:
-                self.degraded = (*self.degraded, line)
-            return None  # init adds the CPU time of processes up, which a program that disowns its children escapes
+            return self._leaf_without(error, prepared, wiring)
         except OSError as error:
             wiring.close()
             if not self.session.is_alive:
@@ -166,6 +165,15 @@ class Started:
         except BaseException:
             wiring.close()
             raise
+
+    def _leaf_without(self, error: UnsupportedError, prepared: Prepared, wiring: Wiring) -> Leaf | None:
+        """What is to be had although a control group as asked for is not."""
+        if error.feature not in self._lacking:  # once, though each run's group has another name
+            self._lacking.add(error.feature)
+            self.degraded = (*self.degraded, f"a run's control group: {error}")
+        if self._group is not None and prepared.limits is not None:
+            return self.leaf(evolve(prepared, limits=None), wiring)  # those of the container hold
+        return None  # init adds the CPU time of processes up, which a program that disowns its children escapes
 
     def _stays_outside(self) -> bool:
         """Whether a program without limits comes into no group."""

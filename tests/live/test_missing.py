@@ -210,6 +210,10 @@ def test_without_swap_accounting_a_limit_on_memory_holds_and_one_on_swap_is_refu
     with Container(memory="64M", swap="64M", strict=False) as c:
         assert c.exec(["true"]).ok
         assert any("no file memory" in line for line in c.degraded)
+    with Container(memory="64M", strict=False) as c:
+        for _ in range(2):  # the container's limit holds although the run's cannot be set
+            assert c.exec(["sh", "-c", "x=$(head -c 200M /dev/zero | tr '\\0' a)"], memory="512M", swap="16M").status is Status.MEMORY_LIMIT
+        assert [line for line in c.degraded if "a run's control group" in line] == [c.degraded[-1]]
     cg.files.existing.cache_clear()
 
 
