@@ -32,6 +32,7 @@ _NO_FDS: Final[Mapping[str, int]] = {}
 _NOTHING: Final = (None, None, False, False, None, None)
 _NO_OPS: Final = codec.block(bytes(4)) + bytes(4)  # none, of which nothing is wanted
 CHANNELS: Final = 500  # init has room for 512; a few may still be on their way out
+_SHORT_CHANNELS: Final = 4  # beyond that, for what ends and freezes programs
 
 
 def _describe(op: plan.Op) -> str:
@@ -71,7 +72,7 @@ class Session(Beginning):
     @contextlib.contextmanager
     def _channel(self) -> Generator[Channel]:
         """Borrow an idle channel, or open another; it goes back unless an error left it in an unknown state."""
-        channel = self.take_channel()
+        channel = self.take_channel(most=CHANNELS + _SHORT_CHANNELS)
         try:
             yield channel
         except BaseException:
@@ -79,15 +80,15 @@ class Session(Beginning):
             raise
         self.give_channel(channel, sound=True)
 
-    def take_channel(self) -> Channel:
-        """An idle channel, or a new one."""
+    def take_channel(self, *, most: int = CHANNELS) -> Channel:
+        """An idle channel, or a new one. Raises: SetupError: EAGAIN: there are *most* already."""
         with self._lock:
             if self.owner != os.getpid() or self._closed or self._is_ending or (control := self._control) is None:
                 driver.check_owner(self.owner)
                 raise ClosedError("the container is not running; start() it, or use it inside `with`")
             if self._idle:
                 return self._idle.pop()
-            if self._channels >= CHANNELS:
+            if self._channels >= most:
                 raise SetupError("run a program", errno.EAGAIN, step="shortage", hint=f"a container runs at most {CHANNELS} programs at once")
             channel, theirs = Channel.pair()
             try:

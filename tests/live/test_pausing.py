@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import DEVNULL, Container, Process, UsageError, aio
+from sandbox import DEVNULL, Container, Process, SetupError, UsageError, aio
+from sandbox._session import CHANNELS
 from tests.support import needs
 
 pytestmark = [needs("userns"), pytest.mark.unprivileged, needs("cgroup:memory", "cgroup:pids")]
@@ -100,3 +101,18 @@ def test_what_is_refused_keeps_its_channel() -> None:
                 c.popen(["/bin/true"])
         session.release()
         assert c.exec(["/bin/true"]).ok
+
+
+def test_as_many_programs_as_there_may_be_are_frozen_and_killed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Container(memory="256M") as c, c.popen(["/bin/sleep", "60"]) as sleeper:
+        session = c._live().session
+        others, session._idle = session._idle, []
+        for channel in others:
+            channel.close()
+        monkeypatch.setattr(session, "_channels", CHANNELS)
+        with pytest.raises(SetupError, match="at most 500"):
+            c.exec(["/bin/true"])
+        c.pause()
+        c.resume()
+        c.kill()
+        assert sleeper.wait(20).returncode == -9
