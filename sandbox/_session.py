@@ -72,7 +72,7 @@ class Session(Beginning):
     @contextlib.contextmanager
     def _channel(self) -> Generator[Channel]:
         """Borrow an idle channel, or open another; it goes back unless an error left it in an unknown state."""
-        channel = self.take_channel(most=CHANNELS + _SHORT_CHANNELS)
+        channel = self.take_channel(beyond=_SHORT_CHANNELS)
         try:
             yield channel
         except BaseException:
@@ -80,15 +80,15 @@ class Session(Beginning):
             raise
         self.give_channel(channel, sound=True)
 
-    def take_channel(self, *, most: int = CHANNELS) -> Channel:
-        """An idle channel, or a new one. Raises: SetupError: EAGAIN: there are *most* already."""
+    def take_channel(self, *, beyond: int = 0) -> Channel:
+        """An idle channel, or a new one. Raises: SetupError: EAGAIN: there are as many as may be, and *beyond*."""
         with self._lock:
             if self.owner != os.getpid() or self._closed or self._is_ending or (control := self._control) is None:
                 driver.check_owner(self.owner)
                 raise ClosedError("the container is not running; start() it, or use it inside `with`")
             if self._idle:
                 return self._idle.pop()
-            if self._channels >= most:
+            if self._channels >= CHANNELS + beyond:
                 raise SetupError("run a program", errno.EAGAIN, step="shortage", hint=f"a container runs at most {CHANNELS} programs at once")
             channel, theirs = Channel.pair()
             try:
