@@ -233,6 +233,9 @@ class Starting:
     def _limited_group(self, stack: Undo) -> Group | None:
         made: list[Group] = []
         self.is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits)), "limits")
+        if not made and self.spec.limits.swap is not None:  # many kernels do not count swap on v1, which only the group itself tells
+            self.spec = evolve(self.spec, limits=self.spec.limits.without(("swap",)))
+            self.is_limited = self._or_degrade(lambda: made.append(make_group(self.name, self.spec.limits)), "limits")
         if not made:
             return None
         stack.callback(made[0].remove)

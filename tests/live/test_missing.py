@@ -209,7 +209,8 @@ def test_without_swap_accounting_a_limit_on_memory_holds_and_one_on_swap_is_refu
     assert caught.value.remedy
     with Container(memory="64M", swap="64M", strict=False) as c:
         assert c.exec(["true"]).ok
-        assert any("no file memory" in line for line in c.degraded)
+        assert sum("no file memory" in line for line in c.degraded) == 1
+        assert c.exec(["sh", "-c", "x=$(head -c 200M /dev/zero | tr '\\0' a)"]).status is Status.MEMORY_LIMIT
     with Container(memory="64M", strict=False) as c:
         for _ in range(2):  # the container's limit holds although the run's cannot be set
             assert c.exec(["sh", "-c", "x=$(head -c 200M /dev/zero | tr '\\0' a)"], memory="512M", swap="16M").status is Status.MEMORY_LIMIT
