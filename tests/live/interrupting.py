@@ -25,6 +25,13 @@ SOON_S = patience(10.0)
 Scenario = Callable[[], Iterator[Container]]
 
 
+def _is_finalizing(frame: FrameType | None) -> bool:
+    """Whether it runs for a ``__del__``, in which the interpreter itself loses every exception."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 class Interrupt:
     """Raises KeyboardInterrupt at the n-th line of the library that is reached within the block; `count` says how many were."""
 
@@ -40,7 +47,7 @@ class Interrupt:
         sys.settrace(None)
 
     def _on_call(self, frame: FrameType, *_: object) -> Any:
-        if not frame.f_code.co_filename.startswith(LIBRARY):
+        if not frame.f_code.co_filename.startswith(LIBRARY) or _is_finalizing(frame):
             return None
         self._last.pop(id(frame), None)
         return self._on_line
