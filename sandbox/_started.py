@@ -173,6 +173,7 @@ class Started:
             self.degraded = (*self.degraded, f"a run's control group: {error}")
         if self._group is not None and prepared.limits is not None:
             return self.leaf(evolve(prepared, limits=None), wiring)  # those of the container hold
+        self._has_outsiders = True
         return None  # init adds the CPU time of processes up, which a program that disowns its children escapes
 
     def _stays_outside(self) -> bool:
